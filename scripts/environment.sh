@@ -1,0 +1,34 @@
+# Sourced by run_*.sh. `use_python` puts a Python that has the packages into $PYTHON; `use_python FILE_OR_PACKAGE...`
+# also makes .venv and installs them when they are missing. An environment of one's own is used as it is, if it is
+# active (venv, conda) or named in $PYTHON, and has the packages.
+
+has_packages() {
+  "$1" -c 'import cv2, imageio, numpy, omegaconf, PIL, pycocotools, safetensors, scipy, tensorboard, timm, torch, torchvision, tqdm, yaml' 2>/dev/null
+}
+
+use_python() {
+  if [ -n "${PYTHON:-}" ]; then return; fi
+  if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && has_packages python; then PYTHON=python; return; fi
+  if [ $# -eq 0 ]; then
+    if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; return; fi
+    if has_packages python3; then PYTHON=python3; return; fi
+    echo "no Python with the packages of requirements.txt: run 'bash run_demo.sh' once (it makes .venv)," >&2
+    echo "or activate an environment of yours after 'pip install -r requirements.txt'" >&2
+    exit 2
+  fi
+  PYTHON=.venv/bin/python
+  # The stamp holds what was installed: nothing is asked of the package index while it is up to date.
+  local wanted stamp=.venv/installed
+  wanted=$(cat requirements.txt; printf '%s\n' "$@")
+  if [ -x "$PYTHON" ] && [ -f "$stamp" ] && grep -qxF -- "$(printf '%s' "$wanted" | cksum)" "$stamp"; then return; fi
+  local base=
+  for base in python3 python python3.13 python3.12 python3.11 python3.10; do
+    if "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then break; fi
+    base=
+  done
+  if [ -z "$base" ]; then echo "Python 3.10 or newer is needed and was not found" >&2; exit 2; fi
+  echo "installing into .venv (once; some minutes, PyTorch is large) ..."
+  [ -x "$PYTHON" ] || "$base" -m venv .venv
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+  printf '%s' "$wanted" | cksum >> "$stamp"
+}

@@ -1,0 +1,67 @@
+"""Imports point down only: scripts, tools > engine > methods > datasets, models, losses (peers) > utils."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {
+    "utils": {"utils"},
+    "losses": {"losses", "utils"},
+    "models": {"models", "utils"},
+    "datasets": {"datasets", "utils"},
+    "methods": {"methods", "datasets", "models", "losses", "utils"},
+    "engine": {"engine", "methods", "datasets", "models", "losses", "utils"},
+}
+OURS = {*MAY_IMPORT, "scripts", "tools"}
+
+
+def imported_packages(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_point_down_only(layer):
+    files = list((ROOT / layer).rglob("*.py"))
+    assert files
+    upwards = {
+        str(file.relative_to(ROOT)): wrong
+        for file in files
+        if (wrong := (imported_packages(file) & OURS) - MAY_IMPORT[layer])
+    }
+    assert not upwards
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_no_config_object_below_the_engine(layer):
+    """Config stops at the builder: a signature documents what a thing needs."""
+    if layer == "engine":
+        allowed = {file.name for file in (ROOT / layer).glob("*.py")}
+    else:
+        allowed = {"config.py"}
+    users = {f.name for f in (ROOT / layer).rglob("*.py") if "omegaconf" in imported_packages(f)}
+    assert users <= allowed
+
+
+def test_engine_names_no_method():
+    """A method is one file and one config: nothing above it lists methods."""
+    named = {p.stem for p in (ROOT / "methods").glob("*.py")} - {"__init__", "base", "published", "vit_base"}
+    for file in (ROOT / "engine").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("methods."):
+                assert node.module.split(".")[1] not in named, f"{file.name} imports {node.module}"
+
+
+def test_entry_files_put_the_root_on_the_path():
+    for folder in ("scripts", "tools"):
+        for file in (ROOT / folder).glob("*.py"):
+            text = file.read_text()
+            if "__main__" in text:
+                assert "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))" in text, file

@@ -1,0 +1,108 @@
+"""Configs merge their bases, and refuse what nobody reads."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from utils import config
+from utils.build import build
+from utils.config import CONFIGS, ROOT, describe, differences, find_config, load_config, to_plain
+from utils.schedule import Schedule
+
+EXPERIMENTS = sorted(
+    str(p.relative_to(ROOT)) for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("configs", "datasets")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_resolves_and_builds_its_targets(name):
+    cfg = load_config(name)
+    assert OmegaConf.missing_keys(cfg) == set()
+    # The command line checks the keys of open mappings against their targets; every shipped file must pass it too.
+    plain = to_plain(cfg)
+    load_config(name, [f"method.{key}=null" for key in plain["method"] if key != "target"])
+    load_config(name, [f"data.options.{key}=null" for key in plain["data"]["options"]])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_explains_every_key(name):
+    lines = describe(name).splitlines()[1:]
+    unexplained = [line.split(" = ")[0].strip() for line in lines if len(line) < 59 or not line[58:].strip()]
+    long = [line for line in lines if len(line.split(" = ", 1)[0]) + len(line) > 0 and "  " in line.strip()]
+    assert [key for key in unexplained if not any(row.strip().startswith(key + " =") for row in long)] == []
+
+
+def test_unknown_key_is_refused_with_a_suggestion():
+    with pytest.raises(KeyError, match=r"'train.step' is not a key: did you mean 'train.steps'"):
+        load_config("configs/toco/voc.yaml", ["train.step=5"])
+
+
+def test_unknown_method_argument_is_refused_with_a_suggestion():
+    with pytest.raises(KeyError, match=r"method.temprature.*did you mean 'method.temperature'"):
+        load_config("configs/toco/voc.yaml", ["method.temprature=5"])
+
+
+def test_method_argument_that_no_file_sets_can_be_overridden():
+    assert load_config("configs/toco/voc.yaml", ["method.ptc_box=scaled"]).method.ptc_box == "scaled"
+
+
+def test_override_without_value_is_refused():
+    with pytest.raises(ValueError, match="not key=value"):
+        load_config("configs/toco/voc.yaml", ["train.steps"])
+
+
+def test_unknown_config_names_the_closest_one():
+    with pytest.raises(FileNotFoundError, match="did you mean 'configs/toco/voc.yaml'"):
+        find_config("configs/toco/vocc.yaml")
+
+
+def test_later_bases_win_and_the_command_line_wins_over_files():
+    assert load_config("configs/toco/coco.yaml").data.source == "datasets.coco.coco_split"
+    assert load_config("configs/toco/coco.yaml", ["train.steps=7"]).train.steps == 7
+
+
+def test_a_list_replaces_its_base(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text("infer: {scales: [1.0, 1.5, 2.0]}\nmethod: {target: methods.toco.ToCo}\n")
+    child.write_text("base: base.yaml\ninfer: {scales: [0.5]}\n")
+    assert list(load_config(child).infer.scales) == [0.5]
+
+
+def test_bases_in_a_circle_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match="bases of each other"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_unknown_key_in_a_file_is_refused(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("train: {stepps: 3}\n")
+    with pytest.raises(KeyError, match=r"x.yaml: 'train.stepps' is not a key: did you mean 'train.steps'"):
+        load_config(file)
+
+
+def test_differences_name_both_values():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
+
+
+def test_build_refuses_unknown_arguments():
+    with pytest.raises(KeyError, match="'sepc' is not an argument of utils.schedule.Schedule: did you mean 'spec'"):
+        build({"target": "utils.schedule.Schedule", "sepc": 1})
+    with pytest.raises(ImportError, match="no 'Shedule': did you mean 'Schedule'"):
+        build({"target": "utils.schedule.Shedule"})
+    with pytest.raises(ImportError, match=r"no module 'utils.shedule'"):
+        build({"target": "utils.shedule.Schedule"})
+
+
+def test_schedule_holds_each_value_until_the_next():
+    weight = Schedule([[0, 0.0], [2001, 0.1]])
+    assert [weight(step) for step in (0, 2000, 2001, 10**6)] == [0.0, 0.0, 0.1, 0.1]
+    assert Schedule(0.5)(123) == 0.5
+
+
+@pytest.mark.parametrize("spec", [[], [[5, 1.0]], [[0, 1.0], [0, 2.0]], [[0, 1.0], [9, 2.0], [3, 1.0]], [1, 2]])
+def test_schedule_refuses_what_has_no_order(spec):
+    with pytest.raises(ValueError):
+        Schedule(spec)

@@ -1,0 +1,75 @@
+"""Objects from configs: a mapping with a ``target`` import path becomes a call with keyword arguments."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``": did you mean 'x'?"`` for the closest known word, or the list of known words when none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f": did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def import_target(path: str) -> Any:
+    """The class or function at a dotted import path.
+
+    Raises:
+        ImportError: if the module or the name in it does not exist; the message names what is missing.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the named module itself may be missing; a broken import inside it keeps its own message.
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ImportError(f"there is no module '{module_name}' for target '{path}'") from error
+    except ValueError as error:
+        raise ImportError(f"target '{path}' is not an import path such as 'methods.toco.ToCo'") from error
+    if not hasattr(module, name):
+        public = (n for n in vars(module) if not n.startswith("_"))
+        raise ImportError(f"module '{module_name}' has no '{name}'{suggest(name, public)}")
+    return getattr(module, name)
+
+
+def keyword_names(target: Any) -> set[str] | None:
+    """Names of the keyword arguments of a callable, over all base classes; None when it takes any keyword."""
+    if inspect.isclass(target):
+        names: set[str] = set()
+        for cls in target.__mro__:
+            init = cls.__dict__.get("__init__")
+            if init is None or cls is object:
+                continue
+            parameters = inspect.signature(init).parameters.values()
+            names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+            # A class that passes **kwargs on takes what its base takes; the walk ends at the first that does not.
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+        return names - {"self"}
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}
+
+
+def build(spec: Mapping[str, Any], **extra: Any) -> Any:
+    """Call ``spec["target"]`` with the other entries of ``spec`` and ``extra`` as keyword arguments.
+
+    Raises:
+        KeyError: if an entry is not an argument of the target; names the closest argument.
+        ImportError: if the target does not exist.
+    """
+    arguments = {key: value for key, value in spec.items() if key != "target"} | extra
+    target = import_target(spec["target"])
+    known = keyword_names(target)
+    if known is not None:
+        for key in arguments:
+            if key not in known:
+                raise KeyError(f"'{key}' is not an argument of {spec['target']}{suggest(key, known)}")
+    return target(**arguments)

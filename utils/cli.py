@@ -1,0 +1,26 @@
+"""What all entry points share: errors of the user end in one line, not in a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError,
+               FloatingPointError, PermissionError)
+
+
+def run_main(main: Callable[[], object]) -> None:
+    """Call ``main`` and exit; bad input prints its message alone (``TRACEBACK=1`` shows where it was raised)."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        # str(KeyError) is the repr of its message: line breaks and quotes would be escaped.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"{type(error).__name__}: {message}", file=sys.stderr)
+        print("(TRACEBACK=1 in the environment shows where)", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

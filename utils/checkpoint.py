@@ -1,0 +1,75 @@
+"""Checkpoint files: written atomically, read without running code from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "tag2mask/1"
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` so that the file at ``path`` is complete at every moment, whenever the process dies."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a ``.pth`` or ``.safetensors`` file; nothing in it is executed (``weights_only``).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or holds objects other than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"there is no checkpoint {path}" + (f"; found there: {', '.join(near)}" if near else ""))
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path, device=str(map_location)))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run code); "
+            f"save its state dict alone with torch.save and use that file. {str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Apply the first matching ``(regular expression, replacement)`` to every key; unmatched keys stay."""
+    rules = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    renamed = {}
+    for key, value in state.items():
+        for pattern, replacement in rules:
+            new, count = pattern.subn(replacement, key)
+            if count:
+                key = new
+                break
+        renamed[key] = value
+    return renamed

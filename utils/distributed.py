@@ -1,0 +1,119 @@
+"""The few collective operations that training and evaluation need, on torch.distributed.
+
+Everything works without a process group too: one process is a world of size one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group is running."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Index of this process among all of them."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes that train or evaluate together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes logs, checkpoints and tables."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if is_distributed():
+        dist.barrier()
+
+
+def init_process_group(device: str) -> torch.device:
+    """Join the processes that torchrun started and return the device of this one.
+
+    Args:
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
+
+    Raises:
+        ValueError: if a GPU is asked for that this machine does not have.
+    """
+    available = torch.cuda.device_count()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        index = local_rank if chosen.index is None else chosen.index
+        if max(local_world, index + 1) > available:
+            raise ValueError(
+                f"{max(local_world, index + 1)} GPU(s) asked for on this machine, {available} found; start fewer processes, "
+                "check CUDA_VISIBLE_DEVICES (the DEVICES argument of run_train.sh), or use device=cpu"
+            )
+        chosen = torch.device("cuda", index)
+        torch.cuda.set_device(chosen)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The sum of ``value`` over processes, as a new tensor without gradient."""
+    total = value.detach().clone()
+    if is_distributed():
+        dist.all_reduce(total)
+    return total
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """The mean of ``value`` over processes, as a new tensor without gradient."""
+    return all_reduce_sum(value) / world_size()
+
+
+def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Tensor:
+    """This process's share of a mean over the global batch.
+
+    A loss that counts pixels or pairs must divide by the count of the whole batch, or the same batch gives another
+    gradient on four processes than on one. The engine averages gradients over processes, so a share is
+
+        world_size * total / (sum of count over processes + offset)
+
+    and the shares of all processes average to ``sum(total) / (sum(count) + offset)``.
+
+    Args:
+        total: scalar with gradient, summed over this process's part of the batch.
+        count: number of summed items in this process's part.
+        offset: added to the global count; keeps an empty batch finite.
+    """
+    if is_distributed():
+        counted = count if isinstance(count, Tensor) else total.new_tensor(count)
+        count = all_reduce_sum(counted)
+    return total * world_size() / (count + offset)
+
+
+def gather_batch(value: Tensor) -> Tensor:
+    """Concatenate ``value`` of all processes along dim 0 in rank order, without gradient.
+
+    Every process must hold the same shape.
+    """
+    value = value.detach().contiguous()
+    if not is_distributed():
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value)
+    return torch.cat(parts)
+
+
+def shard(length: int) -> range:
+    """Indices of ``range(length)`` that belong to this process: every world-size-th one."""
+    return range(rank(), length, world_size())

@@ -1,0 +1,36 @@
+"""Random numbers that belong to a sample, not to the process or worker that happens to draw them."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch, and switch torch to deterministic algorithms where asked for.
+
+    Deterministic mode costs speed on a GPU; on the CPU runs are reproducible for a given number of threads.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if deterministic:
+        # cuBLAS reads this when its first handle is created.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of everything drawn for one sample in one epoch, in [0, 2**63)."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def sample_generator(sample_seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one sample; streams for different purposes are independent of each other."""
+    state = np.random.SeedSequence((int(sample_seed), zlib.crc32(purpose.encode()))).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))

@@ -1,0 +1,247 @@
+"""The only training loop: mixed precision, accumulation, logging, validation, checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from engine.optim import poly_warmup_factor, set_learning_rate
+from methods.base import Method
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.distributed import all_reduce_mean, all_reduce_sum, barrier, is_distributed, is_main
+from utils.logging import LOGGER, MetricsWriter
+from utils.precision import autocast
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The ``train`` section of a config, as far as the loop reads it, and the schedule of the learning rate."""
+
+    steps: int
+    accumulate: int
+    precision: str
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep_every: int | None
+    warmup_steps: int
+    warmup_ratio: float
+    power: float
+
+
+class Trainer:
+    """Trains a method to its last step, wherever an earlier process stopped.
+
+    Args:
+        method: the network with its losses, on its device.
+        optimizer: over ``method.parameter_groups()``, each group with a ``base_lr``.
+        batches: endless micro-batches of this process, from the first step on.
+        header: what every checkpoint carries besides the state (config, class names).
+        validate: called every ``eval_every`` steps; returns scores by name, all in percent.
+        select: name of the score that picks ``best.pth``.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        batches: Callable[[int], Iterator[dict[str, Any]]],
+        options: TrainOptions,
+        work_dir: Path,
+        device: torch.device,
+        header: Mapping[str, Any],
+        validate: Callable[[Method, int], dict[str, float]] | None = None,
+        select: str = "seg",
+    ) -> None:
+        self.method, self.optimizer, self.batches, self.options = method, optimizer, batches, options
+        self.work_dir, self.device, self.header = work_dir, device, header
+        self.validate, self.select = validate, select
+        self.step = 0  # number of finished optimiser steps
+        self.best: float | None = None
+        self.skipped = 0
+        self._stop_signal: int | None = None
+        self._trained: torch.nn.Module = method
+        if is_distributed():
+            self._trained = DistributedDataParallel(
+                method, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+            )
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint: weights, optimiser, step, best score and random state."""
+        state = load_checkpoint(path)
+        self.method.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+
+    def fit(self) -> None:
+        """Train from the current step to the last one."""
+        options = self.options
+        handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        writer = MetricsWriter(self.work_dir, self.step)
+        batches = self.batches(self.step)
+        losses = _Means(self.device)
+        started, first = time.perf_counter(), self.step
+        bar = tqdm(total=options.steps, initial=self.step, disable=None if is_main() else True, unit="step",
+                   dynamic_ncols=True, leave=False)
+        try:
+            while self.step < options.steps:
+                losses.add(self._train_step(batches))
+                self.step += 1
+                bar.update()
+                if self.step % options.log_every == 0 or self.step == options.steps:
+                    pace = (self.step - first) / (time.perf_counter() - started)
+                    self._log(writer, losses.collect(), pace)
+                scored = self.validate is not None and (
+                    self.step % options.eval_every == 0 or self.step == options.steps
+                )
+                if scored:
+                    pause = time.perf_counter()
+                    self._score(writer)
+                    started += time.perf_counter() - pause  # the pace counts training only
+                if self.step % options.checkpoint_every == 0 or self.step == options.steps:
+                    self.save("last.pth")
+                if options.keep_every and self.step % options.keep_every == 0:
+                    self.save(f"step_{self.step}.pth")
+                if self._stop_signal is not None:
+                    self._stop()
+        finally:
+            bar.close()
+            writer.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        barrier()
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint of the current step into the run folder (main process)."""
+        if not is_main():
+            return
+        broken = [n for n, p in self.method.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise FloatingPointError(
+                f"step {self.step}: parameter '{broken[0]}' ({len(broken)} in all) is not finite; "
+                f"{name} is left as it was"
+            )
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        save_checkpoint(self.work_dir / name, {
+            **self.header, "model": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "step": self.step, "best": self.best, "skipped": self.skipped, "rng": rng,
+        })
+
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
+        """One optimiser step over all micro-batches; returns its losses, detached and averaged over micro-batches."""
+        options = self.options
+        self.method.train()
+        set_learning_rate(self.optimizer, poly_warmup_factor(
+            self.step, steps=options.steps, warmup_steps=options.warmup_steps, warmup_ratio=options.warmup_ratio,
+            power=options.power))
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for index in range(options.accumulate):
+            batch = _to_device(next(batches), self.device)
+            self.skipped += int(batch.get("skipped", torch.zeros(1)).sum())
+            is_last = index == options.accumulate - 1
+            no_sync = nullcontext() if is_last or not is_distributed() else self._trained.no_sync()  # type: ignore[operator]
+            with no_sync:
+                with autocast(self.device, options.precision):
+                    losses = self._trained(batch, self.step)
+                total = torch.stack([self.method.loss_weight(name, self.step) * value.float()
+                                     for name, value in losses.items()]).sum()
+                (total / options.accumulate).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
+        self._check_finite(sums)
+        self.optimizer.step()
+        return sums
+
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        # One number travels over processes and to the CPU: if a loss breaks on one process, all must stop.
+        if math.isfinite(float(all_reduce_sum(torch.stack(list(losses.values())).sum()))):
+            return
+        schedules = self.method.loss_weights
+        parts = []
+        for name, value in losses.items():
+            text = f"{name} {float(value):.4g}"
+            if not math.isfinite(float(value)) and self.step > 0 and name in schedules and self.step in schedules[name].starts:
+                text += " (weight changed at this step)"
+            parts.append(text)
+        kept = self.work_dir / "last.pth"
+        good = f"last good checkpoint: {kept}" if kept.is_file() else "no checkpoint was written yet"
+        raise FloatingPointError(f"loss is not finite at step {self.step}: {', '.join(parts)}; {good}")
+
+    def _log(self, writer: MetricsWriter, losses: dict[str, float], pace: float) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        eta = timedelta(seconds=round((self.options.steps - self.step) / pace))
+        width = len(str(self.options.steps))
+        speed = f"{pace:.2f} it/s" if pace >= 1 else f"{1 / pace:.2f} s/it"
+        terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        memory = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
+        LOGGER.info(
+            f"step {self.step:>{width + 2}}/{self.options.steps}  lr {lr:.3e}  {speed}  eta {eta} | {terms}"
+            + (f" | {memory:.0f} MiB" if memory else "")
+            + (f" | {self.skipped} unreadable images skipped" if self.skipped else "")
+        )
+        writer.write(self.step, {"lr": lr, "seconds_per_step": 1 / pace, "loss": losses, "skipped": self.skipped,
+                                 **({"gpu_memory_mib": memory} if memory else {})})
+
+    def _score(self, writer: MetricsWriter) -> None:
+        assert self.validate is not None
+        self.method.eval()
+        scores = self.validate(self.method, self.step)
+        writer.write(self.step, {"val": scores})
+        score = scores.get(self.select)
+        if score is not None and math.isfinite(score) and (self.best is None or score > self.best):
+            self.best = score
+            self.save("best.pth")
+
+    def _request_stop(self, number: int, frame: Any) -> None:
+        if self._stop_signal is not None:  # a second Ctrl-C does not wait for the step
+            raise KeyboardInterrupt
+        self._stop_signal = number
+        LOGGER.info("stopping after this step ...")
+
+    def _stop(self) -> None:
+        self.save("last.pth")
+        LOGGER.info(f"stopped at step {self.step}; the same command goes on from {self.work_dir / 'last.pth'}")
+        raise SystemExit(128 + int(self._stop_signal or 0))
+
+
+class _Means:
+    """Means of losses since the last log line; summed on the device, read once per line."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def collect(self) -> dict[str, float]:
+        """Means over steps and processes; starts a new window."""
+        names = list(self.sums)
+        values = all_reduce_mean(torch.stack([self.sums[n] / self.counts[n] for n in names])).tolist()
+        self.sums, self.counts = {}, {}
+        return dict(zip(names, values))
+
+
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

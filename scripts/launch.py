@@ -1,0 +1,44 @@
+"""The command line of training: ``main(default_config)`` reads ``key=value`` arguments and runs one training."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from utils.cli import run_main
+
+USAGE = """\
+{doc}
+
+usage: python scripts/{script} [config=FILE] [key=value ...]        one process
+       bash run_train.sh scripts/{script} [GPUS] [PORT] [DEVICES] [RUN_NAME] [key=value ...]
+       {script} --help      this text; with config=FILE for another config than {config}
+"""
+
+
+def main(default_config: str, doc: str) -> None:
+    """Entry point of ``scripts/train_*.py``.
+
+    Args:
+        default_config: config that runs when the command line names none.
+        doc: the script's docstring, printed by ``--help``.
+    """
+    run_main(lambda: _main(default_config, doc, sys.argv[1:]))
+
+
+def _main(default_config: str, doc: str, arguments: list[str]) -> None:
+    from utils.config import describe, load_config
+
+    configs = [item.removeprefix("config=") for item in arguments if item.startswith("config=")]
+    config = configs[-1] if configs else default_config
+    overrides = [item for item in arguments if not item.startswith("config=")]
+    if {"-h", "--help"} & set(overrides):
+        script = os.path.basename(sys.argv[0])
+        print(USAGE.format(doc=doc.strip(), script=script, config=default_config))
+        print(describe(config))
+        return
+    cfg = load_config(config, overrides)
+
+    from engine.train import run
+
+    run(cfg)

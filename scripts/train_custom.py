@@ -1,0 +1,11 @@
+"""Train on images of your own:  python scripts/train_custom.py config=configs/toco/custom.yaml train.steps=100"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.launch import main
+
+if __name__ == "__main__":
+    main(default_config="configs/toco/custom.yaml", doc=__doc__)

@@ -1,0 +1,11 @@
+"""Train on PASCAL VOC 2012:  python scripts/train_voc.py config=configs/toco/voc.yaml train.steps=100"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.launch import main
+
+if __name__ == "__main__":
+    main(default_config="configs/toco/voc.yaml", doc=__doc__)

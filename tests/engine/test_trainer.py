@@ -1,0 +1,151 @@
+"""One loop for all methods: exact resume, clear failures, weights applied by the engine."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import build_optimizer
+from engine.trainer import Trainer, TrainOptions
+from methods.base import Method
+from utils.checkpoint import load_checkpoint
+from utils.seed import sample_generator, sample_seed
+
+
+class Toy(Method):
+    """Linear regression with a random draw per sample, so that a resume that loses its place shows."""
+
+    def __init__(self, **options):
+        super().__init__(num_classes=2, **{"loss_weights": {"fit": 1.0}, **options})
+        self.linear = nn.Linear(3, 1)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def training_step(self, batch, step):
+        self.seen += 1
+        noise = torch.stack([torch.rand(1, generator=sample_generator(int(s), "noise")) for s in batch["sample_seed"]])
+        error = self.linear(batch["image"]) + noise - 1
+        losses = {"fit": error.square().mean()}
+        if "late" in self.loss_weights:
+            losses["late"] = error.abs().mean() * batch.get("scale", 1.0)
+        return losses
+
+
+def batches(start, broken_at=None):
+    for step in range(start, 10**6):
+        seed = sample_seed(0, 0, step)
+        image = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        scale = torch.tensor(float("nan") if step == broken_at else 1.0)
+        yield {"image": image, "sample_seed": torch.full((4,), seed), "scale": scale}
+
+
+OPTIONS = TrainOptions(steps=8, accumulate=1, precision="fp32", log_every=2, eval_every=100, checkpoint_every=4,
+                       keep_every=None, warmup_steps=2, warmup_ratio=1e-6, power=0.9)
+
+
+def trainer(work_dir, source=batches, validate=None, options=OPTIONS, **method_options):
+    torch.manual_seed(0)
+    method = Toy(**method_options)
+    optimizer = build_optimizer(method.parameter_groups(), lr=0.05, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return Trainer(method, optimizer, source, options, work_dir, torch.device("cpu"), {"config": {}}, validate)
+
+
+def test_four_steps_and_a_resume_equal_eight_steps(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    whole.fit()
+
+    class KilledError(Exception):
+        pass
+
+    def killed(start):
+        for step, batch in enumerate(batches(start), start):
+            if step == 6:
+                raise KilledError
+            yield batch
+
+    first = trainer(tmp_path / "parts", killed)
+    with pytest.raises(KilledError):
+        first.fit()
+    second = trainer(tmp_path / "parts")
+    second.restore(tmp_path / "parts" / "last.pth")
+    assert second.step == 4
+    second.fit()
+    for key, value in whole.method.state_dict().items():
+        torch.testing.assert_close(second.method.state_dict()[key], value, rtol=0, atol=0)
+    # The steps that the killed run did after its checkpoint are not in the record twice.
+    lines = [json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [2, 4, 6, 8]
+
+
+def test_loss_that_is_not_finite_names_itself_and_leaves_the_last_checkpoint(tmp_path):
+    run = trainer(tmp_path, lambda start: batches(start, broken_at=5),
+                  loss_weights={"fit": 1.0, "late": [[0, 0.0], [5, 1.0]]})
+    with pytest.raises(FloatingPointError, match=r"step 5: fit [\d.]+, late nan \(weight changed at this step\); last good.*last.pth"):
+        run.fit()
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 4
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    run = trainer(tmp_path)
+    run.save("last.pth")
+    with torch.no_grad():
+        run.method.linear.weight[0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match="linear.weight"):
+        run.save("last.pth")
+    assert load_checkpoint(tmp_path / "last.pth")["model"]["linear.weight"].isfinite().all()
+
+
+def test_termination_signal_finishes_the_step_and_saves(tmp_path):
+    def interrupted(start):
+        for step, batch in enumerate(batches(start), start):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(SystemExit) as stop:
+        trainer(tmp_path, interrupted).fit()
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 3
+
+
+def test_weight_zero_means_no_influence(tmp_path):
+    plain, with_late = trainer(tmp_path / "a"), trainer(tmp_path / "b", loss_weights={"fit": 1.0, "late": 0.0})
+    plain.fit(), with_late.fit()
+    torch.testing.assert_close(plain.method.linear.weight, with_late.method.linear.weight, rtol=0, atol=0)
+
+
+def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_path):
+    def halves(start):
+        for batch in batches(start):
+            for part in (slice(0, 2), slice(2, 4)):
+                yield {"image": batch["image"][part], "sample_seed": batch["sample_seed"][part]}
+
+    whole = trainer(tmp_path / "whole")
+    parts = trainer(tmp_path / "parts", halves, options=TrainOptions(**{**vars(OPTIONS), "accumulate": 2}))
+    whole.fit(), parts.fit()
+    torch.testing.assert_close(parts.method.linear.weight, whole.method.linear.weight, rtol=0, atol=1e-6)
+
+
+def test_best_checkpoint_is_the_best_scored_one(tmp_path):
+    scores = iter([10.0, 30.0, 20.0, float("nan")])
+    run = trainer(tmp_path, validate=lambda method, step: {"seg": next(scores)},
+                  options=TrainOptions(**{**vars(OPTIONS), "eval_every": 2}))
+    run.fit()
+    assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
+    assert load_checkpoint(tmp_path / "last.pth")["best"] == 30.0
+
+
+def test_a_batch_can_be_overfitted(tmp_path):
+    class Fixed(Toy):
+        def training_step(self, batch, step):
+            return {"fit": (self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)).square().mean()}
+
+    run = trainer(tmp_path, options=TrainOptions(**{**vars(OPTIONS), "steps": 400}))
+    run.method.__class__ = Fixed
+    first = next(batches(0))
+    run.batches = lambda start: iter(lambda: first, None)
+    run.fit()
+    assert run.method.training_step(first, 0)["fit"] < 1e-3

@@ -1,0 +1,318 @@
+"""Records, splits and the one data set class: images, image-level tags and, for scoring only, masks.
+
+C: foreground classes; class ids 1..C are the values that masks hold, 0 is background, 255 is ignored.
+H, W: pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.lists import IGNORE_INDEX, file_of, find_list, read_list, read_tags, require_files, some
+from utils.image import UnreadableImageError, read_image, read_mask
+from utils.seed import sample_generator
+
+Sample = dict[str, Any]
+
+# A collated list of transformed samples, which is what a method gets:
+#   image         (B, 3, H, W) normalised
+#   class_label   (B, C) 0 or 1
+#   valid_box     (B, 4) y0, y1, x0, x1
+#   index, sample_seed   (B,)
+#   name          list[str]
+#   skipped       () number of unreadable images that others stand in for
+#   mask          (B, H, W), only if asked for
+#   global_view, strong_view   (B, 3, H, W), if the transform makes them
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: where it is and which classes it is tagged with.
+
+    Args:
+        name: unique in its split; files made from the image are called after it.
+        image: the picture.
+        mask: where its ground truth is, or None where there is none. The file need not exist until it is
+            asked for.
+        tags: class ids 1..C in ascending order; () for an image without objects; None where the tags are
+            unknown.
+    """
+
+    name: str
+    image: Path
+    mask: Path | None
+    tags: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one list, and what the classes are called: ``class_names[k]`` is mask value k."""
+
+    name: str
+    class_names: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    def __post_init__(self) -> None:
+        if not self.records:
+            raise ValueError(f"split '{self.name}' holds no image")
+        if len(self.class_names) < 2 or self.class_names[0] != "background":
+            raise ValueError(
+                f"class names of split '{self.name}' must be 'background' and then at least one class"
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes with background."""
+        return len(self.class_names)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is ground truth to score: every record names a mask, and not all files are
+        missing."""
+        masks = [record.mask for record in self.records]
+        return all(mask is not None for mask in masks) and any(
+            mask.is_file() for mask in masks if mask is not None
+        )
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether the tags of every image are known."""
+        return all(record.tags is not None for record in self.records)
+
+    def class_label(self, index: int) -> Tensor:
+        """(C,) float multi-hot tags of one image."""
+        tags = self.records[index].tags
+        if tags is None:
+            raise ValueError(f"image '{self.records[index].name}' of split '{self.name}' has no tags")
+        label = torch.zeros(self.num_classes - 1)
+        label[[tag - 1 for tag in tags]] = 1
+        return label
+
+    def class_prior(self) -> Tensor:
+        """(C,) share of the split's tagged images that hold each class."""
+        labels = [self.class_label(i) for i, record in enumerate(self.records) if record.tags is not None]
+        if not labels:
+            raise ValueError(f"split '{self.name}' has no tags to count classes in")
+        return torch.stack(labels).mean(0)
+
+    def fingerprint(self) -> str:
+        """12 hex digits that name the data of a score: class names, image names, tags and file sizes.
+
+        Independent of where the data set lies and of the order of its list; reads no file's content.
+        """
+        lines = [
+            f"{record.name}\t{record.tags}\t{_file_size(record.image)}\t{_file_size(record.mask)}"
+            for record in sorted(self.records, key=lambda record: record.name)
+        ]
+        text = "\n".join(["\t".join(self.class_names), *lines])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class WeakSegDataset(Dataset[Sample]):
+    """Images with image-level tags, from a split and a transform.
+
+    A sample before its transform: ``name``, ``index``, ``sample_seed``, ``skipped``, ``image`` (PIL, RGB),
+    ``class_label`` (C,) float and, if asked for, ``mask`` (H, W). With a transform the set is for training,
+    so every image needs tags. Without one it is for evaluation: ``image`` is a (3, H, W) uint8 tensor of
+    native size, and images without known tags have no ``class_label``.
+
+    Args:
+        split: what to load.
+        transform: sample -> sample. All it draws from torch's global generator belongs to the sample's seed:
+            it does not depend on the process or the worker that loads the sample, and leaves that generator
+            as it was.
+        with_mask: load the masks too. Training on tags never does.
+        on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
+            place, the same one whenever the seed is the same, and counts it in ``skipped``. In evaluation it
+            is always an error: a score over other images would not be the split's score.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Callable[[Sample], Sample] | None = None,
+        with_mask: bool = False,
+        on_error: str = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"data.on_error is '{on_error}': choose raise or skip")
+        self.split = split
+        self.transform = transform
+        self.with_mask = with_mask
+        self.on_error = on_error
+        if transform is not None:
+            untagged = [record.name for record in split.records if record.tags is None]
+            if untagged:
+                raise ValueError(
+                    f"{some(untagged, len(split), 'images')} of split '{split.name}' have no tags, so they "
+                    "cannot be trained on: "
+                    "add them to the tags file, or train on another split"
+                )
+        if with_mask:
+            without = [record.name for record in split.records if record.mask is None]
+            if without:
+                raise ValueError(
+                    f"{some(without, len(split), 'images')} of split '{split.name}' have no ground-truth "
+                    "mask to score with"
+                )
+            require_files(
+                (record.mask for record in split.records if record.mask is not None),
+                f"masks of split '{split.name}'",
+                "complete them (docs/data.md), or set data.root or data.options.masks",
+            )
+
+    def __len__(self) -> int:
+        return len(self.split.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample of an index, or of an (index, sample_seed) pair; a plain index has seed 0."""
+        index, sample_seed = key if isinstance(key, tuple) else (key, 0)
+        skip = self.on_error == "skip" and self.transform is not None
+        sample = self._load_or_replace(index, sample_seed) if skip else self._load(index)
+        sample["sample_seed"] = sample_seed
+        if self.transform is None:
+            sample["image"] = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1).contiguous()
+            return sample
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the accelerators too.
+            torch.default_generator.manual_seed(sample_seed)
+            return self.transform(sample)
+
+    def _load(self, index: int) -> Sample:
+        record = self.split.records[index]
+        try:
+            image = read_image(record.image)
+        except UnreadableImageError as error:
+            advice = (
+                "set data.on_error=skip to train without it"
+                if self.transform is not None
+                else "leave it out of the list"
+            )
+            raise UnreadableImageError(f"{error}; repair the file, or {advice}") from error
+        sample: Sample = {"name": record.name, "index": index, "skipped": 0, "image": image}
+        if record.tags is not None:
+            sample["class_label"] = self.split.class_label(index)
+        if self.with_mask:
+            sample["mask"] = self._load_mask(record, image)
+        return sample
+
+    def _load_mask(self, record: Record, image: Image.Image) -> Tensor:
+        assert record.mask is not None
+        mask = read_mask(record.mask)
+        if mask.shape != (image.height, image.width):
+            raise ValueError(
+                f"mask {record.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, "
+                f"but its image {record.image} is {image.width} x {image.height}"
+            )
+        foreign = mask[(mask >= self.split.num_classes) & (mask != IGNORE_INDEX)]
+        if foreign.size:
+            raise ValueError(
+                f"mask {record.mask} holds the value {foreign.max()}, but there are {self.split.num_classes} "
+                f"classes (0 background, ..., {self.split.num_classes - 1} {self.split.class_names[-1]}; "
+                f"{IGNORE_INDEX} is ignored)"
+            )
+        return torch.from_numpy(mask).long()
+
+    def _load_or_replace(self, index: int, sample_seed: int) -> Sample:
+        """Load an image, or in place of unreadable ones another that the seed decides."""
+        generator = sample_generator(sample_seed, "replace unreadable")
+        for skipped in range(10):
+            try:
+                return self._load(index) | {"skipped": skipped}
+            except (UnreadableImageError, FileNotFoundError) as error:
+                last_error = error
+            index = int(torch.randint(len(self), (), generator=generator))
+        raise ValueError(
+            f"10 images drawn one after another are unreadable, so data.on_error=skip gives up: {last_error}"
+        )
+
+
+def listed_split(
+    root: str | Path,
+    split: str,
+    class_names: tuple[str, ...],
+    *,
+    lists: str,
+    images: str,
+    masks: str | None,
+    tags: str | None,
+    make_tags: str,
+) -> Split:
+    """A split of a data set that keeps lists, images and masks in folders of their own (VOC, COCO).
+
+    ``test`` and lists of one's own may hold images without ground truth or tags: their records have a mask or
+    tags where there are any, else None. Everywhere else a missing tag is an error here, a missing mask where
+    it is asked for.
+
+    Args:
+        root, split, lists, images, masks, tags: as in `datasets.voc.voc_split`.
+        class_names: background and then the classes.
+        make_tags: the command that makes a missing tags file, for the error.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no data set folder {root}: see docs/data.md, or set data.root")
+    names = read_list(find_list(root, lists, split))
+    may_lack = split == "test" or split.endswith(".txt")
+    image_files = [file_of(root, images, name, ".jpg") for name in names]
+    require_files(
+        image_files,
+        f"images of split '{split}'",
+        "unpack them there, or set data.root or data.options.images",
+    )
+    mask_files = [file_of(root, masks, name, ".png") if masks else None for name in names]
+    if may_lack:
+        mask_files = [path if path is not None and path.is_file() else None for path in mask_files]
+    known: dict[str, tuple[int, ...]] = {}
+    if tags is not None and not (may_lack and not (root / tags).is_file()):
+        if not (root / tags).is_file():
+            raise FileNotFoundError(
+                f"tags file {root / tags} is missing: make it with '{make_tags}', or set data.options.tags"
+            )
+        known = read_tags(root / tags, class_names)
+        without = [name for name in names if name not in known]
+        if without and not may_lack:
+            raise ValueError(
+                f"{some(without, len(names), 'images')} of split '{split}' have no line in {root / tags}"
+            )
+    records = (
+        Record(name, image, mask, known.get(name))
+        for name, image, mask in zip(names, image_files, mask_files, strict=True)
+    )
+    return Split(Path(split).stem if split.endswith(".txt") else split, class_names, tuple(records))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of equal sizes into a batch; ``skipped`` is summed, ``name`` stays a list."""
+    batch: Batch = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if isinstance(first, Tensor):
+            batch[key] = torch.stack(values)
+        elif isinstance(first, int):
+            batch[key] = torch.tensor(values)
+        else:
+            batch[key] = values
+    batch["skipped"] = batch["skipped"].sum()
+    return batch
+
+
+def _file_size(path: Path | None) -> int:
+    try:
+        return path.stat().st_size if path is not None else -1
+    except OSError:
+        return -1

@@ -1,0 +1,186 @@
+"""One's own images: a folder of pictures and one file of tags; masks only if there is something to score."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets.base import Record, Split
+from datasets.lists import (
+    IMAGE_SUFFIXES,
+    find_list,
+    read_class_names,
+    read_list,
+    read_tags,
+    some,
+    tag_words,
+)
+
+UNTAGGED = ("error", "no_object", "leave_out", "unknown")
+
+
+def custom_split(
+    root: str | Path,
+    split: str,
+    *,
+    lists: str | None = None,
+    images: str = "images",
+    masks: str | None = None,
+    tags: str | None = "tags.csv",
+    class_names: str | Sequence[str] | None = None,
+    val_fraction: float = 0.1,
+    untagged: str = "error",
+) -> Split:
+    """One split of a folder of images with tags.
+
+    An image is called after its path below the image folder, without the suffix (``cats/0001``); tags, lists
+    and masks use that name, or the file's own name where only one image has it. A split is ``all``, ``train``
+    or ``val``, which a hash of the name decides (an image stays in its split when others are added), or a
+    list.
+
+    Args:
+        root: folder of the data set.
+        split: ``train``, ``val`` or ``all``; with ``lists`` the name of a list; or the path of a text file of
+            names.
+        lists: folder of the lists, below root; null: train and val are made by ``val_fraction``.
+        images: folder of the images, below root; all formats that Pillow reads, subfolders included.
+        masks: folder of the PNG masks, below root; null: there are none.
+        tags: file of image tags (CSV, JSON or text), below root; null: tags are unknown (inference only).
+        class_names: file below root whose line k names mask value k, or a list; null: the tags' words,
+            sorted.
+        val_fraction: share of the images in ``val`` where there are no lists.
+        untagged: what an image does that the tags file does not name: ``error``, ``no_object`` (it shows no
+            class), ``leave_out`` (it is in no split) or ``unknown`` (kept, for inference only).
+    """
+    root = Path(root)
+    if untagged not in UNTAGGED:
+        raise ValueError(f"data.options.untagged is '{untagged}': choose one of {', '.join(UNTAGGED)}")
+    classes = read_class_names(class_names, root, _words_of(root, tags) if class_names is None else ())
+    files = find_images(root / images)
+    aliases = _aliases(files)
+    known = _known_tags(root, tags, classes, aliases) if tags is not None else {}
+
+    names = _names_of(root, split, lists, files, aliases, val_fraction)
+    without = [name for name in names if name not in known] if tags is not None else []
+    if without and untagged == "error":
+        raise ValueError(
+            f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}: "
+            "add them (without tags if they show no class), "
+            "or set data.options.untagged=no_object or leave_out"
+        )
+    if untagged == "leave_out":
+        names = [name for name in names if name in known]
+    default = () if tags is not None and untagged == "no_object" else None
+    if not names:
+        raise ValueError(
+            f"split '{split}' of {root} holds no image ({len(files)} images in {root / images}): "
+            "set data.options.val_fraction, or write lists and set data.options.lists"
+        )
+    # A list of one's own is for inference: it may hold images without ground truth.
+    mask_files = {name: root / masks / f"{name}.png" for name in names} if masks else {}
+    if split.endswith(".txt"):
+        mask_files = {name: path for name, path in mask_files.items() if path.is_file()}
+    records = (Record(name, files[name], mask_files.get(name), known.get(name, default)) for name in names)
+    return Split(Path(split).stem if split.endswith(".txt") else split, classes, tuple(records))
+
+
+def find_images(folder: str | Path) -> dict[str, Path]:
+    """Image name -> file of every picture below a folder, sorted by name.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture in it.
+        ValueError: pictures that differ only in their suffix, so that one name means two of them.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no image folder {folder}: create it, or set data.root or data.options.images"
+        )
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if not found:
+        raise FileNotFoundError(f"there is no image in {folder} (suffixes: {' '.join(IMAGE_SUFFIXES)})")
+    twice = [" and ".join(path.name for path in paths) for paths in found.values() if len(paths) > 1]
+    if twice:
+        raise ValueError(
+            f"{some(twice, len(found), 'image names')} in {folder} mean two files: "
+            "rename or remove one of each"
+        )
+    return {name: paths[0] for name, paths in sorted(found.items())}
+
+
+def _names_of(
+    root: Path,
+    split: str,
+    lists: str | None,
+    files: Mapping[str, Path],
+    aliases: Mapping[str, str],
+    val_fraction: float,
+) -> list[str]:
+    if lists is not None or split.endswith(".txt"):
+        path = find_list(root, lists or "", split)
+        listed = read_list(path, whole_lines=True)
+        missing = [name for name in listed if name not in aliases]
+        if missing:
+            raise FileNotFoundError(
+                f"{some(missing, len(listed), 'images')} named in {path} are missing, or their short name "
+                "is not unique"
+            )
+        return [aliases[name] for name in listed]
+    if split == "all":
+        return list(files)
+    if split not in ("train", "val"):
+        raise ValueError(
+            f"there is no split '{split}': use train, val or all, or write lists and set data.options.lists"
+        )
+    return [name for name in files if (_uniform(name) < val_fraction) == (split == "val")]
+
+
+def _uniform(name: str) -> float:
+    """A number in [0, 1) that a name always gives, on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def _words_of(root: Path, tags: str | None) -> list[str]:
+    if tags is None:
+        raise ValueError(
+            "without tags the classes are unknown: set data.options.tags or data.options.class_names"
+        )
+    # `background` is no object; reading the tags complains about it.
+    words = sorted({word for _, words, _ in tag_words(root / tags) for word in words} - {"background"})
+    if not words:
+        raise ValueError(f"no image in {root / tags} has a tag, so there is no class to learn")
+    return words
+
+
+def _aliases(files: Mapping[str, Path]) -> dict[str, str]:
+    """Every way to call an image -> its name: the name itself, and the file's own name where only one image
+    has it."""
+    short: dict[str, list[str]] = {}
+    for name in files:
+        short.setdefault(name.rpartition("/")[2], []).append(name)
+    return {alias: names[0] for alias, names in short.items() if len(names) == 1} | {
+        name: name for name in files
+    }
+
+
+def _known_tags(
+    root: Path, tags: str, classes: Sequence[str], aliases: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    read = read_tags(root / tags, classes)
+    missing = [name for name in read if name not in aliases]
+    if missing:
+        raise FileNotFoundError(
+            f"{some(missing, len(read), 'images')} named in {root / tags} are missing, or several files in "
+            "subfolders have that "
+            "name: add the files, remove their lines, or write the path below the image folder"
+        )
+    known: dict[str, tuple[int, ...]] = {}
+    for name, ids in read.items():
+        if aliases[name] in known:
+            raise ValueError(f"{root / tags}: image '{aliases[name]}' is named a second time, as '{name}'")
+        known[aliases[name]] = ids
+    return known

@@ -1,0 +1,245 @@
+"""The text around a data set: lists of names, class names, image tags, and which file belongs to a name.
+
+C: foreground classes; class ids 1..C are the values that masks hold, 0 is background.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from utils.artifacts import write_atomic
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
+IGNORE_INDEX = 255
+
+_HEADER_WORDS = {
+    "name",
+    "image",
+    "image_name",
+    "imagename",
+    "image_id",
+    "filename",
+    "file_name",
+    "file",
+    "id",
+    "path",
+}
+
+
+def read_list(path: str | Path, whole_lines: bool = False) -> list[str]:
+    """Image names of a list file, one per line.
+
+    Understands the forms that are about: ``2007_000032``, ``2007_000032 1`` and
+    ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``; blank lines are passed over. With
+    ``whole_lines`` a line is a name, spaces included.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: an empty list, or a name that occurs twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(file.stem for file in path.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"list {path} is missing; lists in that folder: {', '.join(there) or 'none'} (docs/data.md)"
+        )
+    names = []
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        words = [line.strip()] if whole_lines else line.split()
+        if words and words[0]:
+            names.append(
+                Path(strip_suffix(words[0])).name if words[0].startswith("/") else strip_suffix(words[0])
+            )
+    if not names:
+        raise ValueError(f"list {path} is empty")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"list {path} names {some(twice, len(names), 'images')} more than once")
+    return names
+
+
+def find_list(root: Path, lists: str, split: str) -> Path:
+    """The list file of a split: its name below ``root/lists``, or the path of a text file of one's own."""
+    if split.endswith(".txt"):
+        return Path(split) if Path(split).is_file() else root / split
+    return root / lists / f"{split}.txt"
+
+
+def read_class_names(
+    source: str | Sequence[str] | None, root: Path, default: Sequence[str]
+) -> tuple[str, ...]:
+    """Class names, background first, from a file (line k names mask value k), a sequence or a default.
+
+    ``background`` is put in front where it is left out.
+    """
+    if source is None:
+        names = list(default)
+    elif isinstance(source, str):
+        path = root / source
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"class names {path} are missing: write one name per line, or correct "
+                "data.options.class_names"
+            )
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    else:
+        names = [str(name) for name in source]
+    if not names or names[0] != "background":
+        names.insert(0, "background")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"class names are not unique: {', '.join(name for name in set(names) if names.count(name) > 1)}"
+        )
+    if len(names) > IGNORE_INDEX:
+        raise ValueError(
+            f"{len(names)} classes do not fit into 8-bit masks (at most {IGNORE_INDEX} with background)"
+        )
+    return tuple(names)
+
+
+def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read image tags: image name -> class ids in ascending order, () for an image without objects.
+
+    By suffix of the file: ``.csv`` (``name,tags`` with a header or without; tags separated by ``;``, or by
+    spaces where the file has no ``;``), ``.json`` (``{name: [tag, ...]}``), anything else is text (``name tag
+    tag ...`` per line). Image names may carry a suffix such as ``.jpg``; it is dropped.
+
+    Args:
+        path: the file.
+        class_names: background and then the classes; position k is class id k.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown tag (with file, line and the closest class), an image named twice, a file of
+        another form.
+    """
+    class_id = {name: k for k, name in enumerate(class_names) if k > 0}
+    tags: dict[str, tuple[int, ...]] = {}
+    for name, words, where in tag_words(path, class_names):
+        if name in tags:
+            raise ValueError(f"{where}: image '{name}' is named a second time")
+        for word in words:
+            if word not in class_id:
+                raise ValueError(f"{where}: '{word}' is not a class{_closest(word, list(class_id))}")
+        tags[name] = tuple(sorted({class_id[word] for word in words}))
+    return tags
+
+
+def tag_words(path: str | Path, class_names: Sequence[str] = ()) -> Iterable[tuple[str, list[str], str]]:
+    """Image name, tag words and place ("file, line 3") of each entry of a tags file; see `read_tags`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"tags file {path} is missing (docs/data.md says how to make it), or data.options.tags is wrong"
+        )
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json":
+        return _json_tags(path, text)
+    if path.suffix == ".csv":
+        return _csv_tags(path, text, set(class_names))
+    entries = enumerate((line.split() for line in text.splitlines()), start=1)
+    return [(strip_suffix(words[0]), words[1:], f"{path}, line {line}") for line, words in entries if words]
+
+
+def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
+    """Write image name -> class names as a CSV file that `read_tags` reads; complete at every moment."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "tags"])
+    # The closing ';' of a single tag keeps class names with a space in one piece.
+    writer.writerows(
+        [name, ";".join(words) + (";" if len(words) == 1 else "")] for name, words in tags.items()
+    )
+    write_atomic(Path(path), text.getvalue().encode())
+
+
+def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, list[str], str]]:
+    reader = csv.reader(io.StringIO(text), skipinitialspace=True)
+    rows = [
+        (reader.line_num, [cell.strip() for cell in row])
+        for row in reader
+        if any(cell.strip() for cell in row)
+    ]
+    if rows and rows[0][1][0].lower() in _HEADER_WORDS:
+        rows = rows[1:]
+    separator = ";" if any(";" in cell for _, row in rows for cell in row[1:]) else None
+
+    def words(cell: str) -> list[str]:
+        parts = [cell] if cell in class_names else cell.split(separator)
+        return [part.strip() for part in parts if part.strip()]
+
+    return [
+        (strip_suffix(row[0]), [word for cell in row[1:] for word in words(cell)], f"{path}, line {line}")
+        for line, row in rows
+    ]
+
+
+def _json_tags(path: Path, text: str) -> list[tuple[str, list[str], str]]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} must be a mapping of image names to lists of tags, not a {type(content).__name__}"
+        )
+    for name, words in content.items():
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path}, image '{name}': tags must be a list of class names, not {words!r}")
+    return [(strip_suffix(name), words, f"{path}, image '{name}'") for name, words in content.items()]
+
+
+def strip_suffix(name: str) -> str:
+    """An image's name without the suffix of an image file; other dots stay."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
+def file_of(root: Path, place: str, name: str, suffix: str) -> Path:
+    """Path of an image's file below ``root``.
+
+    ``place`` is a folder of ``<name><suffix>``, or a pattern such as ``masks/{name}.png``, in which
+    ``{name}`` is the image's name, ``{part}`` is ``train``, ``val`` or ``test`` as found in the name, and
+    ``{number}`` what follows its last underscore.
+    """
+    part = next((part for part in ("train", "val", "test") if part in name), "")
+    if "{name}" not in place and "{number}" not in place:
+        place = f"{place}/{{name}}{suffix}"
+    return root / place.replace("{part}", part).replace("{number}", name.rpartition("_")[2]).replace(
+        "{name}", name
+    )
+
+
+def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
+    """Raise one FileNotFoundError that counts what is missing, names the first, and says what to do."""
+    paths = list(paths)
+    there = {folder: _files_in(folder) for folder in {path.parent for path in paths}}
+    missing = [path for path in paths if path.name not in there[path.parent]]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; {advice}"
+        )
+
+
+def _files_in(folder: Path) -> set[str]:
+    # One listing instead of thousands of look-ups, which are slow on network disks.
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def some(names: Sequence[str], total: int, what: str) -> str:
+    """How many of how many, and which the first ones are: "4 of 10 images (a, b, c, ...)"."""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} of {total} {what} ({shown})"
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    if word == "background":
+        return ": leave the tags of an image without objects empty"
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.0) or list(known)[:1]
+    return f": did you mean '{match[0]}'?" if match else ""

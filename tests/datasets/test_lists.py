@@ -1,0 +1,116 @@
+import json
+
+import pytest
+
+from datasets.lists import (
+    file_of,
+    find_list,
+    read_class_names,
+    read_list,
+    read_tags,
+    require_files,
+    write_tags,
+)
+
+CLASSES = ("background", "cat", "dog", "traffic light")
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tags.csv", "name,tags\na.jpg,dog;cat\nb,\nc,traffic light;\n"),
+        ("tags.csv", "a,dog;cat\nb\nc.png,traffic light\n"),
+        ("tags.csv", 'image,tags\n"a",cat,dog\nb,\nc,traffic light\n'),
+        ("tags.json", json.dumps({"a.jpg": ["dog", "cat", "dog"], "b": [], "c": ["traffic light"]})),
+    ],
+)
+def test_every_form_of_tags_reads_the_same(tmp_path, file, text):
+    assert read_tags(write(tmp_path / file, text), CLASSES) == {"a": (1, 2), "b": (), "c": (3,)}
+
+
+def test_text_and_space_separated_csv(tmp_path):
+    expected = {"a": (1, 2), "b": ()}
+    assert read_tags(write(tmp_path / "labels.txt", "a dog cat\n\nb\n"), CLASSES) == expected
+    assert read_tags(write(tmp_path / "tags.csv", "a,dog cat\nb,\n"), CLASSES) == expected
+
+
+def test_written_tags_read_back(tmp_path):
+    tags = {"a": ["cat", "traffic light"], "b": [], "folder/c": ["traffic light"]}
+    write_tags(tmp_path / "tags.csv", tags)
+    # Without the class names too, where a space could have split a name.
+    assert read_tags(tmp_path / "tags.csv", CLASSES) == {"a": (1, 3), "b": (), "folder/c": (3,)}
+
+
+def test_unknown_tag_names_file_line_word_and_closest_class(tmp_path):
+    path = write(tmp_path / "tags.csv", "name,tags\na,cat\nb,dgo\n")
+    with pytest.raises(ValueError, match=r"tags\.csv, line 3: 'dgo' is not a class: did you mean 'dog'"):
+        read_tags(path, CLASSES)
+    with pytest.raises(ValueError, match="leave the tags of an image without objects empty"):
+        read_tags(write(tmp_path / "t.txt", "a background\n"), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tags.csv", "a,cat\na.jpg,dog\n", "line 2: image 'a' is named a second time"),
+        ("tags.json", "{", "not valid JSON"),
+        ("tags.json", "[1]", "must be a mapping"),
+        ("tags.json", '{"a": "cat"}', "must be a list of class names"),
+    ],
+)
+def test_malformed_tags_are_named(tmp_path, file, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_tags(write(tmp_path / file, text), CLASSES)
+
+
+def test_lists_of_all_forms(tmp_path):
+    text = "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png\n\n2007_02 1\nplain.v2\n"
+    assert read_list(write(tmp_path / "a.txt", text)) == ["2007_01", "2007_02", "plain.v2"]
+    assert read_list(write(tmp_path / "b.txt", "my dog.jpg\n"), whole_lines=True) == ["my dog"]
+
+
+def test_bad_lists_say_why(tmp_path):
+    write(tmp_path / "train.txt", "a\nb\na\n")
+    with pytest.raises(ValueError, match=r"1 of 3 images \(a\) more than once"):
+        read_list(tmp_path / "train.txt")
+    with pytest.raises(ValueError, match="is empty"):
+        read_list(write(tmp_path / "empty.txt", "\n"))
+    with pytest.raises(FileNotFoundError, match="lists in that folder: empty, train"):
+        read_list(tmp_path / "val.txt")
+
+
+def test_a_list_is_a_name_or_a_path(tmp_path):
+    assert find_list(tmp_path, "lists", "train") == tmp_path / "lists" / "train.txt"
+    own = write(tmp_path / "own.txt", "a\n")
+    assert find_list(tmp_path, "lists", str(own)) == own
+    assert find_list(tmp_path, "lists", "own.txt") == own
+
+
+def test_class_names_get_their_background(tmp_path):
+    write(tmp_path / "names.txt", "cat\ntraffic light\n")
+    assert read_class_names("names.txt", tmp_path, ()) == ("background", "cat", "traffic light")
+    assert read_class_names(["background", "cat"], tmp_path, ()) == ("background", "cat")
+    with pytest.raises(ValueError, match="not unique: cat"):
+        read_class_names(["cat", "cat"], tmp_path, ())
+    with pytest.raises(FileNotFoundError, match=r"data\.options\.class_names"):
+        read_class_names("none.txt", tmp_path, ())
+
+
+def test_files_by_folder_and_by_pattern(tmp_path):
+    name = "COCO_val2014_000000000042"
+    assert file_of(tmp_path, "{part}2014", name, ".jpg") == tmp_path / "val2014" / f"{name}.jpg"
+    assert file_of(tmp_path, "{part}/{number}.png", name, ".png") == tmp_path / "val" / "000000000042.png"
+    assert file_of(tmp_path, "images/{name}.webp", "a", ".jpg") == tmp_path / "images" / "a.webp"
+
+
+def test_missing_files_are_counted_and_the_first_is_named(tmp_path):
+    write(tmp_path / "a.png", "")
+    with pytest.raises(
+        FileNotFoundError, match=r"2 of 3 masks of split 'x' are missing, first .*b\.png; do this"
+    ):
+        require_files([tmp_path / f"{n}.png" for n in "abc"], "masks of split 'x'", "do this")

@@ -1,0 +1,121 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.base import Record, Split, WeakSegDataset
+from datasets.loader import StepSampler, eval_loader, train_loader
+from datasets.transforms import PlainView, WeakStrongViews
+
+
+@pytest.fixture
+def split(tmp_path):
+    rng = np.random.default_rng(0)
+    records = []
+    for k in range(7):
+        path = tmp_path / f"{k}.png"
+        Image.fromarray(rng.integers(0, 256, (20, 16 + k, 3), dtype=np.uint8)).save(path)
+        records.append(Record(str(k), path, None, (1,)))
+    return Split("train", ("background", "x"), tuple(records))
+
+
+def steps(count, **options):
+    """All items of the first steps, over every process and micro-batch in the order of the global batch."""
+    world_size, accumulate = options.pop("world_size", 1), options.pop("accumulate", 1)
+    streams = [
+        list(
+            islice(
+                StepSampler(**options, rank=rank, world_size=world_size, accumulate=accumulate),
+                count * accumulate,
+            )
+        )
+        for rank in range(world_size)
+    ]
+    return [
+        [item for a in range(accumulate) for stream in streams for item in stream[step * accumulate + a]]
+        for step in range(count)
+    ]
+
+
+@pytest.mark.parametrize("length", [3, 8, 21])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (4, 1), (1, 4), (2, 2), (8, 1)])
+def test_any_division_makes_the_same_global_batches(length, world_size, accumulate):
+    options = {"length": length, "batch_size": 8, "seed": 1}
+    assert steps(6, **options, world_size=world_size, accumulate=accumulate) == steps(6, **options)
+
+
+@pytest.mark.parametrize("length", [3, 8, 21])
+def test_resuming_goes_on_with_the_same_stream(length):
+    options = {"length": length, "batch_size": 4, "seed": 2}
+    assert steps(5, **options, start_step=7) == steps(12, **options)[7:]
+
+
+def test_an_epoch_visits_no_image_twice():
+    batches = steps(10, length=21, batch_size=4, seed=0)
+    for epoch in (batches[:5], batches[5:]):
+        indices = [index for batch in epoch for index, _ in batch]
+        assert len(set(indices)) == len(indices) == 20 and max(indices) < 21
+    first, second = ([index for batch in part for index, _ in batch] for part in (batches[:5], batches[5:]))
+    assert first != second
+
+
+def test_a_small_set_is_concatenated():
+    items = [item for batch in steps(6, length=3, batch_size=4, seed=0) for item in batch]
+    epochs = [items[k : k + 3] for k in range(0, 24, 3)]
+    assert all({index for index, _ in epoch} == {0, 1, 2} for epoch in epochs)
+    assert len({seed for _, seed in items}) == 24
+
+
+def test_seeds_differ_between_samples_epochs_and_runs():
+    one, other = (steps(10, length=8, batch_size=4, seed=seed) for seed in (0, 1))
+    seeds = [seed for batches in (one, other) for batch in batches for _, seed in batch]
+    assert len(set(seeds)) == 80 and min(seeds) >= 0 and max(seeds) < 2**63
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    with pytest.raises(
+        ValueError, match=r"train\.batch_size=6 .* 2 processes x 2 micro-batches: choose a multiple of 4"
+    ):
+        StepSampler(10, 6, 0, accumulate=2, rank=0, world_size=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        StepSampler(0, 1, 0, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("transform", [PlainView(16), WeakStrongViews(16)])
+def test_batches_do_not_depend_on_workers(split, transform):
+    def batches(num_workers):
+        loader = train_loader(
+            WeakSegDataset(split, transform), StepSampler(7, 3, 5), num_workers, pin_memory=False
+        )
+        return list(islice(loader, 4))
+
+    plain = batches(0)
+    assert plain[0]["image"].shape == (3, 3, 16, 16) and plain[0]["class_label"].shape == (3, 1)
+    assert plain[0]["valid_box"].shape == (3, 4) and plain[0]["skipped"].item() == 0
+    for num_workers in (1, 2):
+        for one, other in zip(plain, batches(num_workers), strict=True):
+            assert one.keys() == other.keys() and one["name"] == other["name"]
+            assert all(torch.equal(one[key], other[key]) for key in one if key != "name")
+
+
+def test_loading_leaves_the_global_generator_alone(split):
+    loader = train_loader(WeakSegDataset(split, PlainView(16)), StepSampler(7, 3, 5), 1, pin_memory=False)
+    state = torch.get_rng_state()
+    next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_skipped_images_are_counted_through_workers(split):
+    split.records[2].image.write_bytes(b"")
+    data = WeakSegDataset(split, PlainView(16), on_error="skip")
+    batches = list(islice(train_loader(data, StepSampler(7, 7, 0), 1, pin_memory=False), 2))
+    assert all(batch["skipped"].item() >= 1 and 2 not in batch["index"] for batch in batches)
+
+
+def test_evaluation_yields_one_image_at_its_size(split):
+    for num_workers in (0, 1):
+        batches = list(eval_loader(WeakSegDataset(split), num_workers, [5, 0]))
+        assert [tuple(batch["image"].shape) for batch in batches] == [(1, 3, 20, 21), (1, 3, 20, 16)]
+        assert [batch["name"] for batch in batches] == [["5"], ["0"]]

@@ -1,0 +1,147 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.base import Record, Split, WeakSegDataset, collate
+from utils.image import write_mask
+
+
+@pytest.fixture
+def split(tmp_path):
+    records = []
+    for k, tags in enumerate([(1,), (), (1, 2), (2,)]):
+        image, mask = tmp_path / f"{k}.png", tmp_path / "masks" / f"{k}.png"
+        Image.fromarray(np.full((6, 8 + k, 3), 10 * k, dtype=np.uint8)).save(image)
+        write_mask(mask, np.full((6, 8 + k), 255 if k == 0 else k % 3))
+        records.append(Record(str(k), image, mask, tags))
+    return Split("train", ("background", "cat", "dog"), tuple(records))
+
+
+def draw(sample):
+    return {
+        "image": torch.rand(3),
+        **{key: sample[key] for key in ("name", "index", "sample_seed", "skipped", "class_label")},
+    }
+
+
+def test_evaluation_samples_keep_their_size(split):
+    sample = WeakSegDataset(split, with_mask=True)[2]
+    assert sample["image"].shape == (3, 6, 10) and sample["image"].dtype == torch.uint8
+    assert (sample["image"] == 20).all() and (sample["mask"] == 2).all()
+    assert sample["class_label"].tolist() == [1, 1]
+    assert (sample["name"], sample["index"], sample["sample_seed"]) == ("2", 2, 0)
+
+
+def test_masks_are_read_only_when_asked_for(split, tmp_path):
+    shutil.rmtree(tmp_path / "masks")
+    assert "mask" not in WeakSegDataset(split)[0]
+    with pytest.raises(FileNotFoundError, match=r"4 of 4 masks of split 'train' are missing, first .*0\.png"):
+        WeakSegDataset(split, with_mask=True)
+
+
+def test_draws_belong_to_the_seed_and_leave_the_global_generator_alone(split):
+    data = WeakSegDataset(split, draw)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first, second, other = data[1, 7], data[1, 7], data[1, 8]
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(first["image"], second["image"]) and not torch.equal(first["image"], other["image"])
+
+
+def test_unreadable_image_names_file_and_way_out(split):
+    split.records[1].image.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cannot read image .*1\.png.*data\.on_error=skip"):
+        WeakSegDataset(split, draw)[1]
+
+
+def test_skip_replaces_by_seed_and_counts(split):
+    image = split.records[1].image
+    image.write_bytes(image.read_bytes()[:50])
+    data = WeakSegDataset(split, draw, on_error="skip")
+    samples = [data[1, seed] for seed in range(20)]
+    assert all(sample["skipped"] >= 1 and sample["index"] != 1 for sample in samples)
+    assert len({sample["index"] for sample in samples}) == 3
+    assert [sample["index"] for sample in samples] == [data[1, seed]["index"] for seed in range(20)]
+    assert data[0, 1]["skipped"] == 0
+    assert collate([data[0, 1], *samples])["skipped"] == sum(sample["skipped"] for sample in samples)
+
+
+def test_skip_gives_up_when_nothing_can_be_read(split):
+    for record in split.records:
+        record.image.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"10 images .* unreadable"):
+        WeakSegDataset(split, draw, on_error="skip")[0]
+
+
+def test_evaluation_never_skips(split):
+    split.records[1].image.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot read image .*1\.png"):
+        WeakSegDataset(split, on_error="skip")[1]
+
+
+def test_mask_of_another_size_or_with_unknown_classes_is_named(split):
+    data = WeakSegDataset(split, with_mask=True)
+    write_mask(split.records[1].mask, np.zeros((6, 8)))
+    with pytest.raises(ValueError, match=r"masks/1\.png is 8 x 6 pixels, .*1\.png is 9 x 6"):
+        data[1]
+    write_mask(split.records[1].mask, np.full((6, 9), 3))
+    with pytest.raises(ValueError, match=r"masks/1\.png holds the value 3, but there are 3 classes"):
+        data[1]
+
+
+def test_training_needs_tags_and_scoring_needs_masks(split):
+    bare = dataclasses.replace(split, records=(dataclasses.replace(split.records[0], tags=None, mask=None),))
+    with pytest.raises(ValueError, match=r"1 of 1 images \(0\) of split 'train' have no tags"):
+        WeakSegDataset(bare, draw)
+    with pytest.raises(ValueError, match="no ground-truth mask"):
+        WeakSegDataset(bare, with_mask=True)
+    assert "class_label" not in WeakSegDataset(bare)[0]
+    assert not bare.has_masks and not bare.has_tags and split.has_masks and split.has_tags
+
+
+def test_class_prior_counts_tagged_images(split):
+    assert split.class_prior().tolist() == [0.5, 0.5]
+    assert split.num_classes == 3
+
+
+def test_fingerprint_follows_content_not_place_or_order(split, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("copy")
+    records = []
+    for record in split.records:
+        image, mask = elsewhere / record.image.name, elsewhere / f"mask_{record.mask.name}"
+        shutil.copy(record.image, image)
+        shutil.copy(record.mask, mask)
+        records.append(dataclasses.replace(record, image=image, mask=mask))
+    copy = dataclasses.replace(split, records=tuple(reversed(records)))
+    assert copy.fingerprint() == split.fingerprint()
+
+    other_tags = dataclasses.replace(
+        split, records=(dataclasses.replace(split.records[0], tags=(2,)), *split.records[1:])
+    )
+    assert other_tags.fingerprint() != split.fingerprint()
+    records[0].image.write_bytes(b"longer" * 1000)
+    assert copy.fingerprint() != split.fingerprint()
+
+
+def test_collate_stacks_and_keeps_names(split):
+    batch = collate([WeakSegDataset(split, draw)[k, 2**62] for k in range(2)])
+    assert batch["image"].shape == (2, 3) and batch["name"] == ["0", "1"]
+    assert batch["sample_seed"].tolist() == [2**62, 2**62] and batch["index"].dtype == torch.int64
+
+
+def test_real_photos_load(voc20_mini):
+    from datasets.voc import voc_split
+
+    options = {"masks": "SegmentationClass", "tags": "image_labels.txt", "class_names": "class_names.txt"}
+    split = voc_split(voc20_mini, "val", **options)
+    assert len(split) == 293 and split.num_classes == 21 and split.has_masks
+    data = WeakSegDataset(split, with_mask=True)
+    for index in range(0, 293, 40):
+        sample = data[index]
+        classes = set(sample["mask"].unique().tolist()) - {0, 255}
+        assert classes == set(split.records[index].tags)

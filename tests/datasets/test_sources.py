@@ -1,0 +1,211 @@
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.coco import coco_split
+from datasets.custom import custom_split, find_images
+from datasets.voc import tags_from_xml, voc_split
+from utils.build import import_target
+from utils.config import load_config
+from utils.image import write_mask
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3)).save(path)
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    for name in "abcd":
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+    for split, names in {"train": "ab", "val": "c", "test": "d"}.items():
+        text(tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{n}\n" for n in names))
+    text(tmp_path / "tags.csv", "name,tags\na,dog;cat\nb,person;\nc,\n")
+    return tmp_path
+
+
+def test_voc_records(voc):
+    split = voc_split(voc, "train")
+    assert split.class_names[12] == "dog" and split.num_classes == 21
+    assert [record.tags for record in split.records] == [(8, 12), (15,)]
+    assert split.records[0].mask == voc / "SegmentationClassAug" / "a.png"
+    assert voc_split(voc, "val").records[0].tags == ()
+
+
+def test_voc_test_has_no_truth_unless_it_is_there(voc):
+    record = voc_split(voc, "test").records[0]
+    assert record.mask is None and record.tags is None
+    write_mask(voc / "SegmentationClassAug" / "d.png", np.zeros((3, 4)))
+    (voc / "tags.csv").write_text("d,cat\n")
+    record = voc_split(voc, "test").records[0]
+    assert record.mask is not None and record.tags == (8,)
+
+
+def test_own_list_may_lack_tags_and_masks(voc):
+    text(voc / "mine.txt", "d\na\n")
+    split = voc_split(voc, str(voc / "mine.txt"))
+    assert split.name == "mine" and [record.tags for record in split.records] == [None, (8, 12)]
+    (voc / "tags.csv").unlink()
+    assert not voc_split(voc, str(voc / "mine.txt")).has_tags
+
+
+def test_voc_says_what_is_missing(voc):
+    with pytest.raises(FileNotFoundError, match="lists in that folder: test, train, val"):
+        voc_split(voc, "trainaug")
+    with pytest.raises(FileNotFoundError, match=r"data\.root"):
+        voc_split(voc / "nowhere", "train")
+    (voc / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 2 images of split 'train' are missing, first .*b\.jpg"
+    ):
+        voc_split(voc, "train")
+    (voc / "tags.csv").write_text("a,cat\n")
+    with pytest.raises(ValueError, match=r"1 of 1 images \(c\) of split 'val' have no line"):
+        voc_split(voc, "val")
+    (voc / "tags.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"python tools/prepare_voc\.py --root"):
+        voc_split(voc, "val")
+    assert voc_split(voc, "val", tags=None).records[0].tags is None
+
+
+def test_tags_from_xml(tmp_path):
+    text(
+        tmp_path / "a.xml",
+        "<annotation><object><name>person</name><difficult>0</difficult><part><name>head</name></part></object>"
+        "<object><name>cat</name><difficult>1</difficult></object><object><name>person</name></object></annotation>",
+    )
+    assert tags_from_xml(tmp_path, ["a"]) == {"a": ["cat", "person"]}
+    assert tags_from_xml(tmp_path, ["a"], difficult=False) == {"a": ["person"]}
+    with pytest.raises(ValueError, match=r"a\.xml holds an object of the unknown class 'person'"):
+        tags_from_xml(tmp_path, ["a"], class_names=("background", "cat"))
+
+
+def test_coco_layouts(tmp_path):
+    name = "COCO_val2014_000000000042"
+    picture(tmp_path / "val2014" / f"{name}.jpg")
+    text(tmp_path / "ImageSets" / "val.txt", f"{name}\n")
+    text(tmp_path / "tags.csv", f"{name},traffic light;tv\n")
+    split = coco_split(tmp_path, "val")
+    assert split.num_classes == 81 and split.records[0].tags == (10, 63)
+    assert split.records[0].mask == tmp_path / "SegmentationClass" / "val2014" / f"{name}.png"
+
+    picture(tmp_path / "val" / f"{name}.jpg")
+    seco = coco_split(tmp_path, "val", images="{part}/{name}.jpg", masks="{part}/{number}.png")
+    assert seco.records[0].image == tmp_path / "val" / f"{name}.jpg"
+    assert seco.records[0].mask == tmp_path / "val" / "000000000042.png"
+
+
+@pytest.fixture
+def own(tmp_path):
+    for name in ("a.jpg", "b.PNG", "deep/c.webp", "my dog.bmp"):
+        picture(tmp_path / "images" / name)
+    text(tmp_path / "tags.csv", "name,tags\na.jpg,zebra;cat\nb,\nc,cat;\nmy dog.bmp,zebra;\n")
+    return tmp_path
+
+
+def test_custom_folder(own):
+    split = custom_split(own, "all")
+    assert split.class_names == ("background", "cat", "zebra")
+    assert {r.name: r.tags for r in split.records} == {"a": (1, 2), "b": (), "deep/c": (1,), "my dog": (2,)}
+    assert all(record.mask is None for record in split.records)
+    assert custom_split(own, "all", masks="masks").records[2].mask == own / "masks" / "deep" / "c.png"
+
+
+def test_custom_single_class_and_given_order(own):
+    text(own / "tags.csv", "a,cat\nb,\nc,\nmy dog,\n")
+    assert custom_split(own, "all").class_names == ("background", "cat")
+    assert custom_split(own, "all", class_names=["zebra", "cat"]).records[0].tags == (2,)
+
+
+def test_custom_splits_are_disjoint_complete_and_stable(tmp_path):
+    for k in range(40):
+        picture(tmp_path / "images" / f"{k}.png")
+    text(tmp_path / "tags.json", "{" + ", ".join(f'"{k}": ["cat"]' for k in range(40)) + "}")
+    names = {
+        s: {r.name for r in custom_split(tmp_path, s, tags="tags.json", val_fraction=0.3).records}
+        for s in ("train", "val", "all")
+    }
+    assert not names["train"] & names["val"] and names["train"] | names["val"] == names["all"]
+    assert 4 <= len(names["val"]) <= 20
+    (tmp_path / "images" / "0.png").unlink()
+    fewer = custom_split(tmp_path, "val", tags=None, class_names=["cat"], val_fraction=0.3)
+    assert {r.name for r in fewer.records} == names["val"] - {"0"}
+
+
+def test_custom_lists(own):
+    text(own / "lists" / "train.txt", "my dog.bmp\ndeep/c\n")
+    assert [r.name for r in custom_split(own, "train", lists="lists").records] == ["my dog", "deep/c"]
+    text(own / "lists" / "val.txt", "a\nnone\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images \(none\) named in .*val\.txt are missing"):
+        custom_split(own, "val", lists="lists")
+    text(own / "infer.txt", "b\n")
+    assert custom_split(own, str(own / "infer.txt"), masks="masks").records[0].mask is None
+
+
+def test_custom_images_without_tags(own):
+    text(own / "tags.csv", "a,zebra;cat\nc,cat;\nmy dog,zebra;\n")
+    with pytest.raises(
+        ValueError, match=r"1 of 4 images \(b\) of split 'all' are not in tags\.csv.*untagged"
+    ):
+        custom_split(own, "all")
+    assert custom_split(own, "all", untagged="no_object").records[1].tags == ()
+    assert custom_split(own, "all", untagged="unknown").records[1].tags is None
+    assert len(custom_split(own, "all", untagged="leave_out")) == 3
+
+
+def test_custom_says_what_is_wrong(own):
+    with pytest.raises(ValueError, match="no split 'foo': use train, val or all"):
+        custom_split(own, "foo")
+    text(own / "tags.csv", "a,cat\nb,\nc,\nmy dog,\nlost,cat\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 images \(lost\) named in .*tags\.csv are missing"):
+        custom_split(own, "all")
+    text(own / "tags.csv", "c,cat\ndeep/c,cat\n")
+    with pytest.raises(ValueError, match="'deep/c' is named a second time"):
+        custom_split(own, "all")
+    text(own / "tags.csv", "a,\n")
+    with pytest.raises(ValueError, match="no class to learn"):
+        custom_split(own, "all")
+    with pytest.raises(ValueError, match=r"holds no image \(4 images"):
+        custom_split(own, "val", tags=None, class_names=["cat"], val_fraction=0.0)
+    picture(own / "images" / "a.png")
+    with pytest.raises(ValueError, match=r"a\.jpg and a\.png.*mean two files"):
+        find_images(own / "images")
+    with pytest.raises(FileNotFoundError, match="no image folder"):
+        custom_split(own, "all", images="pictures", class_names=["cat"])
+
+
+def test_sources_share_their_option_names():
+    # A config that builds on one data set's file and then on another's keeps keys that only the first one
+    # sets.
+    options = [set(inspect.signature(source).parameters) for source in (voc_split, coco_split, custom_split)]
+    assert options[0] == options[1] <= options[2]
+
+
+def test_documented_overrides_reach_the_source(tmp_path):
+    name = "COCO_train2014_000000000009"
+    picture(tmp_path / "train" / f"{name}.jpg")
+    text(tmp_path / "ImageSets" / "train.txt", f"{name}\n")
+    text(tmp_path / "tags.csv", f"{name},cat;\n")
+    document = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    overrides = re.findall(r'"(data\.options\.\w+=\S*\{part\}\S*)"', document)
+    assert len(overrides) == 2
+    data = load_config("datasets/coco.yaml", [f"data.root={tmp_path}", *overrides]).data
+    split = import_target(data.source)(data.root, "train", **data.options)
+    assert split.records[0].mask == tmp_path / "train" / "000000000009.png"
+
+
+@pytest.mark.parametrize("name", ["voc", "coco", "custom"])
+def test_data_configs_set_the_same_options(name):
+    data = load_config(f"datasets/{name}.yaml").data
+    assert set(data.options) == {"lists", "images", "masks", "tags", "class_names"}
+    assert set(data.options) <= set(inspect.signature(import_target(data.source)).parameters)

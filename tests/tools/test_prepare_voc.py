@@ -1,0 +1,150 @@
+import gzip
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from datasets.voc import CLASS_NAMES, voc_split
+from tools.prepare_voc import EXPECTED, main, read_sbd, run, trainaug_names
+from utils.image import read_mask, write_mask
+
+TAGS = {"t1": ["cat"], "t2": ["dog", "person"], "v1": ["person"], "s1": ["aeroplane"], "s2": ["bird", "cat"]}
+
+
+def annotation(words):
+    objects = "".join(
+        f"<object><name>{w}</name><difficult>{int(w == 'bird')}</difficult></object>" for w in words
+    )
+    return f"<annotation>{objects}</annotation>"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Train t1, t2 and val v1 with VOC's masks (value 1); SBD labels t2, v1, s1, s2 (value 3)."""
+    root = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for name, words in TAGS.items():
+        Image.new("RGB", (5, 4)).save(root / "JPEGImages" / f"{name}.jpg")
+        (root / "Annotations" / f"{name}.xml").write_text(annotation(words))
+    for split, names in {"train": ["t1", "t2"], "val": ["v1"]}.items():
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            write_mask(root / "SegmentationClass" / f"{name}.png", np.full((4, 5), 1))
+    cls = tmp_path / "benchmark_RELEASE" / "dataset" / "cls"
+    cls.mkdir(parents=True)
+    for name in ("t2", "v1", "s1", "s2"):
+        structure = {
+            "Segmentation": np.full((4, 5), 3, dtype=np.uint8),
+            "Boundaries": np.zeros((20, 1), dtype=object),
+        }
+        scipy.io.savemat(cls / f"{name}.mat", {"GTcls": structure})
+    return root
+
+
+def prepare(root, **options):
+    return run({"root": root, "sbd": root.parent / "benchmark_RELEASE", "any_counts": True} | options)
+
+
+def test_sbd_release_gives_masks_list_and_tags(voc, capsys):
+    assert prepare(voc) == {"train": 2, "val": 1, "trainaug": 4}
+    masks = voc / "SegmentationClassAug"
+    values = {path.stem: int(read_mask(path).max()) for path in masks.glob("*.png")}
+    assert values == {"t1": 1, "t2": 1, "v1": 1, "s1": 3, "s2": 3}
+    with Image.open(masks / "s1.png") as image:
+        assert image.mode == "P" and image.size == (5, 4)
+
+    split = voc_split(voc, "trainaug")
+    assert {r.name: [CLASS_NAMES[k] for k in r.tags] for r in split.records} == {
+        n: TAGS[n] for n in ("t1", "t2", "s1", "s2")
+    }
+    assert voc_split(voc, "val").has_masks
+    assert "EXPECTED 10582" in capsys.readouterr().out
+
+
+def test_difficult_objects_can_be_left_out(voc):
+    prepare(voc, difficult=False)
+    tags = {record.name: record.tags for record in voc_split(voc, "trainaug").records}
+    assert tags["s2"] == (8,)
+
+
+def test_running_again_keeps_finished_masks(voc):
+    prepare(voc)
+    kept = voc / "SegmentationClassAug" / "s1.png"
+    write_mask(kept, np.full((4, 5), 7))
+    (voc / "SegmentationClassAug" / "s2.png").unlink()
+    prepare(voc)
+    assert read_mask(kept).max() == 7 and read_mask(kept.with_name("s2.png")).max() == 3
+
+
+def test_a_folder_of_augmented_masks_is_enough(voc):
+    with pytest.raises(
+        FileNotFoundError, match=r"SegmentationClassAug is missing: unpack one there, or .* --sbd"
+    ):
+        prepare(voc, sbd=None)
+    for name in TAGS:
+        write_mask(voc / "SegmentationClassAug" / f"{name}.png", np.zeros((4, 5)))
+    assert prepare(voc, sbd=None)["trainaug"] == 4
+
+
+def test_image_without_annotation_takes_the_tags_of_its_mask(voc, capsys):
+    (voc / "Annotations" / "s1.xml").unlink()
+    prepare(voc)
+    tags = {record.name: record.tags for record in voc_split(voc, "trainaug").records}
+    assert tags["s1"] == (3,)
+    assert "1 of 5 images (s1) have no XML annotation" in capsys.readouterr().out
+
+
+def test_part_of_voc_is_an_error_unless_accepted(voc):
+    with pytest.raises(ValueError, match=r"train 2 instead of 1464, .* trainaug 4 instead of 10582"):
+        prepare(voc, any_counts=False)
+    with pytest.raises(SystemExit, match="ValueError: this is not the whole"):
+        main(["--root", str(voc)])
+
+
+def reference(folder, tags):
+    names = sorted(tags)
+    labels = np.array([[word in tags[name] for word in CLASS_NAMES[1:]] for name in names], dtype=np.uint8)
+    np.savez(folder / "cls_labels.npz", names=np.array(names), labels=labels)
+    (folder / "train_aug.txt.gz").write_bytes(gzip.compress(b"s1\ns2\nt1\nt2\n"))
+    return folder
+
+
+def test_comparison_with_a_tag_table_and_lists(voc, tmp_path, capsys):
+    prepare(voc, compare=reference(tmp_path, TAGS))
+    out = capsys.readouterr().out
+    assert "compared tags of 5 images" in out and "compared list trainaug: 0 names differ" in out
+    reference(tmp_path, TAGS | {"t1": ["dog"]})
+    with pytest.raises(ValueError, match=r"tags of 1 of 5 images \(t1\)"):
+        prepare(voc, compare=tmp_path / "cls_labels.npz")
+
+
+def test_damaged_sbd_file_is_named(voc, tmp_path):
+    broken = tmp_path / "x.mat"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"x\.mat is no SBD class annotation"):
+        read_sbd(broken)
+
+
+def test_wrong_folders_are_named(voc, tmp_path):
+    with pytest.raises(FileNotFoundError, match="JPEGImages is missing"):
+        run({"root": tmp_path})
+    with pytest.raises(FileNotFoundError, match="no dataset/cls"):
+        prepare(voc, sbd=tmp_path)
+
+
+@pytest.fixture
+def voc_lists(voc20_mini):
+    """Lists and tags that the field shares."""
+    return voc20_mini.parent / "voc_lists"
+
+
+def test_rules_reproduce_the_lists_of_the_field(voc_lists):
+    lists = {split: (voc_lists / f"{split}.txt").read_text().split() for split in ("train", "val", "test")}
+    trainaug = gzip.decompress((voc_lists / "train_aug.txt.gz").read_bytes()).decode().split()
+    with np.load(voc_lists / "cls_labels.npz", allow_pickle=False) as table:
+        augmented = set(table["names"].tolist())
+    assert trainaug_names(augmented, lists["train"], lists["val"]) == trainaug
+    counts = {split: len(names) for split, names in lists.items()} | {"trainaug": len(trainaug)}
+    assert counts == EXPECTED

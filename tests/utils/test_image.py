@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.image import denormalize, normalize, read_image, read_mask, voc_palette, write_mask
+
+INDICES = np.array([[0, 1, 20], [255, 5, 0]], dtype=np.uint8)
+
+
+def test_normalize_and_back():
+    image = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    assert normalize(image).dtype == torch.float32
+    torch.testing.assert_close(denormalize(normalize(image)), image.float(), atol=1e-4, rtol=0)
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    torch.testing.assert_close(normalize(image), (image / 255 - mean) / std)
+
+
+def test_normalize_leaves_its_input_alone():
+    image = torch.full((3, 2, 2), 7.0, dtype=torch.float64)
+    assert normalize(image).dtype == torch.float64 and (image == 7).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, suffix):
+    if (mode == "CMYK" and suffix == ".png") or (mode in ("P", "RGBA", "LA", "I;16") and suffix == ".jpg"):
+        return
+    image = (
+        Image.fromarray(np.full((4, 6), 40000, dtype=np.uint16))
+        if mode == "I;16"
+        else Image.new("L", (6, 4), 255).convert(mode)
+    )
+    image.save(tmp_path / f"a{suffix}")
+    read = read_image(tmp_path / f"a{suffix}")
+    assert read.mode == "RGB" and read.size == (6, 4)
+    expected = 155 if mode == "I;16" else 255
+    assert np.abs(np.asarray(read).astype(int) - expected).max() <= 1
+
+
+def test_transparent_parts_are_white(tmp_path):
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    assert (np.asarray(read_image(tmp_path / "a.png")) == 255).all()
+
+
+def test_camera_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").size == (4, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n broken"])
+def test_broken_image_is_named(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read image .*a\.png"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"cannot read mask .*a\.png"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_truncated_jpeg_is_named(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    with pytest.raises(ValueError, match=r"cannot read image .*a\.jpg"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_missing_image_stays_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "none.jpg")
+
+
+def test_masks_read_back_from_palette_grey_and_voc_colours(tmp_path):
+    write_mask(tmp_path / "p.png", INDICES)
+    Image.fromarray(INDICES).save(tmp_path / "l.png")
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.mode == "P" and image.getpalette() == voc_palette()
+        image.convert("RGB").save(tmp_path / "rgb.png")
+    Image.fromarray(INDICES.astype(np.uint16)).save(tmp_path / "u16.png")
+    for name in ("p", "l", "rgb", "u16"):
+        mask = read_mask(tmp_path / f"{name}.png")
+        assert mask.dtype == np.uint8 and (mask == INDICES).all()
+    write_mask(tmp_path / "new" / "t.png", torch.from_numpy(INDICES).long())
+    assert (read_mask(tmp_path / "new" / "t.png") == INDICES).all()
+
+
+def test_foreign_colours_and_values_are_refused(tmp_path):
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "rgb.png")
+    with pytest.raises(
+        ValueError, match=r"rgb\.png is a colour image .* first \(1, 2, 3\) at row 0, column 0"
+    ):
+        read_mask(tmp_path / "rgb.png")
+    Image.fromarray(np.full((2, 2), 300, dtype=np.uint16)).save(tmp_path / "u16.png")
+    with pytest.raises(ValueError, match=r"u16\.png .* is not a picture of class indices"):
+        read_mask(tmp_path / "u16.png")
+    with pytest.raises(ValueError, match=r"values 0\.\.255"):
+        write_mask(tmp_path / "bad.png", np.full((2, 2), -1))
+
+
+def test_voc_palette_is_the_published_one():
+    colours = [tuple(voc_palette()[3 * k : 3 * k + 3]) for k in range(256)]
+    assert colours[1] == (128, 0, 0) and colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
+    assert colours[255] == (224, 224, 192) and len(set(colours)) == 256
+    assert voc_palette(21) == voc_palette()[:63]

@@ -1,0 +1,230 @@
+"""Make what training needs from PASCAL VOC 2012 and its SBD annotations: tags, the trainaug list, masks.
+
+    python tools/prepare_voc.py --root data/VOCdevkit/VOC2012 --sbd data/benchmark_RELEASE
+
+Reads ``Annotations/*.xml``, ``SegmentationClass``, ``ImageSets/Segmentation`` and, for the masks that VOC
+itself has not, either a folder ``SegmentationClassAug`` or SBD's ``.mat`` files. Writes below root
+``tags.csv``, ``ImageSets/Segmentation/trainaug.txt`` and, from SBD, ``SegmentationClassAug``: VOC's own mask
+for the images of VOC train and val, SBD's for the others. Can be stopped and run again; masks that are there
+are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import scipy.io
+from tqdm import tqdm
+
+from datasets.lists import read_list, read_tags, require_files, some, write_tags
+from datasets.voc import CLASS_NAMES, tags_from_xml
+from utils.artifacts import write_atomic
+from utils.image import read_mask, write_mask
+
+EXPECTED = {"train": 1464, "val": 1449, "trainaug": 10582, "test": 1456}
+LISTS = Path("ImageSets/Segmentation")
+
+
+def run(cfg: Mapping[str, Any]) -> dict[str, int]:
+    """Prepare the folder; returns the number of images of each list.
+
+    Args:
+        cfg: ``root``: folder VOC2012. ``sbd``: folder benchmark_RELEASE, None where SegmentationClassAug is
+            there. ``difficult``: objects marked difficult count as present (default, and the rule of the
+            field's tag table). ``compare``: ``.npz`` of a tag table, or a folder of lists with one, to
+            compare the result with. ``any_counts``: accept a part of VOC.
+
+    Raises:
+        FileNotFoundError: something that must be there is not.
+        ValueError: the counts are not those of VOC 2012, or the result differs from ``compare``.
+    """
+    root = Path(cfg["root"])
+    for part in ("JPEGImages", "Annotations", "SegmentationClass", LISTS):
+        if not (root / part).is_dir():
+            raise FileNotFoundError(
+                f"{root} is no unpacked VOC 2012: {part} is missing; unpack VOCtrainval_11-May-2012.tar and "
+                "set --root to its VOC2012"
+            )
+    train, val = (read_list(root / LISTS / f"{split}.txt") for split in ("train", "val"))
+    if cfg.get("sbd"):
+        convert_sbd(Path(cfg["sbd"]), root, [*train, *val])
+    augmented = _names_in(root / "SegmentationClassAug", "*.png")
+    if not augmented:
+        raise FileNotFoundError(
+            f"{root / 'SegmentationClassAug'} is missing: unpack one there, or make it from SBD's release "
+            "with --sbd benchmark_RELEASE"
+        )
+    trainaug = trainaug_names(augmented, train, val)
+    write_atomic(root / LISTS / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in [*trainaug, *val]]
+    require_files(images, "images", "unpack VOCtrainval_11-May-2012.tar again")
+
+    tags = image_tags(root, sorted({*trainaug, *val}), bool(cfg.get("difficult", True)))
+    write_tags(root / "tags.csv", tags)
+    counts = {"train": len(train), "val": len(val), "trainaug": len(trainaug)}
+    if (root / LISTS / "test.txt").is_file():
+        counts["test"] = len(read_list(root / LISTS / "test.txt"))
+    _report(counts, tags, trainaug)
+    if cfg.get("compare"):
+        compare(root, Path(cfg["compare"]))
+    wrong = [
+        f"{split} {count} instead of {EXPECTED[split]}"
+        for split, count in counts.items()
+        if count != EXPECTED[split]
+    ]
+    if wrong and not cfg.get("any_counts"):
+        raise ValueError(
+            f"this is not the whole of VOC 2012 and SBD: {', '.join(wrong)}; everything was written, "
+            "but unpack what is missing and run again, or accept it with --any_counts"
+        )
+    return counts
+
+
+def trainaug_names(augmented: set[str], train: list[str], val: list[str]) -> list[str]:
+    """Every augmented label that is not in val, sorted: 10,582 names that contain all of train."""
+    missing = [name for name in train if name not in augmented]
+    if missing:
+        lacking = some(missing, len(train), "masks")
+        raise FileNotFoundError(
+            f"SegmentationClassAug lacks {lacking} of VOC train: unpack it again, or use --sbd"
+        )
+    return sorted(augmented - set(val))
+
+
+def convert_sbd(sbd: Path, root: Path, own: list[str]) -> None:
+    """Fill ``SegmentationClassAug``: VOC's own masks for the images ``own``, SBD's for all others.
+
+    SBD also labels many images of VOC train and val, more coarsely: VOC's masks have the 255 border, SBD's
+    have none.
+    """
+    folder = next((place for place in (sbd / "dataset" / "cls", sbd / "cls") if place.is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"there is no dataset/cls in {sbd}: set --sbd to the unpacked benchmark_RELEASE"
+        )
+    out = root / "SegmentationClassAug"
+    out.mkdir(exist_ok=True)
+    voc_masks = [root / "SegmentationClass" / f"{name}.png" for name in own]
+    require_files(voc_masks, "masks of VOC train and val", "unpack VOCtrainval_11-May-2012.tar again")
+    for path in tqdm(voc_masks, desc="masks of VOC", unit="image"):
+        if not (out / path.name).is_file():
+            write_atomic(out / path.name, path.read_bytes())
+    others = sorted(_names_in(folder, "*.mat") - set(own))
+    for name in tqdm(others, desc="masks of SBD", unit="image"):
+        if not (out / f"{name}.png").is_file():
+            write_mask(out / f"{name}.png", read_sbd(folder / f"{name}.mat"))
+
+
+def read_sbd(path: Path) -> np.ndarray:
+    """(H, W) class indices 0..20 of an SBD ``cls/*.mat`` file (field ``GTcls.Segmentation``)."""
+    try:
+        mask = np.asarray(scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0])
+    # scipy raises many things on damaged files (ValueError, zlib.error, NotImplementedError, ...).
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no SBD class annotation, or damaged: {error}; unpack SBD again"
+        ) from error
+    if mask.ndim != 2 or mask.max(initial=0) >= len(CLASS_NAMES):
+        raise ValueError(f"{path} holds {mask.shape} values up to {mask.max()}, not (H, W) classes 0..20")
+    return mask.astype(np.uint8)
+
+
+def image_tags(root: Path, names: list[str], difficult: bool) -> dict[str, list[str]]:
+    """Tags of every image from its annotation; without one from its mask, and a warning says so."""
+    annotated = _names_in(root / "Annotations", "*.xml")
+    without = [name for name in names if name not in annotated]
+    if without:
+        print(
+            f"warning: {some(without, len(names), 'images')} have no XML annotation; their masks give the "
+            "tags"
+        )
+    present = tqdm([name for name in names if name in annotated], desc="annotations", unit="image")
+    tags = tags_from_xml(root / "Annotations", present, difficult=difficult)
+    for name in without:
+        values = np.unique(read_mask(root / "SegmentationClassAug" / f"{name}.png"))
+        tags[name] = [CLASS_NAMES[k] for k in values if 0 < k < len(CLASS_NAMES)]
+    return {name: tags[name] for name in names}
+
+
+def compare(root: Path, reference: Path) -> None:
+    """Compare tags, and where ``reference`` is a folder lists; a difference is a ValueError."""
+    differences = []
+    table = reference / "cls_labels.npz" if reference.is_dir() else reference
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no tag table {table} to compare with")
+    with np.load(table, allow_pickle=False) as arrays:
+        rows = zip(arrays["names"], arrays["labels"], strict=True)
+        theirs = {str(name): tuple(np.flatnonzero(row) + 1) for name, row in rows}
+    ours = read_tags(root / "tags.csv", CLASS_NAMES)
+    common = sorted(ours.keys() & theirs.keys())
+    unequal = [name for name in common if ours[name] != theirs[name]]
+    print(f"compared tags of {len(common)} images ({len(theirs)} in {table}): {len(unequal)} differ")
+    if unequal:
+        differences.append(f"tags of {some(unequal, len(common), 'images')}")
+    if ours.keys() != theirs.keys():
+        only_one = sorted(ours.keys() ^ theirs.keys())
+        differences.append(f"tagged images: {some(only_one, len(theirs), 'names')}")
+    lists = {"trainaug": "train_aug.txt.gz", "train": "train.txt", "val": "val.txt", "test": "test.txt"}
+    for split, file in lists.items():
+        here, there = root / LISTS / f"{split}.txt", reference / file
+        if here.is_file() and there.is_file():
+            raw = there.read_bytes()
+            names = set((gzip.decompress(raw) if there.suffix == ".gz" else raw).decode().split())
+            other = sorted(names ^ set(read_list(here)))
+            print(f"compared list {split}: {len(other)} names differ")
+            if other:
+                differences.append(f"list {split}: {some(other, len(names), 'names')}")
+    if differences:
+        raise ValueError(f"the result differs from {reference}: {'; '.join(differences)}")
+
+
+def _report(counts: Mapping[str, int], tags: Mapping[str, list[str]], trainaug: list[str]) -> None:
+    for split, expected in EXPECTED.items():
+        if split in counts:
+            verdict = "as expected" if counts[split] == expected else f"EXPECTED {expected}"
+            print(f"{split:<9} {counts[split]:>6} images, {verdict}")
+        else:
+            print(
+                f"{split:<9}      - no list (it comes with VOC's test archive; only the test server needs it)"
+            )
+    per_class = {name: sum(name in tags[image] for image in trainaug) for name in CLASS_NAMES[1:]}
+    print("trainaug images per class: " + ", ".join(f"{name} {count}" for name, count in per_class.items()))
+    untagged = [name for name, words in tags.items() if not words]
+    if untagged:
+        print(f"warning: {some(untagged, len(tags), 'images')} have no object")
+
+
+def _names_in(folder: Path, pattern: str) -> set[str]:
+    return {path.stem for path in folder.glob(pattern) if not path.name.startswith(".")}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root", default="data/VOCdevkit/VOC2012", help="folder VOC2012 of the unpacked archive"
+    )
+    parser.add_argument("--sbd", help="folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug")
+    parser.add_argument("--ignore_difficult", action="store_true", help="difficult objects give no tag")
+    parser.add_argument(
+        "--compare", help="tag table .npz, or a folder of lists with cls_labels.npz, to compare with"
+    )
+    parser.add_argument("--any_counts", action="store_true", help="accept a part of VOC")
+    args = parser.parse_args(argv)
+    try:
+        run(vars(args) | {"difficult": not args.ignore_difficult})
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The files that inference writes and later steps read: CAMs, label images, scores, and the settings they
+were made with.
+
+    <folder>/settings.json     what made the folder; another checkpoint or other settings are refused, not
+    mixed in <folder>/<name>.png        label as a palette PNG of class indices, original size
+    <folder>/<name>.npz        CAM file (see :func:`save_cam`)
+    <folder>/scores.json       every score of the folder with its protocol id and provenance
+
+No file holds a pickle, so reading one cannot run code; every file appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCORES_FORMAT = "tag2mask-scores/1"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete at every moment, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as readable JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged one is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it or make it anew") from error
+
+
+def label_path(folder: Path, name: str) -> Path:
+    """Where the label image of ``name`` lies; names may hold folders (``train2014/0001``)."""
+    return folder / f"{name}.png"
+
+
+def missing_files(paths: Iterable[Path], what: str, folder: Path, hint: str = "") -> None:
+    """Raise one FileNotFoundError that counts what is missing; silent when everything is there."""
+    paths = list(paths)
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} {what} are missing in {folder}, first {missing[0].name}"
+            + (f"; {hint}" if hint else "")
+        )
+
+
+@dataclass(frozen=True)
+class CamFile:
+    """CAMs of the classes that an image is tagged with.
+
+    Args:
+        class_ids: (n,) int64 mask values 1..C of the channels, ascending.
+        cam: (n, h, w) float32 in [0, 1]; h, w may be smaller than the image.
+        aux_cam: the same from the auxiliary block, or None.
+        size: (H, W) of the image.
+    """
+
+    class_ids: Tensor
+    cam: Tensor
+    aux_cam: Tensor | None
+    size: tuple[int, int]
+
+
+def cam_path(folder: Path, name: str) -> Path:
+    """Where the CAM file of ``name`` lies."""
+    return folder / f"{name}.npz"
+
+
+def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
+    """Write a CAM file: ``class_ids`` int16, ``cam`` and, if there is one, ``aux_cam`` as ``dtype``, ``size``
+    int32.
+
+    Half precision moves a value by at most 2.5e-4, far less than the step of a threshold sweep.
+    """
+    arrays = {
+        "class_ids": cams.class_ids.cpu().numpy().astype(np.int16),
+        "cam": cams.cam.float().cpu().numpy().astype(dtype),
+        "size": np.array(cams.size, dtype=np.int32),
+    }
+    if cams.aux_cam is not None:
+        arrays["aux_cam"] = cams.aux_cam.float().cpu().numpy().astype(dtype)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
+
+
+def load_cam(path: Path) -> CamFile:
+    """Read a CAM file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged or is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no CAM file {path}: run tools/infer_cam.py first")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            aux = torch.from_numpy(arrays["aux_cam"]).float() if "aux_cam" in arrays else None
+            height, width = (int(v) for v in arrays["size"])
+            return CamFile(
+                class_ids=torch.from_numpy(arrays["class_ids"]).long(),
+                cam=torch.from_numpy(arrays["cam"]).float(),
+                aux_cam=aux,
+                size=(height, width),
+            )
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a CAM file of this project, or damaged ({error}); delete it and run again"
+        ) from error
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Mark ``folder`` as made with ``settings``, or check that it was.
+
+    Finished files are taken over when a run is repeated, so they must come from the same checkpoint and
+    settings.
+
+    Raises:
+        ValueError: the folder was made with something else (names every difference), or holds foreign images.
+    """
+    path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
+    if not path.is_file():
+        foreign = next((file for file in folder.rglob("*.*") if file.suffix in (".png", ".npz")), None)
+        if foreign is not None:
+            raise ValueError(
+                f"{folder} already holds files that no run of this tool made, for example {foreign.name} (there is no "
+                "settings.json): choose another folder with --out"
+            )
+        write_json(path, settings)
+        return
+    before = read_json(path)
+    changed = [
+        f"{key}: {before.get(key)} -> {settings.get(key)}"
+        for key in dict.fromkeys([*before, *settings])
+        if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with --out, or "
+            "delete this one"
+        )
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The score records of a folder, oldest first; empty without a file."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return []
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != SCORES_FORMAT:
+        raise ValueError(f"{path} is not a score file of this project ({SCORES_FORMAT}); move it away")
+    return content["scores"]
+
+
+def write_scores(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add score records to ``scores.json``.
+
+    A record replaces an earlier one of the same protocol on the same checkpoint, data and settings (a
+    repeated run); a record of anything else is kept beside it.
+    """
+    kept = read_scores(folder)
+    for record in records:
+        kept = [old for old in kept if _identity(old) != _identity(record)] + [dict(record)]
+    write_json(folder / "scores.json", {"format": SCORES_FORMAT, "scores": kept})
+
+
+def _identity(record: Mapping[str, Any]) -> str:
+    provenance = record.get("provenance", {})
+    parts = [record.get("protocol"), record.get("settings")]
+    parts += [provenance.get(key) for key in ("checkpoint_sha256", "data_fingerprint", "split")]
+    return json.dumps(parts, sort_keys=True)

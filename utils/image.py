@@ -1,0 +1,169 @@
+"""Images and masks on disk, and the one normalisation that every network of the project uses.
+
+H, W: pixels. Images are RGB; masks hold class indices (0 background, 255 ignore).
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from utils.artifacts import write_atomic
+
+# ImageNet statistics on the 0..255 scale.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+_EXIF_ORIENTATION = 0x0112
+
+
+class UnreadableImageError(ValueError):
+    """A file is there but holds no image that can be decoded."""
+
+
+def normalize(image_rgb: Tensor) -> Tensor:
+    """Map (..., 3, H, W) RGB values on 0..255, of any dtype, to the float range that the backbones expect."""
+    image = image_rgb.clone() if image_rgb.is_floating_point() else image_rgb.to(torch.float32)
+    return image.sub_(_channels(IMAGENET_MEAN, image)).div_(_channels(IMAGENET_STD, image))
+
+
+def denormalize(image: Tensor) -> Tensor:
+    """Undo `normalize`: (..., 3, H, W) on 0..255, neither rounded nor clipped (what is next decides that)."""
+    return image * _channels(IMAGENET_STD, image) + _channels(IMAGENET_MEAN, image)
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read any picture that Pillow knows as RGB.
+
+    Grey, palette, CMYK and 16-bit pictures are converted, transparent parts become white, and a camera's EXIF
+    orientation is applied.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnreadableImageError: the file is damaged, or is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _to_rgb(image)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    # Decoders raise whatever the damage makes them trip over (OSError, SyntaxError, struct.error, zlib.error,
+    # ...).
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if (
+        image.mode.startswith("I") or image.mode == "F"
+    ):  # 16 bits and more: Pillow's own conversion would clip
+        values = np.asarray(image).astype(np.float64)
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask as an (H, W) uint8 array of class indices.
+
+    Palette and grey pictures hold the indices themselves. A colour picture is accepted where every colour is
+    one of the VOC palette, because many tools save masks that way.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnreadableImageError: the file is damaged.
+        ValueError: a colour picture with other colours, or values above 255.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read mask {path}: {error}") from error
+    if image.mode in ("P", "L", "1"):
+        return np.array(image, dtype=np.uint8)
+    if image.mode in ("RGB", "RGBA"):
+        return _indices_of_voc_colours(np.asarray(image.convert("RGB")), path)
+    values = np.asarray(image)
+    if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+        raise ValueError(
+            f"mask {path} (Pillow mode {image.mode}) is not a picture of class indices 0..255: "
+            "save it as an 8-bit grey or palette PNG whose pixel values are the class indices"
+        )
+    return values.astype(np.uint8)
+
+
+def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
+    """Write (H, W) class indices 0..255 as a PNG with the VOC palette; a reader never sees half a file."""
+    mask = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+    if mask.ndim != 2 or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
+        raise ValueError(
+            f"cannot write {path}: a mask is (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
+        )
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(voc_palette())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomic(Path(path), buffer.getvalue())
+
+
+def voc_palette(n: int = 256) -> list[int]:
+    """The first n colours of the PASCAL VOC palette as a flat list r, g, b, r, g, b, ...
+
+    The bits of a class index are dealt to red, green and blue in turn, highest colour bit first, so all 256
+    colours differ.
+    """
+    palette = []
+    for index in range(n):
+        colour = [0, 0, 0]
+        for bit in range(8):
+            colour[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        palette += colour
+    return palette
+
+
+@cache
+def _index_of_colour() -> np.ndarray:
+    """Look-up table from a packed 24-bit colour to its VOC index, -1 for every other colour."""
+    table = np.full(1 << 24, -1, dtype=np.int16)
+    table[_packed(np.array(voc_palette()).reshape(-1, 3))] = np.arange(256)
+    return table
+
+
+def _packed(rgb: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(rgb.astype(np.int64), -1, 0)
+    return (red << 16) | (green << 8) | blue
+
+
+def _indices_of_voc_colours(rgb: np.ndarray, path: str | Path) -> np.ndarray:
+    index = _index_of_colour()[_packed(rgb)]
+    foreign = np.argwhere(index < 0)
+    if len(foreign):
+        y, x = foreign[0]
+        raise ValueError(
+            f"mask {path} is a colour image and {len(foreign)} of its pixels have colours outside the VOC "
+            "palette, "
+            f"first {tuple(int(c) for c in rgb[y, x])} at row {y}, column {x}: "
+            "save it as an 8-bit grey or palette PNG whose pixel values are the class indices"
+        )
+    return index.astype(np.uint8)

@@ -55,10 +55,16 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run code); "
-            f"save its state dict alone with torch.save and use that file. {str(error).splitlines()[0]}"
+            f"save its state dict alone with torch.save and use that file. {_unsupported(error)}"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def _unsupported(error: Exception) -> str:
+    """The part of torch's message that names the object."""
+    match = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return f"It holds: {match.group(1)}" if match else str(error).splitlines()[0]
 
 
 def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

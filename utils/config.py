@@ -90,29 +90,37 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def describe(name: str | Path) -> str:
-    """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
+def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
+    """``(dotted key, value, meaning)`` of every key of a config.
+
+    The meaning is the comment behind the key in the YAML files; for arguments of classes and functions that no file
+    sets, it is their docstring's, and the value is the default.
+    """
     path = find_config(name)
     cfg = load_config(path)
-    comments: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for file in [CONFIGS / "default.yaml", *config_chain(path)]:
-        comments |= _comments(file)
+        meanings |= _comments(file)
     for prefix, target in _targets(cfg):
         for key, (default, text) in _argument_docs(target).items():
             if key in GIVEN:
                 continue
-            comments.setdefault(f"{prefix}.{key}", text)
+            meanings.setdefault(f"{prefix}.{key}", text)
             if OmegaConf.select(cfg, f"{prefix}.{key}") is None and default is not _REQUIRED:
                 OmegaConf.update(cfg, f"{prefix}.{key}", default, force_add=True)
-    lines = []
+    rows = []
     for key, value in _leaves(OmegaConf.to_container(cfg)):
-        text = comments.get(key, "")
         parent = key
-        while not text and "." in parent:
+        while parent and not meanings.get(parent):
             parent = parent.rpartition(".")[0]
-            text = comments.get(parent, "") if parent in comments and parent not in OPEN else ""
-        lines.append(f"  {key} = {value}".ljust(58) + (f"  {text}" if text else ""))
-    return f"{_label(path)}: every key, its value and its meaning\n" + "\n".join(lines)
+        rows.append((key, value, meanings.get(parent, "")))
+    return rows
+
+
+def describe(name: str | Path) -> str:
+    """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
+    lines = [f"  {f'{key} = {value}':<56}  {meaning}" for key, value, meaning in documented_keys(name)]
+    return f"{_label(find_config(name))}: every key, its value and its meaning\n" + "\n".join(lines)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -244,4 +244,6 @@ class _Means:
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
+    stay = {"sample_seed", "index", "skipped"}
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v for k, v in batch.items()}

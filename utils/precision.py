@@ -1,4 +1,7 @@
-"""Mixed precision: where it is used, and where it stops (labels, activation maps, refiners and losses are float32)."""
+"""Mixed precision: where it is used, and where it stops.
+
+Labels, activation maps, refiners and losses are float32.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +23,5 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
-    """A context without autocast on the device of ``tensor``; inputs still have to be cast with ``.float()``."""
+    """A context without autocast on the device of ``tensor``; inputs still need ``.float()``."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,140 @@
+"""ToCo: Token Contrast for Weakly-Supervised Semantic Segmentation (Ru et al., CVPR 2023).
+
+B images, C foreground classes, P of them present, D width, (H, W) pixels, (h, w) tokens, s side of a local
+crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losses.affinity import patch_affinity_loss
+from losses.classification import multilabel_loss
+from losses.contrastive import class_token_contrast
+from losses.dense_energy import dense_energy_loss
+from losses.segmentation import balanced_cross_entropy
+from methods.base import Batch, resize_like
+from methods.vit_base import SingleStageViT
+from models.ema import momentum_copy, update_momentum_copy
+from models.heads import ProjectionHead
+from utils.cam import PresentClasses, present_classes, region_mask
+from utils.crops import crop_positions, cut
+from utils.image import denormalize
+from utils.seed import sample_generator
+
+VOC_LOSS_WEIGHTS = {
+    "cls": 1.0,
+    "cls_aux": 1.0,
+    "ptc": 0.2,
+    "ctc": 0.5,
+    "seg": [[0, 0.0], [2001, 0.1]],
+    "reg": [[0, 0.0], [2001, 0.05]],
+}
+
+
+class ToCo(SingleStageViT):
+    """Contrast of patch tokens by labels from an inner block, of class tokens by uncertain regions.
+
+    Args:
+        loss_weights: of ``cls, cls_aux, ptc, ctc, seg, reg``; the VOC schedule by default.
+        local_crop_size: side of the local crops in pixels.
+        num_local_crops: local crops per image.
+        object_share: a local crop is a negative view when the mean of its region mask (0 background, 1
+            uncertain, 2 foreground) is not above this.
+        temperature: of the class token contrast.
+        momentum: of the teacher's projection head. The encoder has no teacher.
+        head: widths of the projection head.
+        **options: of ``SingleStageViT``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        local_crop_size: int = 96,
+        num_local_crops: int = 8,
+        object_share: float = 0.2,
+        temperature: float = 0.5,
+        momentum: float = 0.9,
+        head: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, backbone, loss_weights=loss_weights or VOC_LOSS_WEIGHTS, **options)
+        self.local_crop_size = local_crop_size
+        self.num_local_crops = num_local_crops
+        self.object_share = object_share
+        self.temperature = temperature
+        self.momentum = momentum
+        self.proj_head = ProjectionHead(self.backbone.embed_dim, **(head or {}))
+        self.teacher_head = momentum_copy(self.proj_head)
+        self.teacher_step = -1
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
+        present = present_classes(class_label)
+
+        # The main image is the first global view, so one pass over both views serves classifiers, decoder,
+        # CAM, student and teacher. The authors' program encodes these images three times, with equal results.
+        views = self.backbone(torch.cat([image, batch["global_view"]]))
+        out = self.read_out(views.images(0, len(image)))
+        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
+        source = {"cam": cam, "aux_cam": aux_cam}[self.label_source(step)]
+        pseudo_label = self.pseudo_label(image, source, present, valid_box)  # (B, H, W)
+        size = out.tokens.patch_tokens.shape[-2:]
+        affinity = self.affinity_label(aux_cam, present, valid_box, size)  # (B, hw, hw)
+
+        crops, is_positive = self.sample_crops(batch, aux_cam, present)  # (8B, 3, s, s), (B, 10)
+        student = self.proj_head(torch.cat([views.cls_token, self.backbone(crops).cls_token]))
+        teacher = self.teach(views.cls_token, step)
+        seg_logits = resize_like(out.seg_logits, pseudo_label)
+
+        losses = {
+            "cls": multilabel_loss(out.class_logits, class_label),
+            "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
+            "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
+            "ctc": class_token_contrast(student, teacher, is_positive, self.temperature),
+            "seg": balanced_cross_entropy(seg_logits, pseudo_label),
+        }
+        if self.loss_weight("reg", step) > 0:
+            losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
+        return losses
+
+    @torch.no_grad()
+    def teach(self, cls_token: Tensor, step: int) -> Tensor:
+        """The teacher's projection of class tokens (2B, D): the momentum head on the student's encoder."""
+        # Once per step, however many micro-batches a step is accumulated from.
+        if step != self.teacher_step:
+            update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
+            self.teacher_step = step
+        return self.teacher_head(cls_token)
+
+    def sample_crops(self, batch: Batch, aux_cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
+        """Local crops (V' * B, 3, s, s) view-major, and which of the views show an object, (B, 2 + V')."""
+        region = region_mask(aux_cam, present.label, self.low_threshold, self.high_threshold)
+        # The paper speaks of uncertain regions; the authors' program centres crops on confident background
+        # too, and in black padding as well.
+        candidates, size = region <= 1, self.local_crop_size
+        positions = crop_positions(
+            candidates, size, self.num_local_crops, lambda i, n: self.permutation(batch, i, n)
+        )
+        crops = cut(batch["strong_view"], positions, size)
+        is_positive = object_flags(cut(region[:, None], positions, size), self.object_share)
+        return crops.flatten(0, 1), is_positive
+
+    def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
+        """The random order of the ``n`` crop candidates of image ``i``; it belongs to the sample."""
+        return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
+
+
+def object_flags(regions: Tensor, object_share: float) -> Tensor:
+    """Which views show an object, (B, 2 + V) float, from the crops (V, B, 1, s, s) of the region mask.
+
+    The two global views always do. Certain foreground counts twice, as in the authors' program.
+    """
+    share = (regions.flatten(2).float().sum(2) / regions[0, 0].numel()).T  # (B, V)
+    return torch.cat([share.new_ones(len(share), 2), (share > object_share).float()], 1)

@@ -1,0 +1,111 @@
+"""Backbones by name, with their pretrained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from models.backbones.vit import vit_demo, vit_factory
+from utils.build import suggest
+from utils.checkpoint import load_checkpoint
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    # vit_base and deit_base are one network; only the pretrained weights differ.
+    "vit_base_patch16_224": vit_factory(768, 12, 12),
+    "vit_base_patch16_384": vit_factory(768, 12, 12, 384),
+    "vit_large_patch16_224": vit_factory(1024, 24, 16),
+    "vit_large_patch16_384": vit_factory(1024, 24, 16, 384),
+    "deit_base_patch16_224": vit_factory(768, 12, 12),
+    "deit_base_patch16_384": vit_factory(768, 12, 12, 384),
+    "deit_small_patch16_224": vit_factory(384, 12, 6),
+    "deit_tiny_patch16_224": vit_factory(192, 12, 3),
+    # The "small" of 2020, 8 wide layers and nn.LayerNorm's own epsilon; timm has dropped it.
+    "vit_small_patch16_224": vit_factory(768, 8, 8, mlp_ratio=3.0, qkv_bias=False, norm_layer=nn.LayerNorm),
+    "vit_demo": vit_demo,
+}
+
+# Explicit tags: timm's default weights of a name change (vit_base_patch16_224 is the augreg2 run today), the
+# papers' do not.
+PRETRAINED_TAGS = {
+    "vit_base_patch16_224": "vit_base_patch16_224.orig_in21k_ft_in1k",
+    "vit_base_patch16_384": "vit_base_patch16_384.orig_in21k_ft_in1k",
+    "vit_large_patch16_224": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "vit_large_patch16_384": "vit_large_patch16_384.augreg_in21k_ft_in1k",
+    "deit_base_patch16_224": "deit_base_patch16_224.fb_in1k",
+    "deit_base_patch16_384": "deit_base_patch16_384.fb_in1k",
+    "deit_small_patch16_224": "deit_small_patch16_224.fb_in1k",
+    "deit_tiny_patch16_224": "deit_tiny_patch16_224.fb_in1k",
+}
+
+
+def create_backbone(name: str, pretrained: str | Path | None = None, **options: Any) -> nn.Module:
+    """Build a backbone.
+
+    Args:
+        name: a key of ``BACKBONES``.
+        pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``);
+            or a local ``.pth`` / ``.safetensors`` file with timm's parameter names, float16 or float32.
+        **options: arguments of the backbone, such as ``aux_layer``.
+
+    Raises:
+        KeyError: for an unknown name.
+        FileNotFoundError: if the weights are not there and cannot be downloaded; says what to put where.
+        ValueError: if the file holds another network.
+    """
+    if name not in BACKBONES:
+        raise KeyError(f"there is no backbone '{name}'{suggest(name, BACKBONES)}")
+    backbone = BACKBONES[name](**options)
+    if pretrained is not None:
+        state = timm_weights(name) if str(pretrained) == "timm" else load_checkpoint(pretrained)
+        load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")
+    return backbone
+
+
+def timm_weights(name: str) -> dict[str, Tensor]:
+    """Weights of the model ``PRETRAINED_TAGS[name]``, from timm's cache or the network."""
+    if name not in PRETRAINED_TAGS:
+        known = ", ".join(PRETRAINED_TAGS)
+        raise ValueError(
+            f"timm has no weights for '{name}' (it has them for {known}); "
+            "give pretrained a local file or null"
+        )
+    tag = PRETRAINED_TAGS[name]
+    try:
+        return timm.create_model(tag, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # timm passes on whatever its download libraries raise
+        raise FileNotFoundError(
+            f"the pretrained weights '{tag}' could not be downloaded "
+            f"({type(error).__name__}: {str(error)[:200]}). "
+            f"Without a network, fetch https://huggingface.co/timm/{tag}/resolve/main/model.safetensors "
+            "on another machine and set method.backbone.pretrained to the path of that file"
+        ) from error
+
+
+def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Load ImageNet weights by name; the classification head of the file is left out.
+
+    Raises:
+        ValueError: if a parameter is missing, left over or of another shape.
+    """
+    for entry in ("model", "state_dict"):  # DeiT's own files nest the weights
+        if isinstance(state.get(entry), Mapping):
+            state = state[entry]
+    weights = {
+        key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))
+    }
+    target = backbone.state_dict()
+    problems = [f"{key} is missing" for key in target if key not in weights]
+    problems += [f"{key} has no place" for key in weights if key not in target]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in target.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"the {source} do not fit: {'; '.join(problems[:5])}{more}")
+    backbone.load_state_dict(weights)

@@ -1,0 +1,181 @@
+"""ViT / DeiT encoders that return what weakly supervised methods read: class, patch and auxiliary tokens.
+
+The layers are timm's; the way through them is ours, because three things differ from timm's forward: the
+auxiliary output of an inner block, the interpolation of the position embedding, and masked keys in attention.
+
+B images, D width, (H, W) pixels, (h, w) tokens, P patch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class Tokens(NamedTuple):
+    """Encoder output."""
+
+    cls_token: Tensor  # (B, D) after the last layer norm
+    patch_tokens: Tensor  # (B, D, h, w) after the last layer norm
+    aux_tokens: Tensor  # (B, D, h, w) residual stream after the auxiliary block, not normalised
+
+    def images(self, start: int, stop: int | None = None) -> Tokens:
+        """The tokens of images ``start:stop`` of the batch."""
+        return Tokens(*(t[start:stop] for t in self))
+
+
+class ViT(VisionTransformer):
+    """Pre-norm vision transformer with a class token.
+
+    Images of any size of at least one patch are allowed; what does not fill a patch at the right and bottom
+    is dropped.
+
+    Args:
+        aux_layer: block whose output is ``aux_tokens``, as an index into the list of block outputs.
+        freeze_pos_embed: no gradient for the position embedding (the published single-stage methods).
+        **options: arguments of timm's ``VisionTransformer``.
+    """
+
+    def __init__(self, aux_layer: int = -3, freeze_pos_embed: bool = True, **options: Any) -> None:
+        # The 1000-way head of the ImageNet models is of no use here.
+        super().__init__(num_classes=0, global_pool="token", **options)
+        depth = len(self.blocks)
+        if not -depth <= aux_layer < depth:
+            raise ValueError(f"aux_layer {aux_layer} is outside of the {depth} blocks of this ViT")
+        self.aux_layer = aux_layer % depth
+        self.patch_size = self.patch_embed.patch_size[0]
+        self.pos_embed.requires_grad_(not freeze_pos_embed)
+
+    def forward(self, image: Tensor, key_mask: Tensor | None = None) -> Tokens:
+        """Encode normalised images.
+
+        Args:
+            image: (B, 3, H, W).
+            key_mask: (B, h, w) or (B, hw) bool, True where no token may attend to the patch; the patch itself
+                still attends to the others, and the class token is never masked (MCC, Wu et al., WACV 2024).
+        """
+        size = image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size
+        x = self.embed(image)
+        attend = None
+        if key_mask is not None:
+            # Broadcast over heads and queries; True means "attend". A fill of -inf instead of the large
+            # number of the original, which overflows in half precision.
+            attend = F.pad(~key_mask.flatten(1).bool(), (1, 0), value=True)[:, None, None, :]
+        aux = x
+        for i, block in enumerate(self.blocks):
+            x = block(x) if attend is None else block(x, attn_mask=attend)
+            if i == self.aux_layer:
+                aux = x
+        x = self.norm(x)
+        if self.aux_layer == len(self.blocks) - 1:
+            aux = x
+        return Tokens(x[:, 0], to_map(x[:, 1:], size), to_map(aux[:, 1:], size))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """The token sequence that enters the first block, (B, 1 + hw, D), class token first."""
+        h, w = image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size
+        if not h or not w:
+            raise ValueError(
+                f"an image of {tuple(image.shape[-2:])} pixels has no {self.patch_size}-pixel patch"
+            )
+        patches = self.patch_embed.proj(image[..., : h * self.patch_size, : w * self.patch_size])
+        patches = patches.flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(image), -1, -1).to(patches.dtype), patches], 1)
+        return x + resize_pos_embed(self.pos_embed, self.patch_embed.grid_size, (h, w))
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, hw, D) patch tokens in row-major order as a (B, D, h, w) map."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Position embedding (1, 1 + S*S, D) for another token grid; the class entry stays.
+
+    Plain bicubic interpolation to a target size. timm resizes with antialiasing, another kernel even when
+    enlarging.
+    """
+    if tuple(grid) == tuple(size):
+        return pos_embed
+    patches = to_map(pos_embed[:, 1:], tuple(grid))
+    patches = F.interpolate(patches, size=size, mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2)], 1)
+
+
+class ConvStem(nn.Module):
+    """Patch embedding by stride-2 convolutions, for small ViTs that are trained from scratch.
+
+    Early convolutions make small transformers train with few steps (Xiao et al., NeurIPS 2021). Group norm,
+    because batch statistics would tie the images of a batch together.
+    """
+
+    def __init__(
+        self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, bias: bool = True, **unused: Any
+    ) -> None:
+        super().__init__()
+        stages = patch_size.bit_length() - 1
+        if 2**stages != patch_size:
+            raise ValueError(
+                f"a convolutional stem needs a patch size that is a power of two, not {patch_size}"
+            )
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        channels = in_chans
+        for i in reversed(range(stages)):
+            width = max(embed_dim >> i, 16)
+            layers += [
+                nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(4, width),
+                nn.GELU(),
+            ]
+            channels = width
+        self.proj = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1, bias=bias))
+
+
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
+
+
+def vit_factory(
+    width: int, depth: int, heads: int, image_size: int = 224, **fixed: Any
+) -> Callable[..., ViT]:
+    """A constructor of one ViT variant; its keyword arguments override the variant's."""
+    base = dict(embed_dim=width, depth=depth, num_heads=heads, img_size=image_size, patch_size=16)
+    return lambda **options: ViT(
+        **(base | dict(mlp_ratio=4.0, qkv_bias=True, norm_layer=LAYER_NORM) | fixed | options)
+    )
+
+
+def vit_demo(
+    width: int = 128,
+    depth: int = 6,
+    heads: int = 4,
+    patch_size: int = 8,
+    image_size: int = 96,
+    stem: str = "conv",
+    freeze_pos_embed: bool = False,
+    **options: Any,
+) -> ViT:
+    """A small ViT that learns from scratch within minutes on a CPU.
+
+    Args:
+        stem: ``conv`` (strided convolutions) or ``patch`` (one linear map per patch).
+        image_size: the size whose token grid the position embedding has; any other size is interpolated.
+        freeze_pos_embed: off by default: without pretraining the embedding is random noise until it is
+            trained.
+    """
+    if stem not in ("conv", "patch"):
+        raise ValueError(f"stem '{stem}' of vit_demo is neither 'conv' nor 'patch'")
+    if stem == "conv":
+        options["embed_layer"] = ConvStem
+    factory = vit_factory(
+        width, depth, heads, image_size, patch_size=patch_size, freeze_pos_embed=freeze_pos_embed
+    )
+    return factory(**options)

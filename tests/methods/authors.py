@@ -1,0 +1,31 @@
+"""The authors' parameter names for our parameters, and checkpoints filled with formula weights."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from tests.formula import Formula
+
+_NAMES = (
+    (r"^backbone\.", "encoder."),
+    (r"^teacher_backbone\.", "encoder_k."),
+    (r"^queue_tags$", "queue_label_flag"),
+    (r"^teacher_head\.", "proj_head_t."),
+    (r"^decoder\.branches\.", "decoder.c"),
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+)
+
+
+def author_name(key: str) -> str:
+    for pattern, replacement in _NAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def author_state(method: nn.Module, formula: Formula) -> dict[str, Tensor]:
+    """Formula weights under the authors' names, with the prefix of distributed training."""
+    named = {author_name(key): value.shape for key, value in method.state_dict().items()}
+    return {f"module.{name}": formula.weight(name, shape) for name, shape in named.items()}

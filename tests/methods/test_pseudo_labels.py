@@ -1,0 +1,89 @@
+"""Pseudo labels and local crops of ToCo."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from methods.toco import object_flags
+from methods.vit_base import refined_label
+from models.refiners.pixel_adaptive import PAR
+from tests.formula import stats
+from utils.cam import ignore_outside_box, present_classes, region_mask
+from utils.crops import crop_positions, cut
+from utils.image import denormalize
+
+
+@pytest.mark.parametrize("tag", ["a", "b", "c"])
+def test_refined_label_matches_reference_values(golden, tag):
+    case = golden("vit_refine")
+    b, h, w = case[f"{tag}/label"].shape
+    image = case.smooth_image(f"refine/img_{tag}", f"refine/noise_{tag}", b, h, w, 8, 1.2, 0.3)
+    class_label = case[f"{tag}/y"].float()
+    cam = case.smooth_cams(f"refine/cam_{tag}", b, class_label.shape[1], h, w, 16, 3)
+    # As in the method's pseudo_label: whole grey levels; values outside of 0..255 do not occur in real
+    # images.
+    image_rgb = denormalize(image).clamp(0, 255).floor() / 255
+    expected = case[f"{tag}/denorm_sub"]
+    in_range = (denormalize(image)[:, :, ::8, ::8] >= 0) & (denormalize(image)[:, :, ::8, ::8] < 256)
+    same = (image_rgb[:, :, ::8, ::8] - expected).abs() < 1e-6
+    assert same[in_range].float().mean() >= 0.999
+    present = present_classes(class_label)
+    # The recorded labels are of the wrapped-around image where the formula leaves the range of a byte.
+    wrapped = denormalize(image).trunc().remainder(256) / 255
+    label = refined_label(PAR(), wrapped, present.select(cam), present, 0.25, 0.7)
+    label = ignore_outside_box(label, case[f"{tag}/box"])
+    assert (label != case[f"{tag}/label"]).float().mean() <= 0.002
+
+
+def test_refined_label_of_images_does_not_depend_on_their_batch(golden):
+    case = golden("vit_refine")
+    class_label = torch.zeros(3, 20)
+    class_label[0, [1, 5, 7]] = class_label[2, 3] = 1  # the second image shows nothing
+    image = case.arr("batch/image", (3, 3, 48, 56), 0, 1)
+    cam = case.smooth_cams("batch/cam", 3, 20, 48, 56, 12, 2)
+    whole = present_classes(class_label)
+    label = refined_label(PAR(), image, whole.select(cam), whole, 0.25, 0.7)
+    for i in range(3):
+        one = present_classes(class_label[i : i + 1])
+        assert_close(
+            refined_label(PAR(), image[i : i + 1], one.select(cam[i : i + 1]), one, 0.25, 0.7),
+            label[i : i + 1],
+        )
+    assert (label[1] == 0).all()
+    assert set(label[0].unique().tolist()) <= {0, 2, 6, 8, 255} and 255 in label[0]
+
+
+def test_crops_match_reference_values(golden):
+    case = golden("vit_toco_crops")
+    b, count = case["positions"].shape[:2]
+    h, w = case.setting("size", (160, 144))
+    size = case.setting("crop_size", 96)
+    class_label = case["y"].float()
+    cam = case.smooth_cams("crop/cam", b, class_label.shape[1], h, w, 48, 4)
+    cam[0] = cam[0] ** 0.15
+    region = region_mask(cam, class_label, 0.25, 0.7)
+    region[2] = 2
+    region[2, 48:50, 50:52] = 1
+    assert_close(region.long().sum((1, 2)), case["roi_rle_sum"])
+    candidates = []
+
+    def permutation(i, n):
+        candidates.append(n)
+        return case.permutation(f"crop/perm{i}", n)
+
+    positions = crop_positions(region <= 1, size, count, permutation)
+    assert candidates == case["perm_sizes"].tolist()
+    assert_close(positions, case["positions"].long())
+    assert_close(object_flags(cut(region[:, None], positions, size), 0.2), case["flags"])
+    crops = cut(case.coordinate_image("crop/img", b, h, w), positions, size)  # (V, B, 3, s, s)
+    assert_close(crops[:, :, :2, 0, 0].transpose(0, 1).long(), positions)
+    assert_close(crops[:, :, 2].abs().sum((2, 3)).T, case["crop_abs_sums"], rtol=1e-5, atol=1e-3)
+
+
+def test_crops_need_room():
+    with pytest.raises(ValueError, match="no room for 8 crops of 30 pixels"):
+        crop_positions(torch.ones(1, 32, 32, dtype=torch.bool), 30, 8, lambda i, n: torch.arange(n))
+
+
+def test_statistics_helper_is_population():
+    assert_close(stats(torch.tensor([1.0, -3.0])), torch.tensor([-1.0, 2.0, 4.0], dtype=torch.float64))

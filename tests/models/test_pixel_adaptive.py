@@ -1,0 +1,71 @@
+"""Pixel-adaptive refinement."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from models.refiners.pixel_adaptive import PAR, neighbour_offsets, propagate
+from tests.formula import stats
+
+MASK_SIZE = {"same": (40, 48), "resize": (20, 15)}
+
+
+def par_case(case, tag):
+    b, m, h, w = case[f"{tag}/out"].shape
+    image = 0.9 * F.interpolate(
+        case.arr(f"par/img_{tag}", (b, 3, h // 4, w // 4), 0, 1), size=(h, w), mode="bilinear"
+    )
+    image += 0.1 * case.arr(f"par/noise_{tag}", (b, 3, h, w), 0, 1)
+    size = case.setting(f"{tag}/mask_size", (h, w) if tag == "same" else MASK_SIZE[tag])
+    return image, case.arr(f"par/mask_{tag}", (b, m, *size), 0, 1).softmax(1)
+
+
+@pytest.mark.parametrize("tag", ["same", "resize"])
+def test_matches_reference_values(golden, tag):
+    case = golden("vit_par")
+    image, maps = par_case(case, tag)
+    close = dict(rtol=1e-4, atol=1e-6)
+    affinity = PAR().affinity(image)
+    assert_close(affinity[:, None, :, ::9, ::9], case[f"{tag}/aff_sub"], **close)
+    assert_close(stats(affinity), case[f"{tag}/aff_stats"], rtol=1e-4, atol=1e-6)
+    assert_close(PAR(iterations=1)(image, maps)[:, :, ::3, ::3], case[f"{tag}/out_iter1_sub"], **close)
+    assert_close(PAR()(image, maps), case[f"{tag}/out"], **close)
+
+
+def test_constant_maps_only_grow():
+    par = PAR(iterations=3)
+    refined = par(torch.rand(1, 3, 20, 30), torch.full((1, 2, 20, 30), 0.5))
+    assert_close(refined, torch.full_like(refined, 0.5 * par.growth))
+
+
+def test_images_and_maps_do_not_interact():
+    par, image, maps = PAR(iterations=2), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
+    whole = par(image, maps)
+    assert_close(par(image[1:], maps[1:, :1]), whole[1:, :1])
+
+
+def test_flat_image_averages_all_neighbours_equally():
+    par = PAR(dilations=(1, 2), iterations=1, position_weight=0.0)
+    affinity = par.affinity(torch.full((1, 3, 9, 9), 0.4))
+    assert_close(affinity, torch.full_like(affinity, 1 / 16))
+
+
+def test_a_step_in_colour_stops_the_flow():
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., 16:] = 1.0
+    image += 0.01 * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    maps = torch.zeros(1, 1, 32, 32)
+    maps[..., :16] = 1.0
+    refined = PAR()(image, maps) / PAR().growth
+    assert refined[..., :16].min() > 0.9 and refined[..., 16:].max() < 0.1
+
+
+def test_propagation_moves_values_by_their_offset():
+    offsets = neighbour_offsets((2,))
+    affinity = torch.zeros(1, 8, 6, 6)
+    affinity[:, offsets.index((0, 2))] = 1
+    maps = torch.arange(36.0).view(1, 1, 6, 6)
+    moved = propagate(maps, affinity, offsets, 1)
+    assert_close(moved[..., :4], maps[..., 2:])
+    assert_close(moved[..., 4:], maps[..., 5:].expand(-1, -1, -1, 2))

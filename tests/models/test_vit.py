@@ -1,0 +1,134 @@
+"""The ViT backbones and their weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from models.backbones import BACKBONES, create_backbone, load_pretrained
+from models.backbones.vit import ViT
+
+SMALL = dict(embed_dim=32, depth=3, num_heads=2, img_size=64, patch_size=16)
+
+
+@pytest.mark.parametrize(
+    "tag, model, image", [("up", 224, (448, 448)), ("down", 224, (96, 64)), ("odd", 384, (150, 330))]
+)
+def test_position_embedding_matches_reference_values(golden, tag, model, image):
+    case = golden("vit_pos_embed")
+    model, image = case.setting(f"{tag}/model", model), case.setting(f"{tag}/image", image)
+    width = case[tag].shape[1]
+    vit = ViT(img_size=model, embed_dim=width, depth=3, num_heads=2)
+    with torch.no_grad():
+        vit.pos_embed.copy_(case.arr(f"pos/{tag}", (1, 1 + (model // 16) ** 2, width)))
+        vit.cls_token.copy_(case.arr(f"pos/cls_{tag}", (1, 1, width)))
+        vit.patch_embed.proj.weight.zero_()
+        vit.patch_embed.proj.bias.zero_()
+        sequence = vit.embed(torch.zeros(1, 3, *image))[0]
+    assert_close(sequence, case[tag], rtol=1e-5, atol=1e-6)
+
+
+def test_auxiliary_tokens_are_raw_block_outputs():
+    image = torch.randn(1, 3, 70, 48)
+    outputs = {}
+    for layer in (-3, -2, -1, 1):
+        torch.manual_seed(0)
+        vit = ViT(aux_layer=layer, **SMALL).eval()
+        tokens = vit(image)
+        assert tokens.patch_tokens.shape == tokens.aux_tokens.shape == (1, 32, 4, 3)
+        outputs[layer] = tokens
+    assert_close(outputs[-1].aux_tokens, outputs[-1].patch_tokens)
+    assert_close(outputs[-2].aux_tokens, outputs[1].aux_tokens)
+    assert not torch.allclose(outputs[-2].aux_tokens, outputs[-3].aux_tokens)
+
+
+def test_pixels_beyond_the_last_whole_patch_do_not_count():
+    vit = ViT(**SMALL).eval()
+    image = torch.randn(1, 3, 79, 65)
+    for a, b in zip(vit(image), vit(image[..., :64, :64])):
+        assert_close(a, b)
+
+
+def test_masked_patches_are_not_seen_but_see():
+    vit = ViT(**SMALL).eval()
+    image, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[:, 1, 2] = True
+    changed = image.clone()
+    changed[..., 16:32, 32:48] += 1
+    seen, unseen = vit(image, mask), vit(changed, mask)
+    assert_close(seen.cls_token, unseen.cls_token)
+    assert_close(seen.patch_tokens[:, :, 0], unseen.patch_tokens[:, :, 0])
+    assert not torch.allclose(seen.patch_tokens[:, :, 1, 2], unseen.patch_tokens[:, :, 1, 2])
+    # The masked patch itself still attends to the others.
+    changed[..., :16, :16] += 1
+    assert not torch.allclose(vit(changed, mask).patch_tokens[:, :, 1, 2], unseen.patch_tokens[:, :, 1, 2])
+    assert_close(vit(image, torch.zeros_like(mask)).patch_tokens, vit(image).patch_tokens)
+    # Everything hidden: the class token attends to itself alone.
+    assert vit(image, torch.ones_like(mask)).cls_token.isfinite().all()
+
+
+def test_position_embedding_is_frozen_unless_trained_from_scratch():
+    assert not create_backbone("deit_tiny_patch16_224").pos_embed.requires_grad
+    assert create_backbone("vit_demo").pos_embed.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(stem="patch", width=64, depth=4, heads=2, patch_size=16, image_size=64)]
+)
+def test_demo_backbone_follows_its_options(options):
+    vit = create_backbone("vit_demo", **options)
+    patch, width = options.get("patch_size", 8), options.get("width", 128)
+    assert vit.patch_size == patch and vit.embed_dim == width
+    assert vit(torch.randn(1, 3, 96, 50)).patch_tokens.shape == (1, width, 96 // patch, 50 // patch)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights_load_in_both_formats(tmp_path, suffix):
+    options = dict(width=32, depth=3, heads=2, image_size=32)
+    source = create_backbone("vit_demo", **options)
+    half = {key: value.half().contiguous() for key, value in source.state_dict().items()}
+    half["head.weight"] = torch.zeros(1000, 32)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": half}, path)  # as DeiT's own files nest them
+    else:
+        save_file(half, path)
+    loaded = create_backbone("vit_demo", pretrained=path, **options)
+    for key, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        assert_close(value, half[key].float())
+
+
+def test_deit_tiny_weights_load(deit_tiny):
+    vit = create_backbone("deit_tiny_patch16_224", pretrained=str(deit_tiny))
+    weight = load_file(deit_tiny)["blocks.7.attn.qkv.weight"].float()
+    assert_close(vit.blocks[7].attn.qkv.weight, weight)
+
+
+def test_errors_say_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(KeyError, match="did you mean 'deit_tiny_patch16_224'"):
+        create_backbone("deit_tiny_patch16")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        create_backbone("vit_demo", pretrained=tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match="timm has no weights for 'vit_demo'"):
+        create_backbone("vit_demo", pretrained="timm")
+    with pytest.raises(ValueError, match="aux_layer 12"):
+        create_backbone("deit_tiny_patch16_224", aux_layer=12)
+    state = create_backbone("vit_demo", width=32, depth=3, heads=2).state_dict()
+    with pytest.raises(ValueError, match=r"do not fit: .*blocks\.3"):
+        load_pretrained(create_backbone("vit_demo", width=32, depth=4, heads=2), state, "test")
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(
+        FileNotFoundError, match=r"deit_tiny_patch16_224\.fb_in1k.*method\.backbone\.pretrained"
+    ):
+        create_backbone("deit_tiny_patch16_224", pretrained="timm")
+
+
+def test_every_backbone_has_a_factory_that_takes_options():
+    with torch.device("meta"):
+        for name in BACKBONES:
+            assert BACKBONES[name](aux_layer=-2).aux_layer >= 0

@@ -1,0 +1,120 @@
+"""Activation maps and the labels read off them."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.formula import stats
+from utils.cam import (
+    affinity_label,
+    best_class,
+    box_on_tokens,
+    cam_to_confident_label,
+    cam_to_label,
+    ignore_outside_box,
+    multi_scale_cam,
+    normalize_cam,
+    present_classes,
+    region_mask,
+)
+
+TIGHT = dict(rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", ["a", "b"])
+def test_multi_scale_cam_matches_reference_values(golden, tag):
+    case = golden("vit_mscam")
+    size = {"a": (2, 20, 64, 96), "b": (1, 20, 80, 72)}[tag]
+    b, classes, h, w = case.full_shape(f"{tag}/cam", (1, 3, 2, 2), size)
+    image = case.arr(f"mscam/x_{tag}", (b, 3, h, w))
+    network = case.toy_cam_network("mscam", classes)
+    cams = dict(zip(("cam", "cam_aux"), multi_scale_cam(network, image, case[f"{tag}/scales"].tolist())))
+    for name, cam in cams.items():
+        assert_close(cam[:, ::3, ::2, ::2], case[f"{tag}/{name}"], **TIGHT)
+        assert_close(stats(cam), case[f"{tag}/{name}_stats"], rtol=1e-5, atol=1e-6)
+
+
+def test_known_maps_and_chosen_classes_change_no_value(golden):
+    formula = golden("vit_mscam")
+    image, network = formula.arr("mscam/x_a", (2, 3, 64, 96)), formula.toy_cam_network("mscam", 20)
+    sizes = []
+
+    def counted(x):
+        sizes.append(len(x))
+        return network(x)
+
+    class_label = torch.zeros(2, 20)
+    class_label[0, [3, 11, 17]] = class_label[1, 5] = 1
+    present = present_classes(class_label)
+    whole = multi_scale_cam(network, image, (1.0, 0.5, 1.5))
+    part = multi_scale_cam(counted, image, (1.0, 0.5, 1.5), first=network(image), select=present.select)
+    for cam, all_classes in zip(part, whole):
+        assert cam.shape == (2, 3, 64, 96)
+        assert_close(cam, present.select(all_classes), rtol=0, atol=1e-6)
+    assert sizes == [2, 4, 4]
+
+
+def test_mirrored_image_has_mirrored_cam():
+    weight = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def network(x):
+        return (torch.nn.functional.conv2d(x, weight + weight.flip(-1), stride=8),)
+
+    image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    (cam,), (mirrored,) = (multi_scale_cam(network, x, (1.0, 0.5)) for x in (image, image.flip(-1)))
+    assert_close(mirrored.flip(-1), cam)
+
+
+def test_normalised_cam_spans_zero_to_one():
+    cam = normalize_cam(torch.randn(2, 3, 9, 9) * 100)
+    assert (cam.amin((2, 3)) == 0).all()
+    assert ((cam.amax((2, 3)) > 0.999) & (cam.amax((2, 3)) <= 1)).all()
+    assert not normalize_cam(torch.full((1, 1, 4, 4), 3.0)).any()
+
+
+def test_labels_match_reference_values(golden):
+    case = golden("vit_cam_labels")
+    b, h, w = case["label_nobox"].shape
+    class_label, box = case["y"].float(), case["box"]
+    cam = case.smooth_cams("label/cam", b, class_label.shape[1], h, w)
+    high, low, background = case["thre_high_low_bkg"].tolist()
+    plain = cam_to_label(cam, class_label, background)
+    confident = cam_to_confident_label(cam, class_label, low, high)
+    assert_close(plain, case["label_nobox"].long())
+    assert_close(ignore_outside_box(plain, box), case["label_box_nomid"].long())
+    assert_close(ignore_outside_box(confident, box), case["label_box_mid"].long())
+    assert_close(region_mask(cam, class_label, low, high).long(), case["toco_roi"].long())
+    assert_close(affinity_label(case["aff_label"].long()), case["aff_mask"])
+
+
+def test_present_classes_give_the_labels_of_all_classes():
+    generator = torch.Generator().manual_seed(0)
+    cam = torch.rand(4, 20, 16, 16, generator=generator)
+    class_label = (torch.rand(4, 20, generator=generator) < 0.15).float()
+    class_label[2] = 0
+    present = present_classes(class_label)
+    part, ids = present.select(cam), present.class_ids
+    assert (present.label.sum(1) == class_label.sum(1)).all()
+    for make in (
+        lambda *a, **k: cam_to_label(*a, 0.5, **k),
+        lambda *a, **k: cam_to_confident_label(*a, 0.25, 0.9, **k),
+        lambda *a, **k: best_class(*a, **k)[0],
+    ):
+        assert_close(make(part, present.label, class_ids=ids), make(cam, class_label))
+    assert_close(region_mask(part, present.label, 0.25, 0.7), region_mask(cam, class_label, 0.25, 0.7))
+
+
+def test_affinity_is_symmetric_and_ignores_itself():
+    label = torch.tensor([[[0, 3, 255], [3, 0, 255]]])
+    affinity = affinity_label(label)[0]
+    assert (affinity == affinity.T).all() and (affinity.diagonal() == 255).all()
+    assert affinity[0, 4] == 1 and affinity[1, 3] == 1 and affinity[0, 1] == 0 and (affinity[2] == 255).all()
+
+
+def test_box_on_tokens_keeps_tokens_whose_centre_is_inside():
+    boxes = torch.tensor([[0, 224, 0, 224], [8, 200, 9, 217], [7, 216, 24, 25]])
+    for box, tokens in zip(boxes, box_on_tokens(boxes, 16)):
+        for start, stop, first, last in ((*box[:2], *tokens[:2]), (*box[2:], *tokens[2:])):
+            # The centre of token i is the border between pixels 16 i + 7 and 16 i + 8.
+            inside = [i for i in range(14) if start <= 16 * i + 8 and 16 * i + 8 < stop]
+            assert inside == list(range(int(first), int(last)))

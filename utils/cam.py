@@ -1,0 +1,185 @@
+"""Class activation maps: multi-scale fusion, normalisation, and the labels that are read off them.
+
+B images, C foreground classes, P <= C of them kept, (H, W) pixels, (h, w) tokens. Channel c of a CAM is
+foreground class c + 1 unless ``class_ids`` says otherwise. Nothing here carries gradient. All comparisons are
+"<= threshold".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.precision import full_precision
+
+IGNORE_INDEX = 255
+
+
+class PresentClasses(NamedTuple):
+    """The classes of every image, padded to the largest number in the batch (at least 1), in ascending order.
+
+    Only channels of present classes can reach a label, and channels do not interact, so training works on
+    these.
+    """
+
+    channels: Tensor  # (B, P) int64 channel numbers
+    label: Tensor  # (B, P) float, 1 where the class is present, 0 in the padding
+
+    @property
+    def class_ids(self) -> Tensor:
+        """(B, P) class numbers as in masks."""
+        return self.channels + 1
+
+    def select(self, maps: Tensor) -> Tensor:
+        """(B, C, h, w) maps -> the (B, P, h, w) maps of these classes."""
+        return maps.gather(1, self.channels[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
+
+
+def present_classes(class_label: Tensor) -> PresentClasses:
+    """The classes of each image of ``class_label`` (B, C), multi-hot."""
+    present = (class_label > 0).to(torch.uint8)
+    count = max(int(present.sum(1).max()), 1)
+    index = present.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return PresentClasses(index, class_label.gather(1, index))
+
+
+@torch.no_grad()
+def multi_scale_cam(
+    activation: Callable[[Tensor], tuple[Tensor, ...]],
+    image: Tensor,
+    scales: Sequence[float],
+    *,
+    first: tuple[Tensor, ...] | None = None,
+    select: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """Sum over scales of the larger of image and mirrored image, each channel normalised.
+
+    Args:
+        activation: images (N, 3, ., .) -> raw maps, one or more tensors (N, C, h, w).
+        image: (B, 3, H, W) normalised.
+        scales: factors of the image size. Scale 1 is always used, listed or not, as in the published
+            programs.
+        first: raw maps of ``image`` itself where they are known already; saves one forward pass.
+        select: keeps some channels of the raw maps before they are enlarged (``PresentClasses.select``).
+
+    Returns:
+        As many maps as ``activation`` gives, (B, P, H, W) float32 in [0, 1].
+    """
+    size = image.shape[-2:]
+    totals: list[Tensor] = []
+    for scale in (1.0, *(s for s in scales if s != 1.0)):
+        scaled = image
+        if scale != 1.0:
+            scaled_size = int(scale * size[0]), int(scale * size[1])
+            scaled = F.interpolate(image, size=scaled_size, mode="bilinear", align_corners=False)
+        if scale == 1.0 and first is not None:
+            pairs = list(zip(first, activation(scaled.flip(-1)), strict=True))
+        else:
+            both = activation(torch.cat([scaled, scaled.flip(-1)]))
+            pairs = [(raw[: len(image)], raw[len(image) :]) for raw in both]
+        with full_precision(image):
+            fused = [
+                _larger_of_pair(upright.float(), mirrored.float(), size, select)
+                for upright, mirrored in pairs
+            ]
+        totals = [t.add_(f) for t, f in zip(totals, fused)] if totals else fused
+    return tuple(normalize_cam(total) for total in totals)
+
+
+def _larger_of_pair(
+    upright: Tensor, mirrored: Tensor, size: Sequence[int], select: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    maps = [upright, mirrored.flip(-1)]
+    if select is not None:
+        maps = [select(m) for m in maps]
+    upright, mirrored = (
+        F.interpolate(m, size=tuple(size), mode="bilinear", align_corners=False) for m in maps
+    )
+    return torch.maximum(upright, mirrored).relu_()
+
+
+def normalize_cam(cam: Tensor, eps: float = 1e-5) -> Tensor:
+    """Stretch channels of (B, C, H, W) to [0, 1]: subtract the minimum, divide by maximum + ``eps``."""
+    cam = cam - cam.amin((2, 3), keepdim=True)
+    return cam / (cam.amax((2, 3), keepdim=True) + eps)
+
+
+def best_class(cam: Tensor, class_label: Tensor, class_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The strongest present class of every pixel.
+
+    Args:
+        cam: (B, C, H, W) in [0, 1].
+        class_label: (B, C), 1 for present classes.
+        class_ids: (B, C) class numbers of the channels; c + 1 by default.
+
+    Returns:
+        Score (B, H, W), 0 where no class is present, and class number (B, H, W) int64.
+    """
+    score, channel = (cam * class_label[:, :, None, None].to(cam.dtype)).max(1)
+    if class_ids is None:
+        return score, channel + 1
+    return score, class_ids.gather(1, channel.flatten(1)).view_as(channel)
+
+
+def cam_to_label(
+    cam: Tensor, class_label: Tensor, background_threshold: float, class_ids: Tensor | None = None
+) -> Tensor:
+    """Label (B, H, W) int64: background where no present class exceeds the threshold, else the best."""
+    score, label = best_class(cam, class_label, class_ids)
+    return label.masked_fill_(score <= background_threshold, 0)
+
+
+def cam_to_confident_label(
+    cam: Tensor,
+    class_label: Tensor,
+    low_threshold: float,
+    high_threshold: float,
+    class_ids: Tensor | None = None,
+    uncertain: int = IGNORE_INDEX,
+) -> Tensor:
+    """Label (B, H, W) int64: background up to low, ``uncertain`` up to high, else the best class."""
+    score, label = best_class(cam, class_label, class_ids)
+    return label.masked_fill_(score <= high_threshold, uncertain).masked_fill_(score <= low_threshold, 0)
+
+
+def region_mask(cam: Tensor, class_label: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
+    """(B, H, W) uint8: 0 background (score <= low), 1 uncertain, 2 foreground (score >= high)."""
+    score, _ = best_class(cam, class_label)
+    region = torch.ones_like(score, dtype=torch.uint8)
+    return region.masked_fill_(score <= low_threshold, 0).masked_fill_(score >= high_threshold, 2)
+
+
+def ignore_outside_box(label: Tensor, valid_box: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Set labels (B, H, W) outside of ``valid_box`` (B, 4; y0, y1, x0, x1, half-open) to ``ignore_index``."""
+    y0, y1, x0, x1 = valid_box.to(label.device).long()[:, :, None, None].unbind(1)
+    rows = torch.arange(label.shape[1], device=label.device)[None, :, None]
+    columns = torch.arange(label.shape[2], device=label.device)[None, None, :]
+    inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+    return label.masked_fill(~inside, ignore_index)
+
+
+def box_on_tokens(valid_box: Tensor, patch_size: int) -> Tensor:
+    """The box (B, 4) in tokens instead of pixels: the tokens whose centre lies inside."""
+    return (valid_box + patch_size // 2 - 1).div(patch_size, rounding_mode="floor")
+
+
+def affinity_label(label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Whether two places carry the same label.
+
+    Args:
+        label: (B, h, w) integers.
+
+    Returns:
+        (B, hw, hw) uint8: 1 same (background with background included), 0 different, ``ignore_index`` where
+        either is ignored and on the diagonal.
+    """
+    flat = label.flatten(1)
+    ignored = flat == ignore_index
+    affinity = (flat[:, :, None] == flat[:, None, :]).to(torch.uint8)
+    affinity.masked_fill_(ignored[:, :, None] | ignored[:, None, :], ignore_index)
+    affinity.diagonal(dim1=1, dim2=2).fill_(ignore_index)
+    return affinity

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.base import WeakSegDataset
+from datasets.base import Split, WeakSegDataset
 from datasets.loader import StepSampler, train_loader
 from engine.data import load_split
 from engine.evaluator import provenance, score_table, validate
@@ -23,9 +24,21 @@ from utils.logging import LOGGER, setup_logging
 from utils.seed import seed_everything
 
 # Keys that may differ between a run and its continuation: they change where and how it computes, not what.
-FREE_TO_CHANGE = ("device", "run_name", "work_dir", "data.root", "data.num_workers", "train.resume", "train.threads",
-                  "train.log_every", "train.checkpoint_every", "train.keep_every", "train.eval_every", "infer.",
-                  "method.backbone.pretrained")
+FREE_TO_CHANGE = (
+    "device",
+    "run_name",
+    "work_dir",
+    "data.root",
+    "data.num_workers",
+    "train.resume",
+    "train.threads",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_every",
+    "train.eval_every",
+    "infer.",
+    "method.backbone.pretrained",
+)
 
 
 def run(cfg: DictConfig) -> Path:
@@ -48,23 +61,39 @@ def run(cfg: DictConfig) -> Path:
     val_split = load_split(cfg.data, cfg.data.val_set) if cfg.data.val_set else None
     method = build_method(cfg, train_split.num_classes, pretrained=checkpoint is None).to(device)
     dataset = WeakSegDataset(
-        train_split, on_error=cfg.data.on_error,
+        train_split,
+        on_error=cfg.data.on_error,
         transform=method.train_transform(cfg.data.crop_size, tuple(cfg.data.scale_range)),
     )
     trainer = Trainer(
         method,
-        build_optimizer(method.parameter_groups(), lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay,
-                        betas=tuple(cfg.optim.betas), eps=cfg.optim.eps),
+        build_optimizer(
+            method.parameter_groups(),
+            lr=cfg.optim.lr,
+            weight_decay=cfg.optim.weight_decay,
+            betas=tuple(cfg.optim.betas),
+            eps=cfg.optim.eps,
+        ),
         _batches(cfg, dataset, device),
         TrainOptions(
-            steps=cfg.train.steps, accumulate=cfg.train.accumulate, precision=cfg.train.precision,
-            log_every=cfg.train.log_every, eval_every=cfg.train.eval_every,
-            checkpoint_every=cfg.train.checkpoint_every, keep_every=cfg.train.keep_every,
-            warmup_steps=cfg.optim.warmup_steps, warmup_ratio=cfg.optim.warmup_ratio, power=cfg.optim.power,
+            steps=cfg.train.steps,
+            accumulate=cfg.train.accumulate,
+            precision=cfg.train.precision,
+            log_every=cfg.train.log_every,
+            eval_every=cfg.train.eval_every,
+            checkpoint_every=cfg.train.checkpoint_every,
+            keep_every=cfg.train.keep_every,
+            warmup_steps=cfg.optim.warmup_steps,
+            warmup_ratio=cfg.optim.warmup_ratio,
+            power=cfg.optim.power,
         ),
-        work_dir, device,
-        header={"config": to_plain(cfg), "class_names": list(train_split.class_names),
-                "provenance": provenance(cfg, train_split)},
+        work_dir,
+        device,
+        header={
+            "config": to_plain(cfg),
+            "class_names": list(train_split.class_names),
+            "provenance": provenance(cfg, train_split),
+        },
         validate=_validation(cfg, val_split, device) if val_split else None,
         select=cfg.eval.select,
     )
@@ -72,8 +101,10 @@ def run(cfg: DictConfig) -> Path:
         trainer.restore(checkpoint)
     _log_start(cfg, train_split, val_split, device, work_dir, checkpoint, trainer.step)
     trainer.fit()
-    LOGGER.info(f"done: {work_dir / 'last.pth'}" + (
-        f", best {cfg.eval.select} {trainer.best:.2f} in best.pth" if trainer.best is not None else ""))
+    LOGGER.info(
+        f"done: {work_dir / 'last.pth'}"
+        + (f", best {cfg.eval.select} {trainer.best:.2f} in best.pth" if trainer.best is not None else "")
+    )
     return work_dir
 
 
@@ -104,51 +135,88 @@ def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
     work_dir.mkdir(parents=True, exist_ok=True)
     if not last.is_file():
         return work_dir, None
-    changed = [line for line in differences(load_checkpoint(last)["config"], to_plain(cfg))
-               if not line.startswith(FREE_TO_CHANGE)]
+    changed = [
+        line
+        for line in differences(load_checkpoint(last)["config"], to_plain(cfg))
+        if not line.startswith(FREE_TO_CHANGE)
+    ]
     if changed:
+        shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
         raise ValueError(
-            f"{work_dir} holds a run of another config ({'; '.join(changed[:5])}{'; ...' if len(changed) > 5 else ''}); "
-            f"choose another run_name=, or train.resume=never for a fresh folder, or train.resume={last} to go on all the same"
+            f"{work_dir} holds a run of another config ({shown}); choose another run_name=, or "
+            f"train.resume=never for a fresh folder, or train.resume={last} to go on all the same"
         )
     return work_dir, last
 
 
-def _batches(cfg: DictConfig, dataset: WeakSegDataset, device: torch.device):  # type: ignore[no-untyped-def]
-    def from_step(step: int):  # type: ignore[no-untyped-def]
-        sampler = StepSampler(len(dataset), cfg.train.batch_size, cfg.seed, start_step=step, accumulate=cfg.train.accumulate)
+def _batches(
+    cfg: DictConfig, dataset: WeakSegDataset, device: torch.device
+) -> Callable[[int], Iterator[dict[str, Any]]]:
+    def from_step(step: int) -> Iterator[dict[str, Any]]:
+        sampler = StepSampler(
+            len(dataset), cfg.train.batch_size, cfg.seed, start_step=step, accumulate=cfg.train.accumulate
+        )
         return iter(train_loader(dataset, sampler, cfg.data.num_workers, pin_memory=device.type == "cuda"))
 
     return from_step
 
 
-def _validation(cfg: DictConfig, split, device: torch.device):  # type: ignore[no-untyped-def]
+def _validation(
+    cfg: DictConfig, split: Split, device: torch.device
+) -> Callable[[Method, int], dict[str, float]]:
     dataset = WeakSegDataset(split, with_mask=True)
 
     def score(method: Method, step: int) -> dict[str, float]:
-        result = validate(method, dataset, size=cfg.eval.size, device=device, num_workers=cfg.data.num_workers,
-                          precision=cfg.train.precision)
+        result = validate(
+            method,
+            dataset,
+            size=cfg.eval.size,
+            device=device,
+            num_workers=cfg.data.num_workers,
+            precision=cfg.train.precision,
+        )
         percent = {name: 100 * scores.miou for name, scores in result.items()}
-        LOGGER.info(f"val    {step}  " + "  ".join(f"{name} {value:.2f}" for name, value in percent.items())
-                    + f"  (mIoU %, {result.images} images of {split.name}; {cfg.eval.size} px squares, single scale seg, "
-                    f"CAM background threshold {method.background_threshold}; tag F1 {100 * result.tag_f1:.1f} %)")
-        LOGGER.info(score_table(result, split.class_names))
+        LOGGER.info(
+            f"val    {step}  "
+            + "  ".join(f"{name} {value:.2f}" for name, value in percent.items())
+            + f"  (mIoU %, {result.images} images of {split.name}; {cfg.eval.size} px squares, seg single scale, "
+            f"CAM background threshold {method.background_threshold}; tag F1 {100 * result.tag_f1:.1f} %)\n"
+            + score_table(result, split.class_names)
+        )
         return {**percent, "tag_f1": 100 * result.tag_f1}
 
     return score
 
 
-def _log_start(cfg, train_split, val_split, device, work_dir, checkpoint, step) -> None:  # type: ignore[no-untyped-def]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+def _log_start(
+    cfg: DictConfig,
+    train_split: Split,
+    val_split: Split | None,
+    device: torch.device,
+    work_dir: Path,
+    checkpoint: Path | None,
+    step: int,
+) -> None:
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"cpu ({torch.get_num_threads()} threads)"
+    processes, parts = world_size(), cfg.train.accumulate
     LOGGER.info(f"run      {work_dir}")
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")
-    LOGGER.info(f"data     {cfg.data.name}: {len(train_split.records)} training images ({cfg.data.train_set}), "
-                f"{len(train_split.class_names) - 1} classes"
-                + (f", {len(val_split.records)} to score ({cfg.data.val_set})" if val_split else ""))
-    micro = cfg.train.batch_size // (world_size() * cfg.train.accumulate)
-    LOGGER.info(f"batch    {cfg.train.batch_size} = {world_size()} processes x {cfg.train.accumulate} micro-batches x {micro} images on {name}")
-    if cfg.train.accumulate > 1:
-        LOGGER.info("         accumulation: losses that count pixels or pairs over the batch are normalised per micro-batch, "
-                    "so numbers differ from accumulate=1")
+    LOGGER.info(
+        f"data     {cfg.data.name}: {len(train_split)} training images ({cfg.data.train_set}), "
+        f"{train_split.num_classes - 1} classes"
+        + (f", {len(val_split)} to score ({cfg.data.val_set})" if val_split else "")
+    )
+    LOGGER.info(
+        f"batch    {cfg.train.batch_size} = {processes} processes x {parts} micro-batches x "
+        f"{cfg.train.batch_size // (processes * parts)} images on {where}"
+    )
+    if parts > 1:
+        LOGGER.info(
+            "         accumulation: losses that count pixels or pairs over the batch are normalised per "
+            "micro-batch, so numbers differ from accumulate=1"
+        )
     if checkpoint is not None:
         LOGGER.info(f"resume   {checkpoint} at step {step}")

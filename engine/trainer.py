@@ -1,4 +1,6 @@
-"""The only training loop: mixed precision, accumulation, logging, validation, checkpoints and exact resume."""
+"""The only training loop: mixed precision, accumulation, logging, validation, checkpoints and exact
+resume.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from utils.precision import autocast
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The ``train`` section of a config, as far as the loop reads it, and the schedule of the learning rate."""
+    """The ``train`` section of a config, as far as the loop reads it, and the schedule of the learning
+    rate.
+    """
 
     steps: int
     accumulate: int
@@ -96,8 +100,14 @@ class Trainer:
         batches = self.batches(self.step)
         losses = _Means(self.device)
         started, first = time.perf_counter(), self.step
-        bar = tqdm(total=options.steps, initial=self.step, disable=None if is_main() else True, unit="step",
-                   dynamic_ncols=True, leave=False)
+        bar = tqdm(
+            total=options.steps,
+            initial=self.step,
+            disable=None if is_main() else True,
+            unit="step",
+            dynamic_ncols=True,
+            leave=False,
+        )
         try:
             while self.step < options.steps:
                 losses.add(self._train_step(batches))
@@ -139,18 +149,35 @@ class Trainer:
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        save_checkpoint(self.work_dir / name, {
-            **self.header, "model": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "best": self.best, "skipped": self.skipped, "rng": rng,
-        })
+        save_checkpoint(
+            self.work_dir / name,
+            {
+                **self.header,
+                "model": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "best": self.best,
+                "skipped": self.skipped,
+                "rng": rng,
+            },
+        )
 
     def _train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
-        """One optimiser step over all micro-batches; returns its losses, detached and averaged over micro-batches."""
+        """One optimiser step over all micro-batches; returns its losses, detached and averaged over
+        micro-batches.
+        """
         options = self.options
         self.method.train()
-        set_learning_rate(self.optimizer, poly_warmup_factor(
-            self.step, steps=options.steps, warmup_steps=options.warmup_steps, warmup_ratio=options.warmup_ratio,
-            power=options.power))
+        set_learning_rate(
+            self.optimizer,
+            poly_warmup_factor(
+                self.step,
+                steps=options.steps,
+                warmup_steps=options.warmup_steps,
+                warmup_ratio=options.warmup_ratio,
+                power=options.power,
+            ),
+        )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for index in range(options.accumulate):
@@ -161,8 +188,12 @@ class Trainer:
             with no_sync:
                 with autocast(self.device, options.precision):
                     losses = self._trained(batch, self.step)
-                total = torch.stack([self.method.loss_weight(name, self.step) * value.float()
-                                     for name, value in losses.items()]).sum()
+                total = torch.stack(
+                    [
+                        self.method.loss_weight(name, self.step) * value.float()
+                        for name, value in losses.items()
+                    ]
+                ).sum()
                 (total / options.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
@@ -178,7 +209,12 @@ class Trainer:
         parts = []
         for name, value in losses.items():
             text = f"{name} {float(value):.4g}"
-            if not math.isfinite(float(value)) and self.step > 0 and name in schedules and self.step in schedules[name].starts:
+            if (
+                not math.isfinite(float(value))
+                and self.step > 0
+                and name in schedules
+                and self.step in schedules[name].starts
+            ):
                 text += " (weight changed at this step)"
             parts.append(text)
         kept = self.work_dir / "last.pth"
@@ -197,8 +233,16 @@ class Trainer:
             + (f" | {memory:.0f} MiB" if memory else "")
             + (f" | {self.skipped} unreadable images skipped" if self.skipped else "")
         )
-        writer.write(self.step, {"lr": lr, "seconds_per_step": 1 / pace, "loss": losses, "skipped": self.skipped,
-                                 **({"gpu_memory_mib": memory} if memory else {})})
+        writer.write(
+            self.step,
+            {
+                "lr": lr,
+                "seconds_per_step": 1 / pace,
+                "loss": losses,
+                "skipped": self.skipped,
+                **({"gpu_memory_mib": memory} if memory else {}),
+            },
+        )
 
     def _score(self, writer: MetricsWriter) -> None:
         assert self.validate is not None
@@ -218,7 +262,9 @@ class Trainer:
 
     def _stop(self) -> None:
         self.save("last.pth")
-        LOGGER.info(f"stopped at step {self.step}; the same command goes on from {self.work_dir / 'last.pth'}")
+        LOGGER.info(
+            f"stopped at step {self.step}; the same command goes on from {self.work_dir / 'last.pth'}"
+        )
         raise SystemExit(128 + int(self._stop_signal or 0))
 
 
@@ -246,4 +292,7 @@ class _Means:
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
     stay = {"sample_seed", "index", "skipped"}
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
+        for k, v in batch.items()
+    }

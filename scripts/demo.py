@@ -1,10 +1,11 @@
-"""The whole job on generated scenes: make data, train, score on two test splits, one table and a page of pictures.
+"""The whole job on generated scenes: make data, train, score on two test splits, one table and a page of
+pictures.
 
     python scripts/demo.py                                  plain classifier and ToCo
     python scripts/demo.py configs/toco/demo.yaml seed=1    these configs, with overrides for all of them
 
-Everything lands in logs/demo/: report.html, table.txt, scores.json, and one run folder per method. What is finished is
-not done again; an interrupted demo goes on where it stopped.
+Everything lands in logs/demo/: report.html, table.txt, scores.json, and one run folder per method. What is
+finished is not done again; an interrupted demo goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -55,13 +56,22 @@ def main() -> None:
         make_demo_data.run(cfg)
         train(cfg)
         checkpoint = project_path(cfg.work_dir) / "last.pth"
-        records.append({"method": TITLES.get(method, method), "config": name, "overrides": overrides, **score(cfg, checkpoint)})
+        records.append(
+            {
+                "method": TITLES.get(method, method),
+                "config": name,
+                "overrides": overrides,
+                **score(cfg, checkpoint),
+            }
+        )
         sheets[TITLES.get(method, method)] = draw(cfg, checkpoint)
     table = results_table(records)
     write_atomic(out / "table.txt", (table + "\n").encode())
     write_atomic(out / "scores.json", json.dumps(records, indent=1).encode())
     write_atomic(out / "report.html", report(table, records, sheets, out).encode())
-    print(f"\n{table}\n\npictures and numbers: {out / 'report.html'}   ({(time.monotonic() - started) / 60:.1f} minutes)")
+    print(
+        f"\n{table}\n\npictures and numbers: {out / 'report.html'}   ({(time.monotonic() - started) / 60:.1f} minutes)"
+    )
 
 
 def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
@@ -73,8 +83,14 @@ def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     record = {"checkpoint": loaded.sha256, "steps": loaded.step}
     for name in SPLITS:
         split = load_split(cfg.data, name)
-        result = validate(loaded.method, WeakSegDataset(split, with_mask=True), size=cfg.eval.size, device="cpu", batch_size=8,
-                          num_workers=cfg.data.num_workers)
+        result = validate(
+            loaded.method,
+            WeakSegDataset(split, with_mask=True),
+            size=cfg.eval.size,
+            device="cpu",
+            batch_size=8,
+            num_workers=cfg.data.num_workers,
+        )
         record[name] = {
             "images": result.images,
             "data_fingerprint": split.fingerprint(),
@@ -92,23 +108,51 @@ def draw(cfg: DictConfig, checkpoint: Path) -> list[Path]:
     stamp, digest = folder / "checkpoint.txt", load_method(checkpoint, "cpu").sha256
     if not (stamp.is_file() and stamp.read_text() == digest):
         for split in SPLITS:
-            visualize.run({"model_path": str(checkpoint), "infer": split, "count": SHEET_IMAGES // 2, "out": str(folder), "device": "cpu"})
+            visualize.run(
+                {
+                    "model_path": str(checkpoint),
+                    "infer": split,
+                    "count": SHEET_IMAGES // 2,
+                    "out": str(folder),
+                    "device": "cpu",
+                }
+            )
         write_atomic(stamp, digest.encode())
     return sorted(folder.glob("*.png"))
 
 
 def results_table(records: list[dict[str, Any]]) -> str:
     """One line per method: mIoU on both splits, their difference, and the confusion ratio."""
-    header = ["mIoU %", "CAM", "shuffled", "gap", "aux CAM", "shuffled", "seg", "shuffled", "tag F1", "CAM FP/TP"]
+    header = [
+        "mIoU %",
+        "CAM",
+        "shuffled",
+        "gap",
+        "aux CAM",
+        "shuffled",
+        "seg",
+        "shuffled",
+        "tag F1",
+        "CAM FP/TP",
+    ]
     rows = []
     for record in records:
         near, far = record["test"], record["test_shuffled"]
         number = lambda scores, key: f"{scores[key]:.1f}" if scores.get(key) is not None else "-"  # noqa: E731
-        rows.append([
-            record["method"], number(near, "cam_miou"), number(far, "cam_miou"), f"{near['cam_miou'] - far['cam_miou']:.1f}",
-            number(near, "aux_cam_miou"), number(far, "aux_cam_miou"), number(near, "seg_miou"), number(far, "seg_miou"),
-            number(near, "tag_f1"), f"{near['cam_confusion']:.2f}",
-        ])
+        rows.append(
+            [
+                record["method"],
+                number(near, "cam_miou"),
+                number(far, "cam_miou"),
+                f"{near['cam_miou'] - far['cam_miou']:.1f}",
+                number(near, "aux_cam_miou"),
+                number(far, "aux_cam_miou"),
+                number(near, "seg_miou"),
+                number(far, "seg_miou"),
+                number(near, "tag_f1"),
+                f"{near['cam_confusion']:.2f}",
+            ]
+        )
     images = records[0]["test"]["images"]
     note = (
         f"{images} images per split; shuffled: the same objects on contexts drawn without them. CAM: multi-scale, true tags, "
@@ -121,13 +165,22 @@ def report(table: str, records: list[dict[str, Any]], sheets: dict[str, list[Pat
     """A page with the table and the sheets of every method."""
     parts = [f"<h1>tag2mask demo</h1>\n<pre>{html.escape(table)}</pre>"]
     for record in records:
-        parts.append(f"<h2>{html.escape(record['method'])}</h2>\n<p>{html.escape(record['config'])}, {record['steps']} steps</p>")
+        parts.append(
+            f"<h2>{html.escape(record['method'])}</h2>\n<p>{html.escape(record['config'])}, {record['steps']} steps</p>"
+        )
         for path in sheets[record["method"]]:
             title = "contexts shuffled" if SPLITS[1] in path.name else "contexts as in training"
-            parts.append(f'<figure><img src="{path.relative_to(out)}" alt="{title}"><figcaption>{title}</figcaption></figure>')
-    style = ("body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}"
-             "pre{background:#f4f4f4;padding:1em;overflow-x:auto}img{max-width:100%}figure{margin:1em 0 2em}figcaption{color:#666}")
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>tag2mask demo</title><style>{style}</style>\n' + "\n".join(parts)
+            parts.append(
+                f'<figure><img src="{path.relative_to(out)}" alt="{title}"><figcaption>{title}</figcaption></figure>'
+            )
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}"
+        "pre{background:#f4f4f4;padding:1em;overflow-x:auto}img{max-width:100%}figure{margin:1em 0 2em}figcaption{color:#666}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>tag2mask demo</title><style>{style}</style>\n'
+        + "\n".join(parts)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The command line of training: ``main(default_config)`` reads ``key=value`` arguments and runs one training."""
+"""The command line of training: ``main(default_config)`` reads ``key=value`` arguments and runs one
+training.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Train on images of your own:  python scripts/train_custom.py config=configs/toco/custom.yaml train.steps=100"""
+"""Train on images of your own:  python scripts/train_custom.py config=configs/toco/custom.yaml
+train.steps=100
+"""
 
 import sys
 from pathlib import Path

@@ -22,15 +22,31 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Arguments of a short run: few images, a small network, every loss of ToCo switched on from the first step."""
+    """Arguments of a short run: few images, a small network, every loss of ToCo switched on from the first
+    step.
+    """
     root = tmp_path_factory.mktemp("demo")
     generate(root, {"train": 24, "test": 2, "image_size": 48}, workers=1)
     return [
-        "config=configs/toco/demo.yaml", f"data.root={root}", "data.crop_size=48", "data.num_workers=0", "eval.size=48",
-        "train.steps=4", "train.batch_size=4", "train.log_every=1", "train.checkpoint_every=2", "train.eval_every=100",
-        "method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2", "method.local_crop_size=16",
-        "method.loss_weights.seg=0.1", "method.loss_weights.reg=0.05", "optim.warmup_steps=0",
-        # Adam divides by the gradient's size: without a floor it turns rounding noise of tiny gradients into full steps.
+        "config=configs/toco/demo.yaml",
+        f"data.root={root}",
+        "data.crop_size=48",
+        "data.num_workers=0",
+        "eval.size=48",
+        "train.steps=4",
+        "train.batch_size=4",
+        "train.log_every=1",
+        "train.checkpoint_every=2",
+        "train.eval_every=100",
+        "method.backbone.width=32",
+        "method.backbone.depth=4",
+        "method.backbone.heads=2",
+        "method.local_crop_size=16",
+        "method.loss_weights.seg=0.1",
+        "method.loss_weights.reg=0.05",
+        "optim.warmup_steps=0",
+        # Adam divides by the gradient's size: without a floor it turns rounding noise of tiny gradients into
+        # full steps.
         "optim.eps=1e-4",
     ]
 
@@ -62,21 +78,40 @@ def plain(demo, tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path, processes):
-    done = run(["bash", "run_train.sh", "scripts/train_voc.py", str(processes), free_port(), "cpu", "split", *demo,
-                f"work_dir={tmp_path / 'run'}"])
+    done = run(
+        [
+            "bash",
+            "run_train.sh",
+            "scripts/train_voc.py",
+            str(processes),
+            free_port(),
+            "cpu",
+            "split",
+            *demo,
+            f"work_dir={tmp_path / 'run'}",
+        ]
+    )
     assert done.returncode == 0, done.stderr
     losses, weights = result(tmp_path / "run")
     expected_losses, expected = result(plain)
     torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-5)
     for key in expected:
-        torch.testing.assert_close(weights[key], expected[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            weights[key], expected[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 def test_run_killed_half_way_goes_on_with_the_same_numbers(demo, plain, tmp_path):
     command = [sys.executable, "scripts/train_voc.py", *demo, f"work_dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 200
-    while not (tmp_path / "run" / "last.pth").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (tmp_path / "run" / "last.pth").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -99,14 +134,17 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
     assert (plain / "last.pth").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["train.stps=4"], "did you mean 'train.steps'"),
-    (["config=configs/toco/vok.yaml"], "did you mean 'configs/toco/voc.yaml'"),
-    (["data.root=/nowhere"], "/nowhere"),
-    (["device=cuda:7"], "8 GPU(s) asked for on this machine, 0 found"),
-    (["train.batch_size=5", "train.accumulate=2"], "batch_size"),
-    (["method.label_source=camm"], "label_source"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.stps=4"], "did you mean 'train.steps'"),
+        (["config=configs/toco/vok.yaml"], "did you mean 'configs/toco/voc.yaml'"),
+        (["data.root=/nowhere"], "/nowhere"),
+        (["device=cuda:7"], "8 GPU(s) asked for on this machine, 0 found"),
+        (["train.batch_size=5", "train.accumulate=2"], "batch_size"),
+        (["method.label_source=camm"], "label_source"),
+    ],
+)
 def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_voc.py", *demo, f"work_dir={tmp_path}", *arguments])
     with pytest.raises(SystemExit) as end:
@@ -117,8 +155,20 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
 
 
 def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
-    done = run(["bash", "run_train.sh", "scripts/train_voc.py", "1", free_port(), "0,1", "many", *demo, "device=cuda",
-                f"work_dir={tmp_path}"])
+    done = run(
+        [
+            "bash",
+            "run_train.sh",
+            "scripts/train_voc.py",
+            "1",
+            free_port(),
+            "0,1",
+            "many",
+            *demo,
+            "device=cuda",
+            f"work_dir={tmp_path}",
+        ]
+    )
     assert done.returncode != 0
     assert "GPU(s) asked for on this machine, 0 found" in done.stderr
 

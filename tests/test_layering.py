@@ -42,10 +42,7 @@ def test_imports_point_down_only(layer):
 @pytest.mark.parametrize("layer", MAY_IMPORT)
 def test_no_config_object_below_the_engine(layer):
     """Config stops at the builder: a signature documents what a thing needs."""
-    if layer == "engine":
-        allowed = {file.name for file in (ROOT / layer).glob("*.py")}
-    else:
-        allowed = {"config.py"}
+    allowed = {file.name for file in (ROOT / "engine").glob("*.py")} if layer == "engine" else {"config.py"}
     users = {f.name for f in (ROOT / layer).rglob("*.py") if "omegaconf" in imported_packages(f)}
     assert users <= allowed
 

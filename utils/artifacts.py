@@ -62,8 +62,8 @@ def missing_files(paths: Iterable[Path], what: str, folder: Path, hint: str = ""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} {what} are missing in {folder}, first {missing[0].name}"
-            + (f"; {hint}" if hint else "")
+            f"{len(missing)} of {len(paths)} {what} are missing in {folder}, "
+            f"first {missing[0].relative_to(folder)}" + (f"; {hint}" if hint else "")
         )
 
 
@@ -147,8 +147,8 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         foreign = next((file for file in folder.rglob("*.*") if file.suffix in (".png", ".npz")), None)
         if foreign is not None:
             raise ValueError(
-                f"{folder} already holds files that no run of this tool made, for example {foreign.name} (there is no "
-                "settings.json): choose another folder with --out"
+                f"{folder} already holds files that no run of this tool made, for example {foreign.name} "
+                "(there is no settings.json): choose another folder with --out"
             )
         write_json(path, settings)
         return
@@ -160,8 +160,8 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with --out, or "
-            "delete this one"
+            f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with "
+            "--out, or delete this one"
         )
 
 

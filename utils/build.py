@@ -48,7 +48,8 @@ def keyword_names(target: Any) -> set[str] | None:
                 continue
             parameters = inspect.signature(init).parameters.values()
             names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-            # A class that passes **kwargs on takes what its base takes; the walk ends at the first that does not.
+            # A class that passes **kwargs on takes what its base takes; the walk ends at the first that does
+            # not.
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
         return names - {"self"}

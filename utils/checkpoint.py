@@ -41,7 +41,9 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
     path = Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no checkpoint {path}" + (f"; found there: {', '.join(near)}" if near else ""))
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}" + (f"; found there: {', '.join(near)}" if near else "")
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -54,8 +56,8 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run code); "
-            f"save its state dict alone with torch.save and use that file. {_unsupported(error)}"
+            f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run "
+            f"code); save its state dict alone with torch.save and use that file. {_unsupported(error)}"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
@@ -69,10 +71,10 @@ def _unsupported(error: Exception) -> str:
 
 def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     """Apply the first matching ``(regular expression, replacement)`` to every key; unmatched keys stay."""
-    rules = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     renamed = {}
     for key, value in state.items():
-        for pattern, replacement in rules:
+        for pattern, replacement in compiled:
             new, count = pattern.subn(replacement, key)
             if count:
                 key = new

@@ -6,12 +6,22 @@ import os
 import sys
 from collections.abc import Callable
 
-USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError,
-               FloatingPointError, PermissionError)
+USER_ERRORS = (
+    ValueError,
+    KeyError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    ImportError,
+    FloatingPointError,
+    PermissionError,
+)
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Call ``main`` and exit; bad input prints its message alone (``TRACEBACK=1`` shows where it was raised)."""
+    """Call ``main`` and exit; bad input prints its message alone (``TRACEBACK=1`` shows where it was
+    raised).
+    """
     try:
         main()
     except USER_ERRORS as error:
@@ -24,3 +34,6 @@ def run_main(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; without this Python complains while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,12 +4,13 @@ A config file is a difference from its bases::
 
     base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this file, then the command line
 
-``configs/default.yaml`` lists every key of the engine; only the open mappings (``method``, ``data.options``, ...) take
-further keys, and those must be arguments of the class or function they configure.
+``configs/default.yaml`` lists every key of the engine; only the open mappings (``method``, ``data.options``,
+...) take further keys, and those must be arguments of the class or function they configure.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ from utils.build import import_target, keyword_names, suggest
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 
-# Mappings whose keys belong to a class or function: where its import path stands, and which arguments the engine gives.
+# Mappings whose keys belong to a class or function: where its import path stands, and which arguments the
+# engine gives.
 OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target"}
 GIVEN = {"num_classes", "class_prior", "root", "split"}
 
@@ -67,17 +69,19 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         ValueError: for an override that is not ``key=value``, or YAML that does not parse.
     """
     path = find_config(name)
-    merged = OmegaConf.load(CONFIGS / "default.yaml")
+    merged = _merge(OmegaConf.load(CONFIGS / "default.yaml"))
     for file in config_chain(path):
         values = {key: value for key, value in _read(file).items() if key != "base"}
-        merged = OmegaConf.merge(merged, values)
+        merged = _merge(merged, values)
         _check_keys(values, merged, _label(file))
-    values = _parse_overrides(overrides)
+    changes = _parse_overrides(overrides)
     # An override that builds on nothing is a typing error: it would be saved and never read.
-    merged_with = OmegaConf.merge(merged, values)
-    _check_keys(values, merged_with, "the command line", existing=merged)
+    merged_with = _merge(merged, changes)
+    _check_keys(changes, merged_with, "the command line", existing=merged)
     if merged_with.run_name is None:
-        merged_with.run_name = f"{path.parent.name}_{path.stem}" if path.is_relative_to(CONFIGS) else path.stem
+        merged_with.run_name = (
+            f"{path.parent.name}_{path.stem}" if path.is_relative_to(CONFIGS) else path.stem
+        )
     try:
         OmegaConf.resolve(merged_with)
     except OmegaConfBaseException as error:
@@ -93,8 +97,8 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
     """``(dotted key, value, meaning)`` of every key of a config.
 
-    The meaning is the comment behind the key in the YAML files; for arguments of classes and functions that no file
-    sets, it is their docstring's, and the value is the default.
+    The meaning is the comment behind the key in the YAML files; for arguments of classes and functions that
+    no file sets, it is their docstring's, and the value is the default.
     """
     path = find_config(name)
     cfg = load_config(path)
@@ -128,6 +132,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = dict(_leaves(old)), dict(_leaves(new))
     keys = [*before, *(key for key in after if key not in before)]
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def _merge(*parts: Any) -> DictConfig:
+    merged = OmegaConf.merge(*parts)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -171,12 +181,24 @@ def _targets(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
             yield prefix, import_target(path)
 
 
-def _check_keys(values: Mapping[str, Any] | DictConfig, merged: DictConfig, source: str,
-                existing: DictConfig | None = None) -> None:
-    """Refuse keys of ``values`` that are neither in default.yaml nor arguments of an open mapping's target."""
-    default = dict.fromkeys(key for key, _ in _leaves(OmegaConf.to_container(OmegaConf.load(CONFIGS / "default.yaml"))))
-    known_here = default | (dict(_leaves(OmegaConf.to_container(existing, resolve=False))) if existing else {})
-    arguments = {prefix: keyword_names(target) for prefix, target in _targets(merged)} if existing is not None else {}
+def _check_keys(
+    values: Mapping[str, Any] | DictConfig,
+    merged: DictConfig,
+    source: str,
+    existing: DictConfig | None = None,
+) -> None:
+    """Refuse keys of ``values`` that are neither in default.yaml nor arguments of an open mapping's
+    target.
+    """
+    default = dict.fromkeys(
+        key for key, _ in _leaves(OmegaConf.to_container(OmegaConf.load(CONFIGS / "default.yaml")))
+    )
+    known_here = default | (
+        dict(_leaves(OmegaConf.to_container(existing, resolve=False))) if existing else {}
+    )
+    arguments = (
+        {prefix: keyword_names(target) for prefix, target in _targets(merged)} if existing is not None else {}
+    )
     if isinstance(values, DictConfig):
         values = OmegaConf.to_container(values, resolve=False)  # type: ignore[assignment]
     for key, _ in _leaves(values):
@@ -189,7 +211,9 @@ def _check_keys(values: Mapping[str, Any] | DictConfig, merged: DictConfig, sour
             allowed = arguments[prefix] | {"target"}  # type: ignore[operator]
             if first not in allowed:
                 names = [f"{prefix}.{name}" for name in allowed - GIVEN]
-                raise KeyError(f"{source}: '{prefix}.{first}' is not a key{suggest(f'{prefix}.{first}', names)}")
+                raise KeyError(
+                    f"{source}: '{prefix}.{first}' is not a key{suggest(f'{prefix}.{first}', names)}"
+                )
 
 
 def _comments(path: Path) -> dict[str, str]:
@@ -214,19 +238,28 @@ _REQUIRED = object()
 
 def _argument_docs(target: Any) -> dict[str, tuple[Any, str]]:
     """Default and docstring text of the arguments of a class (over its bases) or function."""
-    import inspect
-
     found: dict[str, tuple[Any, str]] = {}
-    for part in [c for c in target.__mro__ if c.__module__.startswith("methods")] if inspect.isclass(target) else [target]:
+    for part in (
+        [c for c in target.__mro__ if c.__module__.startswith("methods")]
+        if inspect.isclass(target)
+        else [target]
+    ):
         parameters = inspect.signature(part).parameters.values()
-        text = "\n".join(filter(None, [inspect.getdoc(part), inspect.getdoc(getattr(part, "__init__", None))]))
+        text = "\n".join(
+            filter(None, [inspect.getdoc(part), inspect.getdoc(getattr(part, "__init__", None))])
+        )
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 continue
             match = re.search(rf"^\s*{parameter.name}:\s(.*(?:\n\s{{8,}}.*)*)", text, flags=re.MULTILINE)
             default = _REQUIRED if parameter.default is parameter.empty else parameter.default
-            plain = default is _REQUIRED or isinstance(default, (int, float, str, bool, list, tuple, dict, type(None)))
+            plain = default is _REQUIRED or isinstance(
+                default, (int, float, str, bool, list, tuple, dict, type(None))
+            )
             meaning = " ".join(match.group(1).split()) if match else ""
             if not found.get(parameter.name, (None, ""))[1]:
-                found[parameter.name] = (list(default) if isinstance(default, tuple) else default if plain else _REQUIRED, meaning)
+                found[parameter.name] = (
+                    list(default) if isinstance(default, tuple) else default if plain else _REQUIRED,
+                    meaning,
+                )
     return found

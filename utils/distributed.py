@@ -57,8 +57,8 @@ def init_process_group(device: str) -> torch.device:
         index = local_rank if chosen.index is None else chosen.index
         if max(local_world, index + 1) > available:
             raise ValueError(
-                f"{max(local_world, index + 1)} GPU(s) asked for on this machine, {available} found; start fewer processes, "
-                "check CUDA_VISIBLE_DEVICES (the DEVICES argument of run_train.sh), or use device=cpu"
+                f"{max(local_world, index + 1)} GPU(s) asked for on this machine, {available} found; start fewer "
+                "processes, check CUDA_VISIBLE_DEVICES (the DEVICES argument of run_train.sh), or use device=cpu"
             )
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
@@ -83,8 +83,9 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Tensor:
     """This process's share of a mean over the global batch.
 
-    A loss that counts pixels or pairs must divide by the count of the whole batch, or the same batch gives another
-    gradient on four processes than on one. The engine averages gradients over processes, so a share is
+    A loss that counts pixels or pairs must divide by the count of the whole batch, or the same batch gives
+    another gradient on four processes than on one. The engine averages gradients over processes, so a share
+    is
 
         world_size * total / (sum of count over processes + offset)
 

@@ -26,7 +26,9 @@ class _TqdmHandler(logging.Handler):
 
 
 def setup_logging(work_dir: Path | None = None) -> logging.Logger:
-    """Send log lines to the terminal and, if ``work_dir`` is given, to ``work_dir/run.log``; main process only."""
+    """Send log lines to the terminal and, if ``work_dir`` is given, to ``work_dir/run.log``; main process
+    only.
+    """
     LOGGER.handlers.clear()
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)
@@ -42,7 +44,9 @@ def setup_logging(work_dir: Path | None = None) -> logging.Logger:
 
 
 class MetricsWriter:
-    """Appends numbers to ``metrics.jsonl`` and to TensorBoard; does nothing on other processes than the main one."""
+    """Appends numbers to ``metrics.jsonl`` and to TensorBoard; does nothing on other processes than the main
+    one.
+    """
 
     def __init__(self, work_dir: Path, start_step: int = 0) -> None:
         self._file = None
@@ -54,7 +58,7 @@ class MetricsWriter:
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
             path.write_text("".join(line + "\n" for line in kept))
-        self._file = open(path, "a", buffering=1)
+        self._file = path.open("a", buffering=1)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -98,5 +102,7 @@ def _finite_or_none(value: Any) -> Any:
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
-        flat += _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        flat += (
+            _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        )
     return flat

@@ -11,22 +11,21 @@ class Schedule:
     """A piecewise constant function of the training step.
 
     Args:
-        spec: a constant, or a list of ``[from_step, value]`` pairs; ``value`` holds from ``from_step`` (counted
-            from 0) until the next pair takes over. Pairs are in ascending order and the first begins at 0.
+        spec: a constant, or a list of ``[from_step, value]`` pairs; ``value`` holds from ``from_step``
+            (counted from 0) until the next pair takes over. Pairs are in ascending order and the first begins
+            at 0.
 
     Raises:
         ValueError: if the pairs are not in ascending order or do not begin at step 0.
     """
 
     def __init__(self, spec: Any) -> None:
-        if isinstance(spec, Schedule):
-            spec = [list(pair) for pair in zip(spec.starts, spec.values)]
         if not isinstance(spec, Sequence) or isinstance(spec, str):
             spec = [[0, spec]]
         if not spec or any(not isinstance(p, Sequence) or isinstance(p, str) or len(p) != 2 for p in spec):
             raise ValueError(f"a schedule is one value or a list of [from_step, value] pairs, not {spec!r}")
-        self.starts = [int(start) for start, _ in spec]
-        self.values = [value for _, value in spec]
+        self.starts: list[int] = [int(start) for start, _ in spec]
+        self.values: list[Any] = [value for _, value in spec]
         if self.starts[0] != 0 or any(b <= a for a, b in zip(self.starts, self.starts[1:])):
             raise ValueError(f"the steps of a schedule begin at 0 and ascend, not {self.starts}: {spec!r}")
 

@@ -32,5 +32,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 def sample_generator(sample_seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one sample; streams for different purposes are independent of each other."""
-    state = np.random.SeedSequence((int(sample_seed), zlib.crc32(purpose.encode()))).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence((int(sample_seed), zlib.crc32(purpose.encode()))).generate_state(
+        1, np.uint64
+    )[0]
     return torch.Generator().manual_seed(int(state >> 1))

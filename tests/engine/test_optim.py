@@ -7,7 +7,8 @@ from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
 
 
 def published(name):
-    # Base rates of encoder, encoder norms, heads, decoder (spec of the published programs: heads and decoder x 10).
+    # Base rates of encoder, encoder norms, heads, decoder (spec of the published programs: heads and decoder
+    # x 10).
     steps = {"voc": 20000, "coco": 80000}[name]
     return [1.0, 1.0, 10.0, 10.0], {"steps": steps, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power": 0.9}
 
@@ -19,7 +20,11 @@ def test_learning_rate_matches_reference_values(golden):
         params = [nn.Parameter(torch.zeros(1)) for _ in scales]
         optimizer = build_optimizer(
             [{"name": str(i), "params": [p], "lr_scale": s} for i, (p, s) in enumerate(zip(params, scales))],
-            lr=6e-5, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8)
+            lr=6e-5,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+        )
         for step, expected in zip(case[f"{name}/iters"].tolist(), torch.as_tensor(case[f"{name}/lr"])):
             set_learning_rate(optimizer, poly_warmup_factor(step, **schedule))
             rates = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
@@ -29,10 +34,17 @@ def test_learning_rate_matches_reference_values(golden):
 def test_adamw_trajectory_matches_reference_values(golden):
     case = golden("vit_lr")
     parameter = nn.Parameter(case.arr("adamw/p", (6,)).clone())
-    optimizer = build_optimizer([{"name": "all", "params": [parameter], "lr_scale": 1.0}],
-                                lr=6e-3, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = build_optimizer(
+        [{"name": "all", "params": [parameter], "lr_scale": 1.0}],
+        lr=6e-3,
+        weight_decay=0.01,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
     for step, expected in enumerate(torch.as_tensor(case["adamw/trajectory"])):
-        set_learning_rate(optimizer, poly_warmup_factor(step, steps=8, warmup_steps=3, warmup_ratio=1e-6, power=0.9))
+        set_learning_rate(
+            optimizer, poly_warmup_factor(step, steps=8, warmup_steps=3, warmup_ratio=1e-6, power=0.9)
+        )
         parameter.grad = case.arr(f"adamw/g{step}", (6,))
         optimizer.step()
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
@@ -40,7 +52,14 @@ def test_adamw_trajectory_matches_reference_values(golden):
 
 def test_frozen_parameters_are_left_out():
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
-    optimizer = build_optimizer([{"name": "a", "params": [frozen], "lr_scale": 1.0},
-                                 {"name": "b", "params": [nn.Parameter(torch.ones(1)), frozen], "lr_scale": 10.0}],
-                                lr=0.1, weight_decay=0.5, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = build_optimizer(
+        [
+            {"name": "a", "params": [frozen], "lr_scale": 1.0},
+            {"name": "b", "params": [nn.Parameter(torch.ones(1)), frozen], "lr_scale": 10.0},
+        ],
+        lr=0.1,
+        weight_decay=0.5,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
     assert [(g["name"], len(g["params"]), g["base_lr"]) for g in optimizer.param_groups] == [("b", 1, 1.0)]

@@ -25,7 +25,9 @@ class Toy(Method):
 
     def training_step(self, batch, step):
         self.seen += 1
-        noise = torch.stack([torch.rand(1, generator=sample_generator(int(s), "noise")) for s in batch["sample_seed"]])
+        noise = torch.stack(
+            [torch.rand(1, generator=sample_generator(int(s), "noise")) for s in batch["sample_seed"]]
+        )
         error = self.linear(batch["image"]) + noise - 1
         losses = {"fit": error.square().mean()}
         if "late" in self.loss_weights:
@@ -41,16 +43,30 @@ def batches(start, broken_at=None):
         yield {"image": image, "sample_seed": torch.full((4,), seed), "scale": scale}
 
 
-OPTIONS = TrainOptions(steps=8, accumulate=1, precision="fp32", log_every=2, eval_every=100, checkpoint_every=4,
-                       keep_every=None, warmup_steps=2, warmup_ratio=1e-6, power=0.9)
+OPTIONS = TrainOptions(
+    steps=8,
+    accumulate=1,
+    precision="fp32",
+    log_every=2,
+    eval_every=100,
+    checkpoint_every=4,
+    keep_every=None,
+    warmup_steps=2,
+    warmup_ratio=1e-6,
+    power=0.9,
+)
 
 
 def trainer(work_dir, source=batches, validate=None, options=OPTIONS, **method_options):
     torch.manual_seed(0)
     method = Toy(**method_options)
-    optimizer = build_optimizer(method.parameter_groups(), lr=0.05, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = build_optimizer(
+        method.parameter_groups(), lr=0.05, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8
+    )
     work_dir.mkdir(parents=True, exist_ok=True)
-    return Trainer(method, optimizer, source, options, work_dir, torch.device("cpu"), {"config": {}}, validate)
+    return Trainer(
+        method, optimizer, source, options, work_dir, torch.device("cpu"), {"config": {}}, validate
+    )
 
 
 def test_four_steps_and_a_resume_equal_eight_steps(tmp_path):
@@ -76,14 +92,22 @@ def test_four_steps_and_a_resume_equal_eight_steps(tmp_path):
     for key, value in whole.method.state_dict().items():
         torch.testing.assert_close(second.method.state_dict()[key], value, rtol=0, atol=0)
     # The steps that the killed run did after its checkpoint are not in the record twice.
-    lines = [json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines == [2, 4, 6, 8]
 
 
 def test_loss_that_is_not_finite_names_itself_and_leaves_the_last_checkpoint(tmp_path):
-    run = trainer(tmp_path, lambda start: batches(start, broken_at=5),
-                  loss_weights={"fit": 1.0, "late": [[0, 0.0], [5, 1.0]]})
-    with pytest.raises(FloatingPointError, match=r"step 5: fit [\d.]+, late nan \(weight changed at this step\); last good.*last.pth"):
+    run = trainer(
+        tmp_path,
+        lambda start: batches(start, broken_at=5),
+        loss_weights={"fit": 1.0, "late": [[0, 0.0], [5, 1.0]]},
+    )
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 5: fit [\d.]+, late nan \(weight changed at this step\); last good.*last.pth",
+    ):
         run.fit()
     assert load_checkpoint(tmp_path / "last.pth")["step"] == 4
 
@@ -112,7 +136,10 @@ def test_termination_signal_finishes_the_step_and_saves(tmp_path):
 
 
 def test_weight_zero_means_no_influence(tmp_path):
-    plain, with_late = trainer(tmp_path / "a"), trainer(tmp_path / "b", loss_weights={"fit": 1.0, "late": 0.0})
+    plain, with_late = (
+        trainer(tmp_path / "a"),
+        trainer(tmp_path / "b", loss_weights={"fit": 1.0, "late": 0.0}),
+    )
     plain.fit(), with_late.fit()
     torch.testing.assert_close(plain.method.linear.weight, with_late.method.linear.weight, rtol=0, atol=0)
 
@@ -131,8 +158,11 @@ def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_pat
 
 def test_best_checkpoint_is_the_best_scored_one(tmp_path):
     scores = iter([10.0, 30.0, 20.0, float("nan")])
-    run = trainer(tmp_path, validate=lambda method, step: {"seg": next(scores)},
-                  options=TrainOptions(**{**vars(OPTIONS), "eval_every": 2}))
+    run = trainer(
+        tmp_path,
+        validate=lambda method, step: {"seg": next(scores)},
+        options=TrainOptions(**{**vars(OPTIONS), "eval_every": 2}),
+    )
     run.fit()
     assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
     assert load_checkpoint(tmp_path / "last.pth")["best"] == 30.0
@@ -141,9 +171,11 @@ def test_best_checkpoint_is_the_best_scored_one(tmp_path):
 def test_a_batch_can_be_overfitted(tmp_path):
     class Fixed(Toy):
         def training_step(self, batch, step):
-            return {"fit": (self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)).square().mean()}
+            return {
+                "fit": (self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)).square().mean()
+            }
 
-    run = trainer(tmp_path, options=TrainOptions(**{**vars(OPTIONS), "steps": 400}))
+    run = trainer(tmp_path, options=TrainOptions(**{**vars(OPTIONS), "steps": 1500}))
     run.method.__class__ = Fixed
     first = next(batches(0))
     run.batches = lambda start: iter(lambda: first, None)

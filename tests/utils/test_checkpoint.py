@@ -49,4 +49,7 @@ def test_damaged_file_is_named(tmp_path, name):
 
 def test_first_matching_rule_renames():
     state = {"module.encoder.x": torch.zeros(1), "module.y": torch.zeros(1)}
-    assert set(rename_keys(state, [(r"^module\.encoder\.", "backbone."), (r"^module\.", "")])) == {"backbone.x", "y"}
+    assert set(rename_keys(state, [(r"^module\.encoder\.", "backbone."), (r"^module\.", "")])) == {
+        "backbone.x",
+        "y",
+    }

@@ -17,7 +17,8 @@ EXPERIMENTS = sorted(
 def test_every_experiment_resolves_and_builds_its_targets(name):
     cfg = load_config(name)
     assert OmegaConf.missing_keys(cfg) == set()
-    # The command line checks the keys of open mappings against their targets; every shipped file must pass it too.
+    # The command line checks the keys of open mappings against their targets; every shipped file must pass it
+    # too.
     plain = to_plain(cfg)
     load_config(name, [f"method.{key}=null" for key in plain["method"] if key != "target"])
     load_config(name, [f"data.options.{key}=null" for key in plain["data"]["options"]])
@@ -85,7 +86,9 @@ def test_differences_name_both_values():
 
 
 def test_build_refuses_unknown_arguments():
-    with pytest.raises(KeyError, match="'sepc' is not an argument of utils.schedule.Schedule: did you mean 'spec'"):
+    with pytest.raises(
+        KeyError, match="'sepc' is not an argument of utils.schedule.Schedule: did you mean 'spec'"
+    ):
         build({"target": "utils.schedule.Schedule", "sepc": 1})
     with pytest.raises(ImportError, match="no 'Shedule': did you mean 'Schedule'"):
         build({"target": "utils.schedule.Shedule"})
@@ -99,7 +102,9 @@ def test_schedule_holds_each_value_until_the_next():
     assert Schedule(0.5)(123) == 0.5
 
 
-@pytest.mark.parametrize("spec", [[], [[5, 1.0]], [[0, 1.0], [0, 2.0]], [[0, 1.0], [9, 2.0], [3, 1.0]], [1, 2]])
+@pytest.mark.parametrize(
+    "spec", [[], [[5, 1.0]], [[0, 1.0], [0, 2.0]], [[0, 1.0], [9, 2.0], [3, 1.0]], [1, 2]]
+)
 def test_schedule_refuses_what_has_no_order(spec):
     with pytest.raises(ValueError):
         Schedule(spec)

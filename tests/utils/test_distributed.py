@@ -21,8 +21,16 @@ def _process(rank, port, queue):
     values = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])][rank].requires_grad_()
     share = global_mean(values.sum(), torch.tensor(len(values)), offset=1)
     share.backward()
-    queue.put((rank, share.item(), values.grad[0].item(), gather_batch(torch.tensor([[float(rank)]])).tolist(),
-               all_reduce_sum(torch.tensor(rank + 1)).item(), list(shard(5))))
+    queue.put(
+        (
+            rank,
+            share.item(),
+            values.grad[0].item(),
+            gather_batch(torch.tensor([[float(rank)]])).tolist(),
+            all_reduce_sum(torch.tensor(rank + 1)).item(),
+            list(shard(5)),
+        )
+    )
     dist.barrier()
     dist.destroy_process_group()
 
@@ -39,7 +47,9 @@ def test_two_processes_share_one_mean(free_port):
     assert [process.exitcode for process in processes] == [0, 0]
     shares = [result[1] for result in results]
     assert abs(sum(shares) / 2 - 16 / 5) < 1e-6  # (1 + 2 + 3 + 10) / (4 + 1)
-    assert all(abs(result[2] / 2 - 1 / 5) < 1e-7 for result in results)  # gradients are averaged over two processes
+    assert all(
+        abs(result[2] / 2 - 1 / 5) < 1e-7 for result in results
+    )  # gradients are averaged over two processes
     assert results[0][3] == results[1][3] == [[0.0], [1.0]]
     assert results[0][4] == 3
     assert (results[0][5], results[1][5]) == ([0, 2, 4], [1, 3])

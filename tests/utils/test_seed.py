@@ -6,7 +6,9 @@ from utils.seed import sample_generator, sample_seed
 
 
 def test_seeds_differ_between_samples_epochs_and_runs():
-    seeds = {sample_seed(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(50)}
+    seeds = {
+        sample_seed(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(50)
+    }
     assert len(seeds) == 450 and all(0 <= s < 2**63 for s in seeds)
 
 

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Segment and score a split of PASCAL VOC with one process per device:
+#   bash run_evaluate_seg_voc.sh SCRIPT [GPUS] [PORT] [DEVICES] CHECKPOINT [flags and key=value ...]
+#   bash run_evaluate_seg_voc.sh tools/infer_seg_voc.py 4 29501 0,1,2,3 logs/seco_voc/last.pth --infer val --crf
+#   bash run_evaluate_seg_voc.sh tools/infer_seg_voc.py 2 29501 cpu logs/toco_mini/last.pth     # two processes (gloo)
+# DEVICES "cpu" uses no GPU. All flags: python tools/infer_seg_voc.py --help
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0; fi
+
+script=$1; shift
+[ -f "$script" ] || script=$here/$script
+# The positions before the checkpoint are numbers, device lists or the word cpu; whatever else comes first is the checkpoint.
+positional=()
+while [ $# -gt 0 ] && [ ${#positional[@]} -lt 3 ] && [[ $1 =~ ^([0-9]+(,[0-9]+)*|cpu)$ ]] && [ ! -f "$1" ]; do positional+=("$1"); shift; done
+if [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; then set -- --model_path "$@"; fi
+processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-}
+
+invoked_from=$PWD
+cd "$here"
+source scripts/environment.sh
+use_python
+case $PYTHON in .venv/*) PYTHON=$here/$PYTHON ;; esac
+cd "$invoked_from"
+if [ "$devices" = cpu ]; then
+  set -- "$@" --device cpu
+  export CUDA_VISIBLE_DEVICES=
+elif [ -n "$devices" ]; then
+  # Named GPUs that are not there are an error, not a reason to compute on the CPU.
+  set -- "$@" --device cuda
+  export CUDA_VISIBLE_DEVICES=$devices
+fi
+# torchrun gives every process one thread unless told otherwise: share the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
+
+exec "$PYTHON" -m torch.distributed.run --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
+  --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" "$script" "$@"

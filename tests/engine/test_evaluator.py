@@ -1,0 +1,160 @@
+"""Validation on a split, score tables, provenance."""
+
+import math
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from datasets.base import Record, Split, WeakSegDataset
+from engine.evaluator import confusion_table, pair_table, provenance, score_table, strongest_class, validate
+from methods.base import Method, Prediction
+from utils.cam import cam_to_label, normalize_cam
+from utils.image import normalize
+
+NAMES = ("background", "cat", "dog", "boat")
+
+
+class Colours(Method):
+    """The three colour channels are the activations of the three classes."""
+
+    def __init__(self, outputs=("cam", "aux_cam", "seg")):
+        super().__init__(4, {}, background_threshold=0.4)
+        self.outputs = outputs
+
+    def predict(self, image):
+        cam = normalize_cam(image)
+        seg = torch.cat([cam.new_full((len(cam), 1, *cam.shape[2:]), 0.6), cam], 1)
+        given = {"cam": cam, "aux_cam": normalize_cam(image.flip(1)), "seg": F.avg_pool2d(seg, 4)}
+        chosen = [given[name] if name in self.outputs else None for name in ("cam", "aux_cam", "seg")]
+        return Prediction(chosen[0], chosen[1], image.mean((2, 3)), chosen[2])
+
+
+def run(method, split, **options):
+    dataset = WeakSegDataset(split, with_mask=True)
+    return validate(method, dataset, size=32, device="cpu", progress=False, **options)
+
+
+def naive(split):
+    """The protocol written out: square resize, one prediction, maps at the mask's size, counts in a loop."""
+    matrices = {name: np.zeros((4, 4), dtype=int) for name in ("cam", "aux_cam", "seg")}
+    for sample in WeakSegDataset(split, with_mask=True):
+        image = normalize(sample["image"])[None]
+        image = F.interpolate(image, (32, 32), mode="bilinear", align_corners=False)
+        out = Colours().predict(image)
+        maps = [
+            F.interpolate(m, sample["mask"].shape, mode="bilinear", align_corners=False)
+            for m in (out.cam, out.aux_cam, out.seg_logits)
+        ]
+        labels = [cam_to_label(m, sample["class_label"][None], 0.4)[0] for m in maps[:2]]
+        labels.append(maps[2].argmax(1)[0])
+        for name, label in zip(matrices, labels):
+            for t, p in zip(sample["mask"].flatten().tolist(), label.flatten().tolist()):
+                if t != 255:
+                    matrices[name][t, p] += 1
+    return matrices
+
+
+def test_follows_the_training_time_protocol(split):
+    result = run(Colours(), split)
+    assert result.images == 5
+    for name, matrix in naive(split).items():
+        assert result[name].matrix.tolist() == matrix.tolist()
+
+
+def test_batches_of_images_change_nothing(split):
+    one, four = run(Colours(), split), run(Colours(), split, batch_size=4)
+    assert all(torch.equal(one[name].matrix, four[name].matrix) for name in one)
+    assert one.tag_f1 == pytest.approx(four.tag_f1)
+
+
+def _validate_share(rank, port, split, queue):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    result = run(Colours(outputs=("cam", "seg")), split)
+    queue.put((rank, {name: s.matrix.tolist() for name, s in result.items()}, result.tag_f1, result.images))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_same_scores_as_one(split):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=_validate_share, args=(rank, port, split, queue)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    results = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    alone = run(Colours(outputs=("cam", "seg")), split)
+    for _, matrices, f1, images in results:
+        assert matrices == {name: scores.matrix.tolist() for name, scores in alone.items()}
+        assert f1 == pytest.approx(alone.tag_f1) and images == 5
+
+
+def test_sweep_holds_the_fixed_threshold(split):
+    result = run(Colours(), split, thresholds=(0.1, 0.4))
+    assert torch.equal(result.sweep["cam"][0.4].matrix, result["cam"].matrix)
+    assert not torch.equal(result.sweep["aux_cam"][0.1].matrix, result["aux_cam"].matrix)
+
+
+def test_outputs_that_a_method_does_not_have_are_left_out(split):
+    assert list(run(Colours(outputs=("cam",)), split)) == ["cam"]
+    assert list(run(Colours(outputs=("seg",)), split).percent()) == ["seg", "tag_f1"]
+
+
+def test_untagged_images_count_for_the_segmentation_only(split):
+    untagged = Split("val", NAMES, tuple(Record(r.name, r.image, r.mask, None) for r in split.records))
+    result = run(Colours(), untagged)
+    assert list(result) == ["seg"] and math.isnan(result.tag_f1)
+
+
+def test_method_is_back_in_its_mode_afterwards(split):
+    method = Colours().train()
+    run(method, split)
+    assert method.training
+
+
+def test_data_without_masks_is_a_clear_error(split):
+    with pytest.raises(ValueError, match="with_mask=True"):
+        validate(Colours(), WeakSegDataset(split), size=32, device="cpu")
+    unlabelled = Split("val", NAMES, (Record("a", split.records[0].image, None, (1,)),))
+    with pytest.raises(ValueError, match="no ground-truth mask"):
+        WeakSegDataset(unlabelled, with_mask=True)
+
+
+def test_image_without_tags_is_all_background():
+    score, _ = strongest_class(torch.rand(3, 4, 4), torch.zeros(3), (8, 8))
+    assert score.shape == (8, 8) and not score.any()
+
+
+def test_strongest_class_equals_the_published_rule():
+    cam, label = torch.rand(5, 6, 7), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
+    score, winner = strongest_class(cam, label, (12, 14))
+    full = F.interpolate(cam[None], (12, 14), mode="bilinear", align_corners=False)
+    assert_close(winner.masked_fill(score <= 0.5, 0), cam_to_label(full, label[None], 0.5)[0])
+
+
+def test_tables_have_one_row_per_class_and_the_mean_last(split):
+    result = run(Colours(), split)
+    lines = score_table(result, NAMES).splitlines()
+    assert [text.strip() for text in lines[0].split("|")] == ["Class", "CAM", "aux_CAM", "Seg_Pred"]
+    assert len(lines) == 1 + 1 + 4 + 1 + 1
+    assert f"{100 * result['seg'].miou:.2f}" in lines[-1] and lines[-1].startswith("mIoU")
+    assert "FP/TP" in confusion_table(result, NAMES)
+    assert "dog" in pair_table(result["seg"], NAMES)
+
+
+def test_provenance_says_what_a_score_rests_on(split):
+    record = provenance({"seed": 3, "run_name": "x"}, split)
+    assert record["seed"] == 3 and record["images"] == 5 and record["data_fingerprint"] == split.fingerprint()
+    assert record["versions"]["torch"] == torch.__version__

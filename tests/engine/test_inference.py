@@ -1,0 +1,155 @@
+"""Checkpoints, merging of scales and mirror images, visiting every image once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from datasets.base import WeakSegDataset
+from engine.data import load_split
+from engine.inference import for_each_image, image_split, load_method, multi_scale_segment
+from methods.base import Method
+from utils.checkpoint import load_checkpoint, save_checkpoint
+
+
+class Gradient(Method):
+    """Logits at stride 4 that depend on place and size of the image, so that every view differs."""
+
+    def __init__(self):
+        super().__init__(3, {})
+        self.seen = []
+
+    def segment(self, image):
+        self.seen.append(tuple(image.shape))
+        ramp = torch.linspace(0, 1, image.shape[-1]).expand_as(image[:, :1])
+        return F.avg_pool2d(torch.cat([image[:, :1], image[:, 1:2] * ramp, 1.5 * ramp], 1), 4)
+
+
+@pytest.fixture
+def image():
+    return torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+
+
+def up(maps, size=(40, 56)):
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def views(image, scale):
+    """Logits of an image at one scale and of its mirror image, turned back, both at full size."""
+    h, w = image.shape[-2:]
+    scaled = image if scale == 1 else up(image, (int(scale * h), int(scale * w)))
+    method = Gradient()
+    return up(method.segment(scaled)), up(method.segment(scaled.flip(-1))).flip(-1)
+
+
+@pytest.mark.parametrize("merge_flips", ["sum", "max"])
+@pytest.mark.parametrize("merge_scales", ["sum", "max"])
+def test_merges_mirror_images_then_scales(image, merge_flips, merge_scales):
+    how = {"sum": torch.add, "max": torch.maximum}
+    found = multi_scale_segment(
+        Gradient(), image, scales=(1.0, 1.5, 0.75), merge_flips=merge_flips, merge_scales=merge_scales
+    )
+    one, two, three = (how[merge_flips](*views(image, scale)) for scale in (1.0, 1.5, 0.75))
+    assert_close(found, how[merge_scales](how[merge_scales](one, two), three))
+
+
+def test_single_scale_without_flip_is_one_forward_pass(image):
+    method = Gradient()
+    found = multi_scale_segment(method, image, scales=(1.0,), flip=False)
+    assert method.seen == [(1, 3, 40, 56)]
+    assert_close(found, up(Gradient().segment(image)))
+
+
+def test_square_size_and_output_size(image):
+    method = Gradient()
+    found = multi_scale_segment(method, image, size=32, scales=(1.0, 1.25), output_size=(20, 28))
+    assert [shape[2:] for shape in method.seen] == [(32, 32), (40, 40)]
+    assert found.shape == (1, 3, 20, 28)
+
+
+def test_mirrored_image_gives_the_mirrored_result(image):
+    """With mirror images a merged map cannot prefer a side."""
+    here = multi_scale_segment(Gradient(), image, scales=(1.0,), flip=True)
+    there = multi_scale_segment(Gradient(), image.flip(-1), scales=(1.0,), flip=True)
+    assert_close(here, there.flip(-1))
+
+
+@pytest.mark.parametrize("wrong", [{"merge_flips": "mean"}, {"scales": ()}, {"scales": (1.0, -0.5)}])
+def test_wrong_settings_are_refused(image, wrong):
+    with pytest.raises(ValueError):
+        multi_scale_segment(Gradient(), image, **wrong)
+
+
+def test_every_image_is_visited_once_and_finished_ones_are_not_read(split):
+    worked, revisited = [], []
+    count = for_each_image(
+        WeakSegDataset(split),
+        lambda sample: worked.append((sample["name"], tuple(sample["image"].shape))),
+        finished=lambda record: record.name in ("1", "3"),
+        revisit=lambda record: revisited.append(record.name),
+        progress=False,
+    )
+    assert count == 3 and revisited == ["1", "3"]
+    assert worked == [("0", (3, 20, 30)), ("2", (3, 16, 16)), ("4", (3, 24, 24))]
+
+
+def test_checkpoint_gives_the_network_back_without_its_pretrained_weights(checkpoint):
+    loaded = load_method(checkpoint, "cpu")
+    state = load_checkpoint(checkpoint)
+    assert loaded.step == 7 and loaded.class_names[0] == "background" and not loaded.unmatched
+    assert not loaded.method.training
+    for key, value in loaded.method.state_dict().items():
+        assert torch.equal(value, state["model"][key])
+
+
+def test_overrides_change_the_checkpoints_config(checkpoint):
+    assert load_method(checkpoint, "cpu", ["infer.scales=[0.5]"]).cfg.infer.scales == [0.5]
+    with pytest.raises(KeyError, match=r"infer\.scales"):
+        load_method(checkpoint, "cpu", ["infer.scale=[0.5]"])
+    with pytest.raises(ValueError, match="does not fit its config"):
+        load_method(checkpoint, "cpu", ["method.backbone.width=64"])
+
+
+def test_weights_without_a_place_are_listed_and_missing_ones_refused(checkpoint, tmp_path):
+    state = load_checkpoint(checkpoint)
+    state["model"]["stranger"] = torch.zeros(1)
+    save_checkpoint(tmp_path / "more.pth", state)
+    loaded = load_method(tmp_path / "more.pth", "cpu")
+    assert loaded.unmatched == ["not used: stranger"] and "stranger" in loaded.describe()
+    del state["model"]["classifier.weight"]
+    save_checkpoint(tmp_path / "less.pth", state)
+    with pytest.raises(ValueError, match=r"1 weights are missing, first classifier\.weight"):
+        load_method(tmp_path / "less.pth", "cpu")
+
+
+def test_foreign_checkpoint_is_a_clear_error(tmp_path):
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign\.pth.*ToCo, MCC or SeCo"):
+        load_method(tmp_path / "foreign.pth", "cpu")
+    with pytest.raises(FileNotFoundError):
+        load_method(tmp_path / "absent.pth", "cpu")
+
+
+@pytest.mark.parametrize("num_classes, size", [(21, "native"), (81, 448)])
+def test_published_checkpoint_brings_data_set_and_protocol(published_toco, num_classes, size):
+    path, image, expected = published_toco(num_classes)
+    loaded = load_method(path, "cpu")
+    assert loaded.source == "published toco" and len(loaded.class_names) == num_classes
+    assert loaded.cfg.infer.size == size and loaded.cfg.data.name == {21: "voc", 81: "coco"}[num_classes]
+    assert any("proj_head" in line for line in loaded.unmatched)
+    assert_close(loaded.method.segment(image), expected)
+
+
+def test_photos_of_a_folder_become_a_split(split):
+    folder = split.records[0].image.parent
+    photos = image_split(folder, split.class_names)
+    assert [record.name for record in photos.records] == ["0", "1", "2", "3", "4"]
+    assert all(record.mask is None and record.tags is None for record in photos.records)
+    assert [r.name for r in image_split(folder / "2.png", split.class_names).records] == ["2"]
+    with pytest.raises(FileNotFoundError):
+        image_split(folder / "none.jpg", split.class_names)
+
+
+def test_split_of_the_checkpoints_data_set(checkpoint):
+    cfg = load_method(checkpoint, "cpu").cfg
+    assert len(load_split(cfg.data, "test")) == 6

@@ -1,0 +1,105 @@
+"""CAM files, their scores over thresholds, and scoring of folders."""
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.base import WeakSegDataset
+from engine.data import load_split
+from engine.evaluator import validate
+from engine.inference import load_method
+from tools import evaluate, infer_cam
+from utils.artifacts import cam_path, load_cam, read_scores
+from utils.image import read_mask, write_mask
+from utils.metrics import SegScores
+
+
+@pytest.fixture(scope="module")
+def cams(checkpoint, tmp_path_factory):
+    """The output folder of a plain run on the 6 test images."""
+    out = tmp_path_factory.mktemp("cam")
+    options = {"model_path": str(checkpoint), "out": str(out), "dtype": "float32"}
+    return infer_cam.run({**options, "device": "cpu", "num_workers": 0})
+
+
+@pytest.fixture(scope="module")
+def split(checkpoint):
+    return load_split(load_method(checkpoint, "cpu").cfg.data, "test")
+
+
+def test_file_holds_the_cams_of_the_tags(cams, split):
+    for record in split.records:
+        stored = load_cam(cam_path(cams, record.name))
+        assert tuple(stored.class_ids.tolist()) == record.tags
+        assert stored.cam.shape == (len(record.tags), 48, 48) == stored.aux_cam.shape
+        assert stored.size == (48, 48) and stored.cam.ge(0).all() and stored.cam.le(1).all()
+
+
+def test_score_at_the_fixed_threshold_is_that_of_validation(cams, checkpoint, split):
+    method = load_method(checkpoint, "cpu").method
+    expected = validate(method, WeakSegDataset(split, with_mask=True), size=48, device="cpu", progress=False)
+    found = {record["protocol"]: SegScores.from_dict(record["score"]) for record in read_scores(cams)}
+    assert torch.equal(found["cam/test/ms+flip@0.50"].matrix, expected["cam"].matrix)
+    assert torch.equal(found["aux_cam/test/ms+flip@0.50"].matrix, expected["aux_cam"].matrix)
+
+
+def test_best_threshold_is_the_best_of_the_sweep(cams):
+    for record in read_scores(cams):
+        if record["protocol"].endswith("@best"):
+            curve = record["miou_by_threshold"]
+            assert record["score"]["miou"] == max(curve.values()) == curve[f"{record['threshold']:.2f}"]
+            assert len(curve) == 12
+
+
+def test_evaluate_reads_the_same_scores_from_the_files(cams, checkpoint, tmp_path):
+    evaluate.run({"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path), "threshold": 0.5})
+    assert [(r["protocol"], r["score"]) for r in read_scores(tmp_path)] == [
+        (r["protocol"], r["score"]) for r in read_scores(cams)
+    ]
+
+
+def test_labels_of_a_foreign_folder_are_scored(split, checkpoint, tmp_path, capsys):
+    for record in split.records:
+        write_mask(tmp_path / f"{record.name}.png", read_mask(record.mask))
+    evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
+    (record,) = read_scores(tmp_path)
+    assert record["protocol"] == "labels/test" and record["score"]["miou"] == 1.0
+    (tmp_path / f"{split.records[3].name}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"1 of 6 predictions .* first {split.records[3].name}\.png"):
+        evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
+
+
+@pytest.mark.parametrize("ignored, miou", [("background", "below"), ("skip", "perfect")])
+def test_ignored_pixels_are_refused_unless_asked_for(split, checkpoint, tmp_path, ignored, miou):
+    for record in split.records:
+        label = read_mask(record.mask)
+        label[:, :24] = 255
+        write_mask(tmp_path / f"{record.name}.png", label)
+    options = {"labels": str(tmp_path), "model_path": str(checkpoint)}
+    with pytest.raises(ValueError, match="--ignored background or skip"):
+        evaluate.run(options)
+    evaluate.run({**options, "ignored": ignored})
+    score = read_scores(tmp_path)[0]["score"]["miou"]
+    assert score == 1.0 if miou == "perfect" else score < 1.0
+
+
+def test_label_out_of_range_is_an_error(split, checkpoint, tmp_path):
+    for record in split.records:
+        write_mask(tmp_path / f"{record.name}.png", np.full((48, 48), 9, np.uint8))
+    with pytest.raises(ValueError, match="prediction are neither one of the 7 classes"):
+        evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
+
+
+def test_what_to_score_must_be_said(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="either --labels FOLDER"):
+        evaluate.run({"model_path": str(checkpoint)})
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        evaluate.run({"labels": str(tmp_path / "none"), "model_path": str(checkpoint)})
+
+
+def test_untagged_photos_get_the_classes_that_the_classifier_finds(checkpoint, demo_folder, tmp_path):
+    photo = next((demo_folder / "JPEGImages").glob("*.jpg"))
+    options = {"model_path": str(checkpoint), "infer": str(photo), "out": str(tmp_path), "stride": 2}
+    out = infer_cam.run({**options, "device": "cpu", "num_workers": 0})
+    stored = load_cam(cam_path(out, photo.stem))
+    assert stored.cam.shape[1:] == (24, 24) and not (out / "scores.json").exists()

@@ -1,0 +1,194 @@
+"""Segmentation of a data set from a checkpoint: label images, scores, repeated and shared-out runs."""
+
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.inference import load_method
+from tools.infer_seg import parser, protocol_id, run, segment_image
+from tools.options import parse
+from utils.artifacts import read_scores
+from utils.image import read_image, read_mask, voc_palette
+from utils.metrics import ConfusionMatrix
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def infer(path, out, **options):
+    cfg = {"model_path": str(path), "out": str(out), "device": "cpu", "num_workers": 0, **options}
+    return run(cfg)
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint, tmp_path_factory):
+    """The output folder of a plain run on the 6 test images."""
+    return infer(checkpoint, tmp_path_factory.mktemp("plain"))
+
+
+def test_label_images_are_palette_pictures_of_the_original_size(plain, demo_folder):
+    names = (demo_folder / "ImageSets/Segmentation/test.txt").read_text().split()
+    assert sorted(p.stem for p in plain.glob("*.png")) == sorted(names)
+    for name in names:
+        with Image.open(plain / f"{name}.png") as image:
+            assert image.mode == "P" and image.getpalette()[: 3 * 256] == voc_palette()
+            assert image.size == read_image(demo_folder / f"JPEGImages/{name}.jpg").size
+            assert np.asarray(image).max() < 7
+
+
+def test_score_is_that_of_the_written_labels_and_says_where_it_comes_from(plain, checkpoint, demo_folder):
+    (record,) = read_scores(plain)
+    matrix = ConfusionMatrix(7)
+    for file in plain.glob("*.png"):
+        truth = read_mask(demo_folder / "SegmentationClass" / file.name)
+        matrix.update(torch.from_numpy(truth), torch.from_numpy(read_mask(file)))
+    assert record["protocol"] == "seg/test/ms+flip"
+    assert record["score"]["miou"] == matrix.scores().miou
+    assert record["settings"]["scales"] == [1.0, 0.75] and record["settings"]["size"] == "native"
+    source = record["provenance"]
+    assert source["step"] == 7 and source["seed"] == 0 and source["images"] == 6
+    assert source["checkpoint"] == str(checkpoint)
+    assert len(source["checkpoint_sha256"]) == 16 and len(source["data_fingerprint"]) == 12
+
+
+def test_repeated_run_skips_finished_images_and_scores_them_all(plain, checkpoint, tmp_path, monkeypatch):
+    for file in plain.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "scores.json").unlink()
+    missing = min(tmp_path.glob("*.png"))
+    missing.unlink()
+    seen = []
+    monkeypatch.setattr("tools.infer_seg.segment_image", lambda *a: seen.append(a) or segment_image(*a))
+    infer(checkpoint, tmp_path)
+    assert len(seen) == 1 and missing.read_bytes() == (plain / missing.name).read_bytes()
+    assert read_scores(tmp_path)[0]["score"] == read_scores(plain)[0]["score"]
+    infer(checkpoint, tmp_path)
+    assert len(read_scores(tmp_path)) == 1
+
+
+def test_folder_of_other_settings_is_refused(plain, checkpoint, published_toco):
+    with pytest.raises(ValueError, match=r"other settings.*scales: \[1.0, 0.75\] -> \[0.5\]"):
+        infer(checkpoint, plain, scales=[0.5])
+    with pytest.raises(ValueError, match=r"settings\.json"):
+        infer(checkpoint, plain.parent)  # a folder with images that no run made
+
+
+def test_two_processes_give_the_same_labels_and_score(plain, checkpoint, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    script = str(ROOT / "run_evaluate_seg_voc.sh")
+    command = ["bash", script, "tools/infer_seg.py", "2", port, "cpu", str(checkpoint), "--out", "out"]
+    done = subprocess.run(
+        [*command, "--num_workers", "0"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for file in plain.glob("*.png"):
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+    (record,) = read_scores(tmp_path / "out")
+    assert record["score"] == read_scores(plain)[0]["score"] and record["provenance"]["processes"] == 2
+
+
+def test_split_without_masks_is_segmented_and_not_scored(checkpoint, demo_folder, tmp_path, capsys):
+    names = (demo_folder / "ImageSets/Segmentation/test.txt").read_text().split()
+    (tmp_path / "mine.txt").write_text("\n".join(names[:2]))
+    names_file, no_masks = str(tmp_path / "mine.txt"), ["data.options.masks=null"]
+    out = infer(checkpoint, tmp_path / "out", infer=names_file, overrides=no_masks)
+    assert len(list(out.glob("*.png"))) == 2 and not (out / "scores.json").exists()
+    assert "nothing to score" in capsys.readouterr().out
+
+
+def test_photo_and_folder_of_photos_need_no_data_set(checkpoint, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name, size in (("a", (60, 40)), ("b", (33, 57))):
+        Image.effect_noise(size, 80).convert("RGB").save(tmp_path / "photos" / f"{name}.jpg")
+    out = infer(checkpoint, tmp_path / "one", infer=str(tmp_path / "photos" / "a.jpg"), max_side=30)
+    assert read_mask(out / "a.png").shape == (40, 60) and (out / "overlay" / "a.jpg").is_file()
+    out = infer(checkpoint, tmp_path / "all", infer=str(tmp_path / "photos"))
+    assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
+
+
+def test_crf_is_part_of_the_protocol_and_changes_labels(plain, checkpoint, tmp_path):
+    out = infer(checkpoint, tmp_path / "crf", crf="toco")
+    (record,) = read_scores(out)
+    assert record["protocol"].startswith("seg/test/ms+flip+crf(")
+    assert any(file.read_bytes() != (plain / file.name).read_bytes() for file in out.glob("*.png"))
+
+
+def test_published_checkpoint_segments_photos(published_toco, tmp_path, capsys):
+    path, _, _ = published_toco(21)
+    Image.effect_noise((40, 32), 80).convert("RGB").save(tmp_path / "a.jpg")
+    out = infer(path, tmp_path / "out", infer=str(tmp_path / "a.jpg"), scales=[1.0])
+    printed = capsys.readouterr().out
+    assert "published toco" in printed and "proj_head.last_layer.weight_g" in printed
+    assert read_mask(out / "a.png").shape == (32, 40)
+
+
+@pytest.mark.parametrize("tool, classes", [("infer_seg_voc", 21), ("infer_seg_coco", 81)])
+def test_tool_of_another_data_set_says_which_one_to_use(checkpoint, tool, classes, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", "--model_path", str(checkpoint), "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert f"has 7 classes with background, this tool is for {classes}" in capsys.readouterr().err
+
+
+def test_gpus_that_are_not_there_are_an_error(checkpoint, tmp_path):
+    script = str(ROOT / "run_evaluate_seg_coco.sh")
+    command = ["bash", script, "tools/infer_seg.py", "1", "29999", "0,1", str(checkpoint)]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "GPU(s) asked for on this machine" in done.stderr
+
+
+def test_flags_and_overrides_come_in_any_order():
+    words = "data.root=/x --scales 1.0 0.5 infer.flip=false --model_path m.pth --no-flip"
+    cfg = parse(parser(), words.split())
+    assert cfg["scales"] == [1.0, 0.5] and cfg["model_path"] == "m.pth" and cfg["flip"] is False
+    assert cfg["overrides"] == ["data.root=/x", "infer.flip=false"]
+    with pytest.raises(KeyError, match="did you mean 'scales'"):
+        run({"model_path": "m.pth", "scale": [1.0]})
+
+
+@pytest.mark.parametrize(
+    "scales, flip, crf, expected",
+    [
+        ([1.0], False, None, "seg/val/ss"),
+        ([1.0, 1.25], True, None, "seg/val/ms+flip"),
+        ([0.5], True, "crf(toco)", "seg/val/ss(0.5)+flip+crf(toco)"),
+    ],
+)
+def test_protocol_ids(scales, flip, crf, expected):
+    assert protocol_id("seg", "val", scales, flip, crf) == expected
+
+
+def test_large_photo_is_segmented_small(checkpoint):
+    loaded = load_method(checkpoint, "cpu")
+    infer_section = {
+        "size": "native", "scales": [1.0], "flip": False, "merge_flips": "sum", "merge_scales": "max",
+        "max_side": 32,
+    }  # fmt: skip
+    sizes = []
+    segment = loaded.method.segment
+    loaded.method.segment = lambda image: sizes.append(tuple(image.shape)) or segment(image)
+    label = segment_image(loaded, torch.zeros(3, 96, 64, dtype=torch.uint8), infer_section, None, "fp32")
+    assert label.shape == (96, 64) and sizes == [(1, 3, 32, 21)]
+
+
+def test_settings_file_holds_what_decides_the_labels(plain):
+    settings = json.loads((plain / "settings.json").read_text())
+    assert {"checkpoint_sha256", "data_fingerprint", "split", "max_side"} <= set(settings)
+    assert {"size", "scales", "flip", "merge_flips", "merge_scales", "crf"} <= set(settings)

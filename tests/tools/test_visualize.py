@@ -1,0 +1,49 @@
+"""Sheets of pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools.visualize import run
+from utils.drawing import PALETTE, SheetRow, cam_overlay, label_overlay, sheet
+
+
+def test_sheet_per_so_many_images(checkpoint, tmp_path):
+    out = run({"model_path": str(checkpoint), "count": 5, "rows": 3, "out": str(tmp_path), "device": "cpu"})
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["last_test_01.png", "last_test_02.png"]
+    first, second = (Image.open(out / name) for name in names)
+    # Six columns: image, truth, CAM, auxiliary CAM, pseudo label, prediction.
+    assert first.width == second.width > 6 * 200 and first.height > second.height > 2 * 200
+
+
+def test_unknown_image_is_a_clear_error(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no image 'nobody'"):
+        run({"model_path": str(checkpoint), "names": "nobody", "out": str(tmp_path), "device": "cpu"})
+    with pytest.raises(ValueError, match="TITLE:FOLDER"):
+        run(
+            {"model_path": str(checkpoint), "labels": ["crf:/no/such"], "out": str(tmp_path), "device": "cpu"}
+        )
+
+
+def test_background_stays_photo_and_classes_take_their_colour():
+    photo = np.full((2, 3, 3), 100, np.uint8)
+    mask = np.array([[0, 1, 255], [0, 0, 2]], np.uint8)
+    picture = label_overlay(photo, mask, opacity=1.0)
+    assert (picture[mask == 0] == 100).all()
+    assert (picture[0, 1] == PALETTE[1]).all() and (picture[1, 2] == PALETTE[2]).all()
+    assert picture[0, 2].min() > 200
+
+
+def test_stronger_activation_is_nearer_to_the_colour():
+    photo, cam = np.full((1, 3, 3), 100, np.uint8), np.array([[[0.0, 0.5, 1.0]]])
+    distance = np.abs(cam_overlay(photo, cam, [1]).astype(int) - PALETTE[1]).sum(-1)[0]
+    assert distance[0] > distance[1] > distance[2]
+    assert cam_overlay(photo, np.zeros((0, 1, 3)), []).shape == photo.shape
+
+
+def test_missing_panel_leaves_its_place_empty():
+    panel = np.zeros((10, 10, 3), np.uint8)
+    row = SheetRow("a", [panel, None], [1])
+    picture = np.asarray(sheet([row], ["x", "y"], ["background", "cat"], width=50))
+    assert picture[40, 20].sum() == 0 and picture[40, 85].sum() == 3 * 255

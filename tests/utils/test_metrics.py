@@ -1,0 +1,141 @@
+"""Scores from the confusion matrix."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from utils.metrics import ConfusionMatrix, SegScores, tag_f1
+
+SHAPES = {"voc": (21, (3, 40, 50)), "coco": (81, (2, 60, 40))}
+
+
+def labels(case, tag):
+    """Truth and prediction of a recorded case; class 5 never occurs in the truth, and for voc in neither."""
+    k, shape = SHAPES[tag]
+    k, shape = case.setting(f"{tag}/classes", k), tuple(case.setting(f"{tag}/shape", shape))
+    make = case
+    truth = make.ints(f"eval/gt_{tag}", shape, k + 3)
+    truth = truth.masked_fill((truth >= k) | (truth == 5), 255)
+    kept = (make.arr(f"eval/keep_{tag}", shape, 0.0, 1.0) < 0.6) & (truth != 255)
+    prediction = truth.where(kept, make.ints(f"eval/pred_{tag}", shape, k))
+    return truth, prediction.masked_fill(prediction == 5, 0) if tag == "voc" else prediction, k
+
+
+def matrix_of(truth, prediction, k):
+    matrix = ConfusionMatrix(k)
+    for t, p in zip(truth, prediction):
+        matrix.update(t, p)
+    return matrix
+
+
+@pytest.mark.parametrize("tag", SHAPES)
+def test_matches_reference_values(golden, tag):
+    case = golden("vit_metrics")
+    scores = matrix_of(*labels(case, tag)).scores()
+    found = {
+        "pAcc": scores.pixel_accuracy,
+        "mAcc": scores.mean_accuracy,
+        "miou": scores.miou,
+        "iou": scores.iou,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "confusion": scores.confusion,
+    }
+    for name, value in found.items():
+        expected = case[f"{tag}/{name}"]
+        assert_close(
+            torch.as_tensor(value, dtype=torch.float64), expected, rtol=0, atol=1e-12, equal_nan=True
+        )
+
+
+def test_tag_f1_matches_reference_values(golden):
+    case = golden("vit_metrics")
+    n = len(case["f1"])
+    truth = torch.stack([case.arr(f"f1/t{i}", (20,), 0.0, 1.0) < 0.2 for i in range(n)])
+    prediction = torch.stack([case.arr(f"f1/p{i}", (20,), 0.0, 1.0) < 0.25 for i in range(n)])
+    prediction[4:] = False
+    truth[5] = False
+    assert_close(tag_f1(prediction, truth.float()), case["f1"].double(), rtol=0, atol=1e-15)
+
+
+def test_f1_of_logits_takes_those_above_zero():
+    logits = torch.tensor([[0.1, 0.0, -3.0]])
+    assert tag_f1(logits, torch.tensor([[1.0, 0.0, 0.0]])).tolist() == [1.0]
+    assert tag_f1(logits, torch.tensor([[1.0, 1.0, 1.0]])).tolist() == [0.5]
+
+
+def test_scores_do_not_depend_on_how_the_pixels_are_dealt_out():
+    truth, prediction = torch.randint(0, 4, (2, 6, 10, 10)).unbind()
+    whole, parts = ConfusionMatrix(4), [ConfusionMatrix(4), ConfusionMatrix(4)]
+    whole.update(truth, prediction)
+    for i in range(6):
+        parts[i % 2].update(truth[i].to(torch.uint8), prediction[i].to(torch.int32))
+    assert torch.equal(whole.counts, parts[0].counts + parts[1].counts)
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    matrix = ConfusionMatrix(3)
+    size = matrix.counts.numel()
+    for _ in range(5):
+        matrix.update(torch.zeros(4, 4, dtype=torch.uint8), torch.ones(4, 4, dtype=torch.uint8))
+    assert matrix.counts.numel() == size
+    assert matrix.scores().matrix.tolist() == [[0, 80, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_undefined_ratios_stay_visible():
+    """Class 1 is right, class 2 is predicted but never right, class 3 is missed, class 4 occurs nowhere."""
+    truth = torch.tensor([1, 1, 3, 1])
+    scores = matrix_of(truth[None], torch.tensor([[1, 1, 2, 2]]), 5).scores()
+    confusion = scores.confusion.tolist()
+    assert (
+        confusion[1] == 0
+        and math.isinf(confusion[2])
+        and math.isnan(confusion[3])
+        and math.isnan(confusion[4])
+    )
+    assert scores.mean_confusion == 0  # over class 1 alone
+    assert [math.isnan(v) for v in scores.iou.tolist()] == [True, False, False, False, True]
+    assert scores.miou == pytest.approx((2 / 3 + 0) / 2)  # classes 1 and 3 occur in the truth
+
+
+def test_ignored_pixels_change_nothing():
+    truth, prediction = torch.tensor([[0, 1, 255, 255]]), torch.tensor([[0, 1, 1, 200]])
+    assert matrix_of(truth, prediction, 2).scores().miou == 1.0
+
+
+@pytest.mark.parametrize(
+    "truth, prediction, which", [([0, 7], [0, 0], "ground truth"), ([0, 1], [0, 255], "prediction")]
+)
+def test_label_out_of_range_is_an_error(truth, prediction, which):
+    matrix = matrix_of(torch.tensor([truth]), torch.tensor([prediction]), 3)
+    with pytest.raises(ValueError, match=f"1 pixels of the {which}"):
+        matrix.scores()
+
+
+def test_labels_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        ConfusionMatrix(2).update(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="integers"):
+        ConfusionMatrix(2).update(torch.zeros(2), torch.zeros(2))
+
+
+def test_pairs_name_where_the_pixels_of_a_class_went():
+    truth = torch.tensor([1] * 10 + [2] * 4 + [0] * 2)
+    prediction = torch.tensor([1] * 7 + [2] * 3 + [2, 2, 0, 0] + [1, 0])
+    scores = matrix_of(truth[None], prediction[None], 3).scores()
+    assert scores.top_confusions() == [(1, 2, pytest.approx(0.3))]
+    assert scores.top_confusions(foreground=False) == [(0, 1, pytest.approx(0.5)), (2, 0, pytest.approx(0.5))]
+
+
+def test_record_survives_json_with_undefined_values():
+    truth, prediction = torch.tensor([[1, 1, 3]]), torch.tensor([[1, 2, 2]])
+    scores = matrix_of(truth, prediction, 5).scores()
+    names = ["background", "a", "b", "c", "d"]
+    record = json.loads(json.dumps(scores.to_dict(names), allow_nan=False))
+    assert record["per_class"]["b"]["confusion"] == "inf" and record["per_class"]["d"]["iou"] is None
+    assert record["miou_classes"] == 2 and record["confusion_classes"] == 1
+    again = SegScores.from_dict(record)
+    assert torch.equal(again.matrix, scores.matrix) and again.miou == scores.miou

@@ -1,0 +1,161 @@
+"""Class activation maps of a checkpoint: one .npz file per image, scored over thresholds where there are
+masks.
+
+    python tools/infer_cam.py --model_path logs/my_run/last.pth --infer train --out logs/my_run/cam
+
+A file holds the CAMs of the classes that its image is tagged with (``utils/artifacts.py`` reads it back);
+images whose tags are unknown get those that the classifier finds. Run again, it skips what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from datasets.base import Sample, WeakSegDataset
+from engine.evaluator import autocast, provenance, resize
+from engine.inference import for_each_image, load_method
+from tools.evaluate import CamSweep
+from tools.options import complete, data_overrides, find_split, output_folder, parse, short_name
+from utils.artifacts import CamFile, cam_path, claim_folder, load_cam, save_cam
+from utils.cli import run_main
+from utils.distributed import barrier, init_process_group, is_main
+from utils.image import normalize
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="further arguments: key=value changes of the checkpoint's config",
+    )
+    p.add_argument(
+        "--model_path",
+        required=True,
+        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
+    )
+    p.add_argument(
+        "--infer",
+        "--infer_set",
+        dest="infer",
+        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
+    )
+    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    p.add_argument(
+        "--size", help="native, or side of the square that images are resized to; default: eval.size"
+    )
+    p.add_argument(
+        "--scales", nargs="+", type=float, help="image scales (1 is always used); default: method.cam_scales"
+    )
+    p.add_argument(
+        "--stride",
+        type=int,
+        default=1,
+        help="store one value per stride x stride pixels (default %(default)s, every pixel)",
+    )
+    p.add_argument(
+        "--dtype",
+        default="float16",
+        choices=("float16", "float32"),
+        help="of the stored values (default %(default)s)",
+    )
+    p.add_argument(
+        "--out",
+        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "auto"),
+        help="of the network (default %(default)s)",
+    )
+    p.add_argument(
+        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
+    )
+    return p
+
+
+@torch.no_grad()
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Write and score CAMs; returns the output folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    options = complete(parser(), cfg)
+    device = init_process_group(options.device)
+    loaded = load_method(options.model_path, device, data_overrides(options))
+    method = loaded.method
+    split = find_split(loaded, options.infer)
+    scales = [float(s) for s in options.scales or method.cam_scales]
+    size = str(options.size or loaded.cfg.eval.size)
+    if size != "native" and not size.isdigit():
+        raise ValueError(f"size is '{size}', not native or a number of pixels")
+    # The mirrored image is always used, and scale 1 whether it is listed or not.
+    protocol = f"cam/{short_name(split)}/{'ms' if set(scales) - {1.0} else 'ss'}+flip"
+    settings = {
+        "protocol": protocol,
+        "checkpoint_sha256": loaded.sha256,
+        "split": short_name(split),
+        "data_fingerprint": split.fingerprint(),
+        "size": size if size == "native" else int(size),
+        "scales": scales,
+        "stride": options.stride,
+        "dtype": options.dtype,
+    }
+    out = output_folder(options.out, loaded, protocol)
+    if is_main():
+        print(loaded.describe())
+        claim_folder(out, settings)
+        print(f"output   {out}   ({len(split)} images)")
+    barrier()
+    sweep = CamSweep(split, device, method.background_threshold)
+
+    def work(sample: Sample) -> None:
+        record = split.records[int(sample["index"])]
+        image = normalize(sample["image"].to(device))[None]
+        height, width = image.shape[-2:]
+        if size != "native":
+            image = resize(image, (int(size), int(size)))
+        with autocast(device, options.precision):
+            maps = method.localize(image, scales)
+            tags = torch.tensor(
+                record.tags if record.tags is not None else found_tags(image), dtype=torch.int64
+            )
+        stored = (max(1, height // options.stride), max(1, width // options.stride))
+        cam, aux_cam = (
+            None if m is None else resize(m[:, (tags - 1).to(m.device)].float(), stored)[0] for m in maps
+        )
+        if cam is None:
+            raise ValueError(f"{loaded.cfg.method.target} makes no CAM")
+        save_cam(cam_path(out, record.name), CamFile(tags, cam, aux_cam, (height, width)), options.dtype)
+        sweep.add(record, load_cam(cam_path(out, record.name)))
+
+    def found_tags(image: Tensor) -> list[int]:
+        return (method.predict(image).class_logits[0] > 0).nonzero()[:, 0].add(1).tolist()
+
+    for_each_image(
+        WeakSegDataset(split),
+        work,
+        text="cam",
+        num_workers=options.num_workers,
+        finished=lambda record: cam_path(out, record.name).is_file(),
+        revisit=lambda record: sweep.add(record, load_cam(cam_path(out, record.name))),
+    )
+    source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    sweep.report(out, protocol, settings, source)
+    return out
+
+
+if __name__ == "__main__":
+    run_main(lambda: run(parse(parser())))

@@ -1,0 +1,310 @@
+"""Segment images with a checkpoint: palette PNGs, and scores where there are masks.
+
+    python tools/infer_seg.py --model_path logs/my_run/last.pth --infer val
+    python tools/infer_seg.py --model_path logs/my_run/last.pth --infer photo.jpg --out out
+
+The config comes out of the checkpoint; ``key=value`` changes it (data.root=..., data.options.masks=...). Run
+again, it skips what is finished. Under torchrun (run_evaluate_seg_*.sh) the images are shared out over the
+processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.base import Sample, WeakSegDataset
+from engine.evaluator import autocast, confusion_table, pair_table, provenance, score_table
+from engine.inference import LoadedMethod, for_each_image, is_photo, load_method, multi_scale_segment
+from engine.worker_pool import WorkerPool
+from models.refiners.dense_crf import DenseCRF
+from tools.options import (
+    complete,
+    count_pixels,
+    data_overrides,
+    find_split,
+    has_mask,
+    output_folder,
+    parse,
+    report,
+    score_record,
+    short_name,
+)
+from utils.artifacts import claim_folder, label_path
+from utils.cli import run_main
+from utils.config import to_plain
+from utils.distributed import barrier, init_process_group, is_main, world_size
+from utils.drawing import label_overlay, write_picture
+from utils.image import normalize, read_mask, write_mask
+from utils.metrics import ConfusionMatrix
+
+Refine = Callable[[Tensor, Tensor], Tensor]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="further arguments: key=value changes of the checkpoint's config",
+    )
+    p.add_argument(
+        "--model_path",
+        required=True,
+        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
+    )
+    p.add_argument(
+        "--infer",
+        "--infer_set",
+        dest="infer",
+        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
+    )
+    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    p.add_argument(
+        "--size", help="native, or side of the square that images are resized to; default: infer.size"
+    )
+    p.add_argument("--scales", nargs="+", type=float, help="image scales; default: infer.scales")
+    p.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, help="add mirrored images; default: infer.flip"
+    )
+    p.add_argument("--merge_flips", choices=("sum", "max"), help="default: infer.merge_flips")
+    p.add_argument("--merge_scales", choices=("sum", "max"), help="default: infer.merge_scales")
+    p.add_argument(
+        "--crf",
+        nargs="?",
+        const="config",
+        metavar="PRESET",
+        help="refine by DenseCRF; without a name the preset infer.crf, or else toco; 'none': no CRF",
+    )
+    p.add_argument(
+        "--crf_workers",
+        type=int,
+        help="processes that refine beside the network; default: one for each further core; on a GPU and "
+        "for few images 0 (the main process refines)",
+    )
+    p.add_argument(
+        "--max_side",
+        type=int,
+        default=1024,
+        help="photos with a longer side are segmented at this size and enlarged (default %(default)s)",
+    )
+    p.add_argument(
+        "--out",
+        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
+    )
+    p.add_argument(
+        "--overlay", action="store_true", help="also write <out>/overlay/<name>.jpg (always for photos)"
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "auto"),
+        help="of the network (default %(default)s)",
+    )
+    p.add_argument(
+        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
+    )
+    return p
+
+
+def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> None:
+    """Entry point; a checkpoint of another number of classes than ``num_classes`` is sent to ``other``."""
+    run_main(lambda: run(parse(parser()), num_classes, other))
+
+
+@torch.no_grad()
+def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
+    """Segment and score; returns the output folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    options = complete(parser(), cfg)
+    device = init_process_group(options.device)
+    loaded = load_method(options.model_path, device, data_overrides(options))
+    if num_classes is not None and len(loaded.class_names) != num_classes:
+        raise ValueError(
+            f"{options.model_path} has {len(loaded.class_names)} classes with background, this tool is for "
+            f"{num_classes}: use {other}"
+        )
+    if is_main():
+        print(loaded.describe())
+    infer = _settings(options, loaded)
+    split = find_split(loaded, options.infer)
+    refine = DenseCRF.from_config(infer["crf"]) if infer["crf"] else None
+    protocol = protocol_id(
+        "seg", short_name(split), infer["scales"], infer["flip"], refine.protocol if refine else None
+    )
+    settings = {
+        "protocol": protocol,
+        "checkpoint_sha256": loaded.sha256,
+        "split": short_name(split),
+        "data_fingerprint": split.fingerprint(),
+        **infer,
+    }
+    out = output_folder(options.out, loaded, protocol)
+    if is_main():
+        claim_folder(out, settings)
+        print(f"output   {out}   ({len(split)} images, protocol {protocol})")
+    barrier()
+
+    matrix = ConfusionMatrix(split.num_classes, device)
+    overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
+
+    def work(sample: Sample) -> None:
+        record = split.records[int(sample["index"])]
+        path, image_rgb = label_path(out, record.name), sample["image"]
+
+        def finish(prediction: np.ndarray) -> None:
+            if overlay:
+                pixels = image_rgb.permute(1, 2, 0).numpy()
+                write_picture(out / "overlay" / f"{record.name}.jpg", label_overlay(pixels, prediction))
+            count_pixels(matrix, record, prediction)
+
+        if workers:
+            image, logits = segment_logits(loaded, image_rgb.to(device), infer, options.precision)
+            arrays = image.cpu().numpy(), logits.cpu().numpy()
+            pool.submit(refine_and_write, *arrays, refine, image_rgb.shape[-2:], path, then=finish)
+        else:
+            prediction = segment_image(loaded, image_rgb.to(device), infer, refine, options.precision)
+            write_mask(path, prediction)
+            finish(prediction)
+
+    workers = crf_workers(options.crf_workers, refine, device, len(split))
+    with WorkerPool(workers) as pool:
+        for_each_image(
+            WeakSegDataset(split),
+            work,
+            text="segment",
+            num_workers=options.num_workers,
+            finished=lambda record: label_path(out, record.name).is_file(),
+            revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
+        )
+    scores = matrix.reduce().scores()
+    if is_main():
+        scored = sum(has_mask(record) for record in split.records)
+        if not scored:
+            print(f"no masks for {short_name(split)}: nothing to score; the label images are in {out}")
+            return out
+        if scored < len(split):
+            print(f"only {scored} of {len(split)} images have a mask: the score is theirs")
+        print(score_table({"seg": scores}, split.class_names))
+        print(confusion_table({"seg": scores}, split.class_names))
+        print(pair_table(scores, split.class_names))
+        source = {
+            **provenance(loaded.cfg, split),
+            **loaded.provenance(),
+            "scored_images": scored,
+            "precision": options.precision,
+        }
+        report(out, [score_record(protocol, scores, split.class_names, settings, source)])
+    return out
+
+
+def segment_image(
+    loaded: LoadedMethod, image_rgb: Tensor, infer: Mapping[str, Any], refine: Refine | None, precision: str
+) -> np.ndarray:
+    """Label (H, W) uint8 of one (3, H, W) uint8 image by the ``infer`` section of a config.
+
+    Args:
+        refine: maps the image (1, 3, H, W) and probabilities (1, K, H, W) to better probabilities.
+    """
+    image, logits = segment_logits(loaded, image_rgb, infer, precision)
+    return label_image(image, logits, refine, image_rgb.shape[-2:])
+
+
+def segment_logits(
+    loaded: LoadedMethod, image_rgb: Tensor, infer: Mapping[str, Any], precision: str
+) -> tuple[Tensor, Tensor]:
+    """The image (1, 3, h, w), with sides of at most ``max_side``, and its logits (1, K, h, w)."""
+    height, width = image_rgb.shape[-2:]
+    shrink = min(1.0, infer["max_side"] / max(height, width)) if infer["size"] == "native" else 1.0
+    image = image_rgb[None]
+    if shrink < 1:
+        small = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+        image = F.interpolate(image.float(), small, mode="bilinear", antialias=True).round().to(torch.uint8)
+    with autocast(image.device, precision):
+        logits = multi_scale_segment(
+            loaded.method,
+            normalize(image),
+            size=infer["size"],
+            scales=infer["scales"],
+            flip=infer["flip"],
+            merge_flips=infer["merge_flips"],
+            merge_scales=infer["merge_scales"],
+        )
+    return image, logits
+
+
+def label_image(image: Tensor, logits: Tensor, refine: Refine | None, size: Sequence[int]) -> np.ndarray:
+    """Label of the given size, uint8, from an image (1, 3, h, w) and its logits (1, K, h, w)."""
+    if refine is not None:
+        logits = refine(image, logits.softmax(1))
+    label = logits.argmax(1).to(torch.uint8)
+    if label.shape[1:] != tuple(size):
+        label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
+    return label[0].cpu().numpy()
+
+
+def refine_and_write(
+    image: np.ndarray, logits: np.ndarray, refine: Refine, size: Sequence[int], path: Path
+) -> np.ndarray:
+    """`label_image` in a worker, which writes the label too, so that the network waits for neither.
+
+    Arrays, because tensors travel between processes in shared memory, of which containers have little.
+    """
+    prediction = label_image(torch.from_numpy(image), torch.from_numpy(logits), refine, size)
+    write_mask(path, prediction)
+    return prediction
+
+
+def crf_workers(asked: int | None, refine: Refine | None, device: torch.device, images: int) -> int:
+    """Number of processes that refine: starting them is not worth it for few images, and a GPU needs none."""
+    if refine is None or device.type != "cpu":
+        return 0
+    if asked is not None:
+        return asked
+    return max(1, len(os.sched_getaffinity(0)) // world_size() - 1) if images >= 20 else 0
+
+
+def protocol_id(kind: str, split: str, scales: list[float], flip: bool, crf: str | None = None) -> str:
+    """The id that a score is quoted with, for example ``seg/val/ms+flip`` (docs/evaluation.md)."""
+    scale = "ms" if len(scales) > 1 else "ss" if scales[0] == 1 else f"ss({scales[0]:g})"
+    return f"{kind}/{split}/{scale}" + ("+flip" if flip else "") + (f"+{crf}" if crf else "")
+
+
+def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, Any]:
+    """The ``infer`` section with what the command line says instead."""
+    config = loaded.cfg.infer
+    choose = lambda key: getattr(options, key) if getattr(options, key) is not None else config[key]  # noqa: E731
+    size = str(choose("size"))
+    if size != "native" and not (size.isdigit() and int(size) > 0):
+        raise ValueError(f"size is '{size}', not native or a number of pixels")
+    # The config may name a preset or hold parameters; a plain --crf takes what is there, or ToCo's.
+    named = options.crf not in (None, "config")
+    crf = options.crf if named else to_plain(config).get("crf") or ("toco" if options.crf else None)
+    return {
+        "size": size if size == "native" else int(size),
+        "scales": [float(scale) for scale in choose("scales")],
+        "flip": bool(choose("flip")),
+        "merge_flips": choose("merge_flips"),
+        "merge_scales": choose("merge_scales"),
+        "crf": None if crf == "none" else crf,
+        "max_side": options.max_side,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Sheets for the eye: image, truth, CAM, auxiliary CAM, pseudo label and prediction side by side, classes by
+colour.
+
+    python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12 --out
+    logs/my_run/sheets python tools/visualize.py --model_path logs/my_run/last.pth --names
+    2007_000033,2007_000061 --labels crf:logs/my_run/crf
+
+What is not there (masks, a decoder, tags) is left out. CAMs are those of the image's tags; each pixel has the
+colour of its strongest class, as strong as the activation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.base import Record, Split, WeakSegDataset
+from engine.evaluator import resize
+from engine.inference import LoadedMethod, load_method
+from methods.base import Prediction
+from tools.options import complete, data_overrides, find_split, has_mask, parse
+from utils.artifacts import label_path
+from utils.cam import present_classes
+from utils.cli import run_main
+from utils.distributed import init_process_group
+from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
+from utils.image import normalize, read_mask
+
+TITLES = {
+    "image": "image",
+    "truth": "truth",
+    "cam": "CAM",
+    "aux_cam": "auxiliary CAM",
+    "pseudo_label": "pseudo label",
+    "seg": "prediction",
+}
+
+LEGEND_SHARE = (
+    0.01  # of the image: a class that the prediction gives fewer pixels is not explained in the legend
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="further arguments: key=value changes of the checkpoint's config",
+    )
+    p.add_argument(
+        "--model_path",
+        required=True,
+        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
+    )
+    p.add_argument(
+        "--infer",
+        "--infer_set",
+        dest="infer",
+        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
+    )
+    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    p.add_argument(
+        "--names",
+        help="images to show, separated by commas; default: --count of them, evenly spread over the split",
+    )
+    p.add_argument("--count", type=int, default=12, help="number of images (default %(default)s)")
+    p.add_argument("--rows", type=int, default=6, help="images per sheet (default %(default)s)")
+    p.add_argument("--size", type=int, help="side of the square that the network sees; default: eval.size")
+    p.add_argument(
+        "--labels",
+        nargs="*",
+        default=[],
+        metavar="TITLE:FOLDER",
+        help="further columns from folders of label images",
+    )
+    p.add_argument("--out", help="output folder; default: sheets/ beside the checkpoint")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return p
+
+
+@torch.no_grad()
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Draw the sheets; returns their folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    options = complete(parser(), cfg)
+    device = init_process_group(options.device)
+    loaded = load_method(options.model_path, device, data_overrides(options))
+    split = find_split(loaded, options.infer)
+    dataset = WeakSegDataset(split)
+    folders = _label_folders(options.labels)
+    columns, rows = [*TITLES, *folders], []
+    size = options.size or loaded.cfg.eval.size
+    for index in tqdm(_chosen(split, options.names, options.count), desc="draw", unit="img", leave=False):
+        sample = dataset[index]
+        panels, classes = panels_of(loaded, split.records[index], sample["image"].to(device), size)
+        for title, folder in folders.items():
+            path = label_path(folder, split.records[index].name)
+            if path.is_file():
+                panels[title] = label_overlay(panels["image"], read_mask(path))
+        tags = split.records[index].tags
+        note = "" if tags is None else "tags: " + (", ".join(split.class_names[k] for k in tags) or "none")
+        rows.append((split.records[index].name, panels, classes, note))
+
+    shown = [column for column in columns if any(column in panels for _, panels, _, _ in rows)]
+    titles = [TITLES.get(column, column) for column in shown]
+    out = Path(options.out) if options.out else loaded.path.parent / "sheets"
+    for number, start in enumerate(range(0, len(rows), options.rows), start=1):
+        lines = [
+            SheetRow(name, [panels.get(column) for column in shown], classes, note)
+            for name, panels, classes, note in rows[start : start + options.rows]
+        ]
+        path = out / f"{loaded.path.stem}_{Path(split.name).stem}_{number:02d}.png"
+        write_picture(path, sheet(lines, titles, split.class_names))
+        print(path)
+    return out
+
+
+def panels_of(
+    loaded: LoadedMethod, record: Record, image_rgb: Tensor, size: int
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Pictures by column for one (3, H, W) uint8 image, and the classes that occur in them."""
+    height, width = image_rgb.shape[-2:]
+    photo = image_rgb.permute(1, 2, 0).cpu().numpy()
+    image = resize(normalize(image_rgb)[None], (size, size))
+    out = loaded.method.predict(image)
+    panels, classes = {"image": photo}, set()
+    if has_mask(record):
+        assert record.mask is not None
+        truth = read_mask(record.mask)
+        panels["truth"] = label_overlay(photo, truth)
+        classes |= set(np.unique(truth).tolist()) - {0}
+    tags = (
+        list(record.tags)
+        if record.tags is not None
+        else (out.class_logits[0] > 0).nonzero()[:, 0].add(1).tolist()
+    )
+    classes |= set(tags)
+    for name, cam in (("cam", out.cam), ("aux_cam", out.aux_cam)):
+        if cam is not None:
+            chosen = (
+                resize(cam[:, [k - 1 for k in tags]].float(), (height, width))[0]
+                if tags
+                else cam.new_zeros(0, height, width)
+            )
+            panels[name] = cam_overlay(photo, chosen.cpu().numpy(), tags)
+    pseudo = _pseudo_label(loaded, image, out, tags)
+    if pseudo is not None:
+        label = torch.nn.functional.interpolate(
+            pseudo[:, None].float(), (height, width), mode="nearest-exact"
+        )[0, 0]
+        panels["pseudo_label"] = label_overlay(photo, label.to(torch.uint8).cpu().numpy())
+        classes |= set(pseudo.unique().tolist()) - {0}
+    if out.seg_logits is not None:
+        label = resize(out.seg_logits.float(), (height, width)).argmax(1)[0].to(torch.uint8)
+        panels["seg"] = label_overlay(photo, label.cpu().numpy())
+        shares = torch.bincount(label.flatten().long(), minlength=loaded.method.num_classes) / label.numel()
+        classes |= set((shares >= LEGEND_SHARE).nonzero()[:, 0].tolist()) - {0}
+    return panels, sorted(classes)
+
+
+def _pseudo_label(loaded: LoadedMethod, image: Tensor, out: Prediction, tags: Sequence[int]) -> Tensor | None:
+    """(1, S, S) label that would supervise the decoder at the checkpoint's step; None if there is none."""
+    method = loaded.method
+    if not hasattr(method, "pseudo_label") or out.seg_logits is None:
+        return None
+    source = method.label_source(loaded.step or 0) if hasattr(method, "label_source") else "cam"
+    cam = getattr(out, source)
+    class_label = image.new_zeros(1, method.num_classes - 1)
+    class_label[0, [k - 1 for k in tags]] = 1
+    present = present_classes(class_label)
+    whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]], device=image.device)
+    return method.pseudo_label(image, present.select(cam), present, whole)
+
+
+def _chosen(split: Split, names: str | None, count: int) -> list[int]:
+    if names is None:
+        count = min(count, len(split))
+        return [int(i) for i in np.linspace(0, len(split) - 1, count).round()] if count else []
+    index_of = {record.name: i for i, record in enumerate(split.records)}
+    unknown = [name for name in names.split(",") if name not in index_of]
+    if unknown:
+        raise ValueError(f"split '{split.name}' has no image '{unknown[0]}'")
+    return [index_of[name] for name in names.split(",")]
+
+
+def _label_folders(items: Sequence[str]) -> dict[str, Path]:
+    folders = {}
+    for item in items:
+        title, colon, folder = item.partition(":")
+        if not colon or not Path(folder).is_dir():
+            raise ValueError(f"--labels {item} is not TITLE:FOLDER with a folder that exists")
+        folders[title] = Path(folder)
+    return folders
+
+
+if __name__ == "__main__":
+    run_main(lambda: run(parse(parser())))

@@ -20,6 +20,7 @@ if [ "$devices" = cpu ]; then
   export CUDA_VISIBLE_DEVICES=
 elif [ -n "$devices" ]; then
   export CUDA_VISIBLE_DEVICES=$devices
+  set -- device=cuda "$@"   # GPUs were named: without them it is an error, not a run on the CPU
 fi
 [ -z "$run_name" ] || set -- "$@" run_name="$run_name"
 # torchrun gives every process one thread unless told otherwise: share the cores.

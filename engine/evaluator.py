@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -28,6 +27,7 @@ from utils.config import ROOT
 from utils.distributed import all_reduce_sum, is_main, shard, world_size
 from utils.image import normalize
 from utils.metrics import ConfusionMatrix, SegScores, tag_f1
+from utils.precision import autocast
 
 COLUMNS = {"cam": "CAM", "aux_cam": "aux_CAM", "seg": "Seg_Pred"}
 
@@ -178,15 +178,6 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision of a forward pass: ``fp32``, ``bf16``, or ``auto`` (bf16 on a GPU that has it)."""
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"precision is '{precision}', not auto, bf16 or fp32")
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def single(batch: Batch) -> Sample:

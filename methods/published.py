@@ -163,7 +163,7 @@ def recognise(state: Mapping[str, Any]) -> Published:
         "scales": [1.0, 1.25, 1.5],
         "flip": True,
         "merge_flips": "max" if coco and not aspp else "sum",
-        "merge_scales": "sum" if coco else "max",
+        "merge_scales": "sum" if coco and not aspp else "max",
     }
     return Published("seco" if aspp else "toco", num_classes, {"method": method, "infer": infer})
 

@@ -165,7 +165,6 @@ def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
             "0,1",
             "many",
             *demo,
-            "device=cuda",
             f"work_dir={tmp_path}",
         ]
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import autocast, provenance, resize
+from engine.evaluator import provenance, resize
 from engine.inference import for_each_image, load_method
 from tools.evaluate import CamSweep
 from tools.options import complete, data_overrides, find_split, output_folder, parse, short_name
@@ -29,6 +29,7 @@ from utils.artifacts import CamFile, cam_path, claim_folder, load_cam, save_cam
 from utils.cli import run_main
 from utils.distributed import barrier, init_process_group, is_main
 from utils.image import normalize
+from utils.precision import autocast
 
 
 def parser() -> argparse.ArgumentParser:

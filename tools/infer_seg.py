@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import autocast, confusion_table, pair_table, provenance, score_table
+from engine.evaluator import confusion_table, pair_table, provenance, score_table
 from engine.inference import LoadedMethod, for_each_image, is_photo, load_method, multi_scale_segment
 from engine.worker_pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF
@@ -48,6 +48,7 @@ from utils.distributed import barrier, init_process_group, is_main, world_size
 from utils.drawing import label_overlay, write_picture
 from utils.image import normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
+from utils.precision import autocast
 
 Refine = Callable[[Tensor, Tensor], Tensor]
 

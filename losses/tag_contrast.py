@@ -1,0 +1,113 @@
+"""Contrastive losses between class tokens that carry category tags (SeCo, Yang et al., CVPR 2024).
+
+Tags are integers: 1..C a class, 0 background, -1 mixed or unknown, which takes no part. R query tokens of
+this process, M keys, C classes, D projection size. Every normaliser counts over the global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from utils.distributed import all_reduce_sum, global_mean
+from utils.precision import full_precision
+
+MIXED = -1
+
+
+def local_to_local_contrast(
+    query: Tensor,
+    keys: Tensor,
+    query_tags: Tensor,
+    key_tags: Tensor,
+    temperature: float,
+    copies: Tensor | None = None,
+    revise_ratio: float = 10.0,
+    revise_among: Literal["keys", "positives"] = "keys",
+    eps: float = 1e-12,
+) -> tuple[Tensor, Tensor]:
+    """Pull tokens of the same tag together and push all others apart (SeCo, LIL); revise unlikely tags.
+
+    With logits l_ij = q_i . k_j / T less their row maximum, l+ = l where the tags agree and 0 elsewhere, S_i
+    the sum of exp(l_ij) over keys that are not mixed, and Z the number of non-zero entries of l+:
+
+        loss = -(1/R) sum_i ( sum_j l+_ij - M log S_i ) / Z
+
+    What the authors' code does beyond the paper, kept because it sets the published scale of the loss (1.3 to
+    1.9): log S_i enters once per key, not once per positive; S_i leaves the row's maximum out, every copy of
+    it; background tokens are positives of one another; rows whose bracket is not negative are dropped.
+
+    Args:
+        query: (R, D) unit rows, with gradient.
+        keys: (M, D) unit rows without gradient, the same on every process.
+        query_tags: (R,) int64.
+        key_tags: (M,) int64.
+        temperature: T.
+        copies: (M,) how often each key counts; once by default. The authors put the current keys into the
+            queue first and append the queue to them, so they count twice.
+        revise_ratio: a query most of whose positives are unlike it is taken to be tagged wrongly: where the
+            entries of l+ below their mean outnumber the others by more than this factor, it becomes
+            background.
+        revise_among: ``keys``, as published, counts and averages over all keys. l+ is 0, the largest value,
+            for every key of another tag, and those are the majority, so no tag was revised in 1,000 steps of
+            the authors' program. ``positives`` looks at the row's positives alone.
+
+    Returns:
+        Scalar, at least 0, and the revised tags (R,), a new tensor.
+    """
+    with full_precision(query):
+        logits = query.float() @ keys.float().T / temperature  # (R, M)
+        logits = logits - logits.detach().amax(1, keepdim=True)
+        is_tagged = (query_tags != MIXED)[:, None]
+        positive = is_tagged & (query_tags[:, None] == key_tags)
+
+        copies = torch.ones_like(key_tags) if copies is None else copies
+        number = copies.sum()
+
+        with torch.no_grad():
+            compared = copies * positive if revise_among == "positives" else copies.expand_as(positive)
+            mean = (logits * positive * copies).sum(1) / compared.sum(1).clamp(min=1)
+            below = (compared * (logits * positive < mean[:, None])).sum(1)
+            revised = below / (compared.sum(1) - below + 1e-6) > revise_ratio
+            counted = copies * (positive & ~revised[:, None])
+            # The authors drop the entries whose exponential is exactly 1: the maximum, and what was set to
+            # zero.
+            is_maximum = logits == 0
+            pairs = all_reduce_sum((counted * ~is_maximum).sum())
+
+        spread = (logits.exp() * (copies * (is_tagged & (key_tags != MIXED) & ~is_maximum))).sum(1)
+        score = (logits * counted).sum(1) - number * (spread + eps).log()
+        counts = (spread > 0) & (score < 0) & (pairs > 0)
+        loss = -torch.where(counts, score, 0).mean() / pairs.clamp(min=1)
+        return loss, query_tags.masked_fill(revised, 0)
+
+
+def local_to_global_contrast(
+    query: Tensor, prototypes: Tensor, query_tags: Tensor, temperature: float, eps: float = 1e-12
+) -> Tensor:
+    """Pull tokens to their class's prototype, away from those of other classes in the batch (SeCo, LIG).
+
+    Args:
+        query: (R, D) unit rows, with gradient.
+        prototypes: (C, D) without gradient; row c stands for class c + 1.
+        query_tags: (R,) int64; only rows with a class count. The classes are those of the whole batch, on all
+            processes.
+        temperature: of the softmax.
+
+    Returns:
+        Scalar: mean over rows that have a class; 0 where there are none.
+    """
+    with full_precision(query):
+        logits = query.float() @ prototypes.float().T / temperature  # (R, C)
+        class_ids = torch.arange(1, len(prototypes) + 1, device=query_tags.device)
+        is_class = query_tags[:, None] == class_ids  # (R, C)
+        in_batch = all_reduce_sum(is_class.any(0).int()) > 0
+        # log(S + eps) in logarithms: prototypes that were never updated have no fixed length, so exp could
+        # overflow.
+        floor = logits.new_full((len(logits), 1), math.log(eps))
+        compared = torch.cat([logits.masked_fill(~in_batch, -math.inf), floor], 1)
+        spread = torch.logsumexp(compared, 1, keepdim=True)
+        return global_mean(((spread - logits) * is_class).sum(), is_class.sum(), offset=eps)

@@ -1,0 +1,182 @@
+"""MCC: Masked Collaborative Contrast for weakly supervised semantic segmentation (Wu et al., WACV 2024).
+
+ToCo's network; its local views are the whole image seen through random masks. B images, V masked views of
+each, P classes present in an image, D width, (H, W) pixels, (h, w) tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.affinity import patch_affinity_loss
+from losses.classification import multilabel_loss
+from losses.contrastive import class_token_contrast
+from losses.dense_energy import dense_energy_loss
+from losses.segmentation import balanced_cross_entropy
+from methods.base import Batch, resize_like
+from methods.toco import ToCo
+from models.backbones.vit import ViT
+from utils.cam import PresentClasses, present_classes, region_mask
+from utils.image import denormalize
+from utils.schedule import Schedule
+from utils.seed import sample_generator
+
+VOC_LOSS_WEIGHTS = {
+    "cls": 1.0,
+    "cls_aux": 1.0,
+    "aff": 0.2,
+    "mcc": 0.5,
+    "seg": [[0, 0.0], [2001, 0.1]],
+    "reg": [[0, 0.0], [2001, 0.05]],
+}
+
+
+class MCC(ToCo):
+    """Class tokens of masked images are contrasted with those of whole ones, by what the visible part shows.
+
+    Args:
+        loss_weights: of ``cls, cls_aux, aff, mcc, seg, reg``; the VOC schedule by default.
+        num_masks: masked views per image.
+        mask_rate: share of the cells of a mask that are hidden. Of the 49 cells of a 448-pixel crop 0.95
+            leaves 2.5 visible on average; 8 % of the masks hide all of them.
+        mask_scale: side of a cell in tokens.
+        flag_source: which CAM tells what a mask leaves visible, ``cam`` or ``aux_cam``, or a schedule of
+            them.
+        object_share: a masked view is negative when the mean of the region mask (0 background, 1 uncertain, 2
+            foreground) over its visible tokens is not above this.
+        **options: of ``ToCo``: ``temperature``, ``momentum``, ``head``, and of ``SingleStageViT``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        num_masks: int = 8,
+        mask_rate: float = 0.95,
+        mask_scale: int = 4,
+        flag_source: Any = ((0, "aux_cam"), (12001, "cam")),
+        object_share: float = 0.2,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            backbone,
+            loss_weights=loss_weights or VOC_LOSS_WEIGHTS,
+            object_share=object_share,
+            **options,
+        )
+        if not 0 <= mask_rate <= 1:
+            raise ValueError(f"mask_rate is a probability, not {mask_rate}")
+        self.num_masks = num_masks
+        self.mask_rate = mask_rate
+        self.mask_scale = mask_scale
+        self.flag_source = Schedule(flag_source)
+        if unknown := set(self.flag_source.values) - {"cam", "aux_cam"}:
+            raise ValueError(f"flag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
+        present = present_classes(class_label)
+
+        # One pass over main image and second view serves classifiers, decoder, CAM, student and teacher, as
+        # in ToCo.
+        views = self.backbone(torch.cat([image, batch["global_view"]]))
+        out = self.read_out(views.images(0, len(image)))
+        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
+        cams = {"cam": cam, "aux_cam": aux_cam}
+        label_cam, flag_cam = cams[self.label_source(step)], cams[self.flag_source(step)]
+        pseudo_label = self.pseudo_label(image, label_cam, present, valid_box)  # (B, H, W)
+        size = out.tokens.patch_tokens.shape[-2:]
+        affinity = self.affinity_label(aux_cam, present, valid_box, size)  # (B, hw, hw)
+
+        masks = self.sample_masks(batch, size)  # (B, V, h, w), True where hidden
+        is_positive = self.visible_objects(flag_cam, present, masks)  # (B, 2 + V)
+        masked = masked_class_token(self.backbone, batch["strong_view"], masks)  # (V * B, D)
+        student = self.proj_head(torch.cat([views.cls_token, masked]))
+        teacher = self.teach(views.cls_token, step)
+        seg_logits = resize_like(out.seg_logits, pseudo_label)
+
+        losses = {
+            "cls": multilabel_loss(out.class_logits, class_label),
+            "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
+            "aff": patch_affinity_loss(out.tokens.patch_tokens, affinity),
+            "mcc": class_token_contrast(student, teacher, is_positive, self.temperature),
+            "seg": balanced_cross_entropy(seg_logits, pseudo_label),
+        }
+        if self.loss_weight("reg", step) > 0:
+            losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
+        return losses
+
+    def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
+        """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells.
+
+        Raises:
+            ValueError: if the token grid ``size`` cannot be divided into cells.
+        """
+        if size[0] % self.mask_scale or size[1] % self.mask_scale:
+            raise ValueError(
+                f"mask_scale={self.mask_scale} does not divide a grid of {size[0]} x {size[1]} tokens: "
+                f"make data.crop_size a multiple of {self.mask_scale * self.backbone.patch_size}"
+            )
+        grid = size[0] // self.mask_scale, size[1] // self.mask_scale
+        cells = torch.stack([self.hidden_cells(batch, i, grid) for i in range(len(batch["image"]))]).bool()
+        return cells.repeat_interleave(self.mask_scale, 2).repeat_interleave(self.mask_scale, 3)
+
+    def hidden_cells(self, batch: Batch, i: int, grid: tuple[int, int]) -> Tensor:
+        """(V, *grid) random 0 / 1, 1 for hidden cells of image ``i``; they belong to the sample."""
+        rate = torch.full((self.num_masks, *grid), self.mask_rate)
+        return torch.bernoulli(rate, generator=sample_generator(int(batch["sample_seed"][i]), "masks"))
+
+    @torch.no_grad()
+    def visible_objects(self, cam: Tensor, present: PresentClasses, masks: Tensor) -> Tensor:
+        """Which views show an object, (B, 2 + V) float, by CAMs (B, P, H, W) and masks (B, V, h, w)."""
+        # Bicubic as in the authors' program, so a value can leave [0, 1]; only the thresholds look at it.
+        cam = F.interpolate(cam, size=masks.shape[-2:], mode="bicubic", align_corners=False)
+        region = region_mask(cam, present.label, self.low_threshold, self.high_threshold)
+        return visible_flags(region, masks.to(cam.device), self.object_share)
+
+
+def visible_flags(region: Tensor, masks: Tensor, object_share: float) -> Tensor:
+    """Which views show an object, (B, 2 + V) float.
+
+    The two global views always do; a masked view if the mean of its visible tokens is above ``object_share``.
+
+    Args:
+        region: (B, h, w) region mask, 0 background, 1 uncertain, 2 foreground, which so counts twice.
+        masks: (B, V, h, w) bool, True where a token is hidden.
+    """
+    visible = (~masks).flatten(2).float()  # (B, V, hw)
+    mass = (visible * region.flatten(1)[:, None]).sum(2)
+    shown = (mass > object_share * visible.sum(2)).float()
+    return torch.cat([shown.new_ones(len(shown), 2), shown], 1)
+
+
+def masked_class_token(backbone: ViT, image: Tensor, masks: Tensor) -> Tensor:
+    """Class tokens (V * B, D), view-major, of images (B, 3, H, W) with hidden tokens masked as keys.
+
+    A token that is no key reaches the class token in no block, so hidden tokens are left out of the
+    sequences, instead of being masked in attention as in the authors' program: equal numbers at the cost of
+    what is visible, at a mask rate of 0.95 about an eighth.
+
+    Args:
+        masks: (B, V, h, w) bool, True where hidden.
+    """
+    batch, views = masks.shape[:2]
+    visible = (~masks).flatten(2).transpose(0, 1).flatten(0, 1)  # (V * B, hw), on the device of the masks
+    length = int(visible.sum(1).max())
+    # Visible tokens first; shorter sequences are filled up with hidden ones, which are masked after all.
+    index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length].to(image.device)
+    is_key = F.pad(visible.to(image.device).gather(1, index), (1, 0), value=True)[:, None, None, :]
+
+    tokens = backbone.embed(image)  # (B, 1 + hw, D), once for all views of an image
+    owner = torch.arange(batch, device=image.device).repeat(views)[:, None]
+    x = tokens[owner, F.pad(index + 1, (1, 0))]  # (V * B, 1 + length, D)
+    for block in backbone.blocks:
+        x = block(x, attn_mask=is_key)
+    return backbone.norm(x)[:, 0]

@@ -1,0 +1,370 @@
+"""SeCo: Separate and Conquer, decoupling co-occurrence via decomposition and representation (Yang et al.,
+CVPR 2024).
+
+B images, V local crops of each, C foreground classes, P of them present, D width, (H, W) pixels, (h, w)
+tokens, s side of a local crop. Tags: 1..C a class, 0 background, -1 mixed or unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.affinity import patch_affinity_loss
+from losses.classification import multilabel_loss
+from losses.dense_energy import dense_energy_loss
+from losses.segmentation import balanced_cross_entropy
+from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_contrast
+from methods.base import Batch, resize_like
+from methods.vit_base import SingleStageViT
+from models.ema import momentum_copy, update_momentum_copy
+from models.heads import ProjectionHead
+from utils.cam import (
+    IGNORE_INDEX,
+    PresentClasses,
+    cam_to_confident_label,
+    ignore_outside_box,
+    present_classes,
+)
+from utils.crops import crop_positions, cut
+from utils.distributed import gather_batch
+from utils.image import denormalize
+from utils.precision import full_precision
+from utils.schedule import Schedule
+from utils.seed import sample_generator
+
+VOC_LOSS_WEIGHTS = {
+    "cls": 1.0,
+    "cls_aux": 1.0,
+    "ptc": 0.3,
+    "lil": [[0, 0.0], [1001, 0.5]],
+    "lig": [[0, 0.0], [1001, 0.5]],
+    "seg": [[0, 0.0], [2001, 0.12]],
+    "reg": [[0, 0.0], [2001, 0.05]],
+}
+
+
+class SeCo(SingleStageViT):
+    """Images are decomposed into local crops with category tags; class tokens are contrasted by tag.
+
+    Two teachers: a momentum encoder with its head fills the queue of tagged keys (LIL), and class prototypes
+    hold what images of a single class look like (LIG).
+
+    Args:
+        loss_weights: of ``cls, cls_aux, ptc, lil, lig, seg, reg``; the VOC schedule by default.
+        local_crop_size: side of the local crops in pixels.
+        num_local_crops: local crops per image.
+        tag_source: which CAM tags are read from, ``cam`` or ``aux_cam``, or a schedule of them.
+        tag_threshold: a crop is background when not more than this share of it is uncertain or object.
+        tag_mass: ``ids``, as published, lets an object pixel of class c weigh c in that share, so that
+            objects of late classes are never background; ``pixels`` counts every pixel once.
+        tag_without_class: tag of the global views of an image whose CAM shows no confident class. 1, as
+            published, takes it for the first class (aeroplane, or person on COCO); -1 leaves it out.
+        crop_centres: ``uncertain``, as published, centres crops on uncertain pixels. With crops of two to
+            four tokens more than ``tag_threshold`` of each is then uncertain or object: even ideal CAMs give
+            no background tag, and class crops that show 43 % of their class. ``anywhere`` in the image gives
+            half background and 64 %.
+        crop_order: ``fixed``, as published, draws the crops of every image in every step from a generator
+            seeded with 0; ``sample`` from the sample's own seed.
+        revise_ratio: see ``local_to_local_contrast``; also ``revise_among``.
+        prototype_from_step: first step that updates the prototypes.
+        prototype_momentum: their moving average's factor. Class tokens are much longer than the unit
+            prototypes they are mixed into, so the prototypes follow faster than the factor says.
+        queue_size: number of keys that are remembered, over all processes.
+        momentum: of the teacher encoder and its head.
+        temperature_lil: of the contrast with the queue.
+        temperature_lig: of the contrast with the prototypes.
+        head: ``hidden_dim`` of the projection heads.
+        **options: of ``SingleStageViT``.
+    """
+
+    main_view = "plain"
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        decoder: str | None = "aspp",
+        loss_weights: Mapping[str, Any] | None = None,
+        cam_scales: Sequence[float] = (1.0, 0.5, 0.75, 1.5),
+        local_crop_size: int = 64,
+        num_local_crops: int = 10,
+        tag_source: Any = ((0, "aux_cam"), (10000, "cam")),
+        tag_threshold: float = 0.2,
+        tag_mass: Literal["ids", "pixels"] = "ids",
+        tag_without_class: Literal[1, -1] = 1,
+        crop_centres: Literal["uncertain", "anywhere"] = "uncertain",
+        crop_order: Literal["fixed", "sample"] = "fixed",
+        revise_ratio: float = 10.0,
+        revise_among: Literal["keys", "positives"] = "keys",
+        prototype_from_step: int = 600,
+        prototype_momentum: float = 0.9,
+        queue_size: int = 4608,
+        momentum: float = 0.999,
+        temperature_lil: float = 0.08,
+        temperature_lig: float = 0.1,
+        head: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            backbone,
+            decoder=decoder,
+            loss_weights=loss_weights or VOC_LOSS_WEIGHTS,
+            cam_scales=cam_scales,
+            **options,
+        )
+        self.local_crop_size = local_crop_size
+        self.num_local_crops = num_local_crops
+        self.tag_source = Schedule(tag_source)
+        self.tag_threshold = tag_threshold
+        self.tag_mass = tag_mass
+        self.tag_without_class = tag_without_class
+        self.crop_centres = crop_centres
+        self.crop_order = crop_order
+        self.revise_ratio = revise_ratio
+        self.revise_among = revise_among
+        self.prototype_from_step = prototype_from_step
+        self.prototype_momentum = prototype_momentum
+        self.momentum = momentum
+        self.temperature_lil = temperature_lil
+        self.temperature_lig = temperature_lig
+        self.check_options()
+
+        # Prototypes average class tokens and are compared with projected ones, so both are as wide as the
+        # encoder.
+        width = self.backbone.embed_dim
+        self.proj_head = ProjectionHead(width, bottleneck_dim=width, out_dim=None, **(head or {}))
+        self.teacher_head = momentum_copy(self.proj_head)
+        self.teacher_backbone = momentum_copy(self.backbone)
+        self.teacher_step = -1
+        self.register_buffer("prototypes", torch.randn(num_classes - 1, width))
+        # Noise with background tags until real keys have replaced it, which is long before LIL gets a weight.
+        self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=0))
+        self.register_buffer("queue_tags", torch.zeros(queue_size, 1, dtype=torch.int64))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+
+    def check_options(self) -> None:
+        """Raise a ValueError that names the first option with an impossible value."""
+        allowed: dict[str, tuple[Any, ...]] = {
+            "tag_mass": ("ids", "pixels"),
+            "tag_without_class": (1, MIXED),
+            "crop_centres": ("uncertain", "anywhere"),
+            "crop_order": ("fixed", "sample"),
+            "revise_among": ("keys", "positives"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {values[0]!r} or {values[1]!r}, not {getattr(self, name)!r}")
+        if unknown := set(self.tag_source.values) - {"cam", "aux_cam"}:
+            raise ValueError(f"tag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
+        present = present_classes(class_label)
+
+        # The main image is the first global view as well, so one pass over both views serves classifiers,
+        # decoder, CAM and contrast. The authors' program encodes it three times, with equal results.
+        views = self.backbone(torch.cat([image, batch["global_view"]]))
+        out = self.read_out(views.images(0, len(image)))
+        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
+        cams = {"cam": cam, "aux_cam": aux_cam}
+        label_cam, tag_cam = cams[self.label_source(step)], cams[self.tag_source(step)]
+        pseudo_label = self.pseudo_label(image, label_cam, present, valid_box)  # (B, H, W)
+        size = out.tokens.patch_tokens.shape[-2:]
+        affinity = self.affinity_label(aux_cam, present, valid_box, size)  # (B, hw, hw)
+
+        # Separate: crops of one category each, as far as the CAM can tell.
+        positions, tags = self.decompose(batch, tag_cam, present)  # (B, V, 2), (B, 2 + V)
+        tags = tags.flatten()  # ((2 + V) * B,), image-major like everything below
+        side = self.local_crop_size
+        crops, key_crops = (cut(v, positions, side).flatten(0, 1) for v in (image, batch["strong_view"]))
+
+        # Conquer: class tokens against remembered tokens and against prototypes.
+        if step >= self.prototype_from_step:
+            self.update_prototypes(out.tokens.cls_token, class_label)
+        query = project(self.proj_head, views.cls_token, self.backbone(crops).cls_token)  # ((2 + V) * B, D)
+        keys, key_tags, copies = self.remember(self.teach(views.cls_token, key_crops, step), tags)
+        lil, revised_tags = local_to_local_contrast(
+            query, keys, tags, key_tags, self.temperature_lil, copies, self.revise_ratio, self.revise_among
+        )
+        seg_logits = resize_like(out.seg_logits, pseudo_label)
+
+        losses = {
+            "cls": multilabel_loss(out.class_logits, class_label),
+            "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
+            "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
+            "lil": lil,
+            "lig": local_to_global_contrast(
+                query, self.prototypes.clone(), revised_tags, self.temperature_lig
+            ),
+            "seg": balanced_cross_entropy(seg_logits, pseudo_label),
+        }
+        if self.loss_weight("reg", step) > 0:
+            losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
+        return losses
+
+    # -- separate
+
+    @torch.no_grad()
+    def decompose(self, batch: Batch, cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
+        """Corners (B, V, 2) of the local crops, and tags (B, 2 + V) of the two global views and the crops.
+
+        Args:
+            batch: ``valid_box`` and ``sample_seed`` are read.
+            cam: (B, P, H, W) in [0, 1].
+        """
+        label = cam_to_confident_label(
+            cam,
+            present.label,
+            self.low_threshold,
+            self.high_threshold,
+            class_ids=present.class_ids,
+            uncertain=MIXED,
+        )
+        label = ignore_outside_box(label, batch["valid_box"])
+        positions = crop_positions(
+            label == MIXED if self.crop_centres == "uncertain" else label != IGNORE_INDEX,
+            self.local_crop_size,
+            self.num_local_crops,
+            permutation=lambda i, n: self.permutation(batch, i, n),
+        )
+        tags = category_tags(
+            label, positions, self.local_crop_size, self.tag_threshold, self.tag_mass, self.tag_without_class
+        )
+        return positions, tags
+
+    def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
+        """The order in which the ``n`` candidates for crops of image ``i`` are taken."""
+        if self.crop_order == "sample":
+            return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
+        # The authors seed torch's global generator here, for every image of every step; a private one gives
+        # the same places and leaves everything else that is drawn alone.
+        return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+    # -- conquer
+
+    @torch.no_grad()
+    def teach(self, global_tokens: Tensor, key_crops: Tensor, step: int) -> Tensor:
+        """Keys ((2 + V) * B, D) of unit length.
+
+        The teacher's encoder sees the local crops alone: the authors give its head the student's tokens of
+        the global views.
+        """
+        # Once per step, however many micro-batches a step is accumulated from.
+        if step != self.teacher_step:
+            update_momentum_copy(self.teacher_backbone, self.backbone, self.momentum)
+            update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
+            self.teacher_step = step
+        local_tokens = self.teacher_backbone(key_crops).cls_token
+        return project(self.teacher_head, global_tokens, local_tokens)
+
+    @torch.no_grad()
+    def remember(self, keys: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put keys (R, D) and tags (R,) of all processes into the queue.
+
+        Returns the queue's keys (M, D), their tags (M,) and how often each counts (M,). Processes hold
+        consecutive parts of the batch, so rank order is sample order and the queue is the same for any number
+        of them. It is a ring: its size need not be a multiple of a batch's keys.
+        """
+        keys, tags = gather_batch(keys), gather_batch(tags)
+        size, number = len(self.queue), len(keys)
+        kept = min(number, size)
+        places = (self.queue_ptr + torch.arange(number - kept, number, device=keys.device)) % size
+        self.queue.index_copy_(0, places, keys[-kept:])
+        self.queue_tags.index_copy_(0, places, tags[-kept:, None])
+        self.queue_ptr.add_(number).remainder_(size)
+        # The current keys count twice, for the authors contrast with them and with a queue that holds them
+        # already.
+        copies = torch.ones_like(self.queue_tags[:, 0]).index_fill_(0, places, 2)
+        return self.queue.clone(), self.queue_tags[:, 0].clone(), copies
+
+    @torch.no_grad()
+    def update_prototypes(self, cls_token: Tensor, class_label: Tensor) -> None:
+        """Move prototypes towards the class tokens (B, D) of images with a single class."""
+        single = class_label.sum(1) == 1
+        labels = torch.where(single, class_label.argmax(1), MIXED)
+        with full_precision(cls_token):
+            tokens, labels = gather_batch(cls_token.float()), gather_batch(labels)
+            self.prototypes.copy_(moved_prototypes(self.prototypes, tokens, labels, self.prototype_momentum))
+
+
+def category_tags(
+    label: Tensor,
+    positions: Tensor,
+    size: int,
+    threshold: float = 0.2,
+    mass: Literal["ids", "pixels"] = "ids",
+    without_class: int = 1,
+) -> Tensor:
+    """What the global views and the local crops of each image show, by a confident label of it.
+
+    An image, or a crop, with one class is tagged by it, with several it is mixed. Uncertain pixels of an
+    image with a single class are taken to show that class.
+
+    Args:
+        label: (B, H, W) int64: 1..C a class, 0 background, -1 uncertain, 255 outside of the image.
+        positions: (B, V, 2) top-left corners of the crops.
+        size: s.
+        threshold: a crop is background when its mass is not above this share.
+        mass: what a class pixel counts in that share, its class number (``ids``) or 1; an uncertain pixel
+            counts 1.
+        without_class: tag of the global views where no class is confident.
+
+    Returns:
+        (B, 2 + V) int64: both global views, then the crops.
+    """
+    label = label.masked_fill(label == IGNORE_INDEX, 0)
+    uncertain = label == MIXED
+    classes = label.masked_fill(uncertain, 0)  # (B, H, W), 0 where no class is
+    weight = classes + uncertain if mass == "ids" else label != 0
+
+    whole = single_class(classes.flatten(1))  # (B,)
+    classes = torch.where(uncertain, whole.clamp(min=0)[:, None, None], classes)
+    parts = cut(torch.stack([classes, weight.long()], 1), positions, size).flatten(3)  # (V, B, 2, s*s)
+    shown, weight = parts.unbind(2)
+    tags = single_class(shown)
+    tags = torch.where(tags == 0, MIXED, tags)  # uncertain pixels alone
+    tags = tags.masked_fill(weight.sum(-1) / size**2 <= threshold, 0)  # (V, B)
+    whole = torch.where(whole == 0, without_class, whole)
+    return torch.cat([whole.expand(2, -1), tags]).T
+
+
+def single_class(classes: Tensor) -> Tensor:
+    """The only class number > 0 along the last dimension; 0 where there is none, -1 for several."""
+    highest = classes.amax(-1)
+    lowest = classes.masked_fill(classes == 0, IGNORE_INDEX).amin(-1)
+    return torch.where((highest == lowest) | (highest == 0), highest, MIXED)
+
+
+def moved_prototypes(prototypes: Tensor, tokens: Tensor, labels: Tensor, momentum: float) -> Tensor:
+    """Prototypes (C, D) after a moving average over ``tokens`` (N, D), one after the other; unit rows.
+
+    Args:
+        labels: (N,) row of each token's prototype, or -1 for none.
+    """
+    # All at once: a token is damped once more by every later token of its class.
+    later = (labels[:, None] == labels).triu(1).sum(1)
+    share = (1 - momentum) * momentum**later  # (N,)
+    rows = torch.arange(len(prototypes), device=labels.device)
+    is_class = (labels[:, None] == rows).to(tokens.dtype)  # (N, C)
+    kept = momentum ** is_class.sum(0)  # (C,)
+    return F.normalize(kept[:, None] * prototypes + (is_class * share[:, None]).T @ tokens, dim=1)
+
+
+def project(head: ProjectionHead, global_tokens: Tensor, local_tokens: Tensor) -> Tensor:
+    """Unit vectors ((2 + V) * B, D) of views and crops, those of an image together.
+
+    In float32: divided by their small temperature, half-precision products of them would be off by 0.05.
+
+    Args:
+        global_tokens: (2B, D), local_tokens: (V * B, D), both view-major.
+    """
+    batch = len(global_tokens) // 2
+    tokens = torch.cat([global_tokens, local_tokens]).unflatten(0, (-1, batch)).transpose(0, 1).flatten(0, 1)
+    with full_precision(tokens):
+        return head(tokens.float())

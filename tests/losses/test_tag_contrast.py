@@ -1,0 +1,141 @@
+"""SeCo's contrastive losses: parity with the authors' values, and what must hold for any input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_contrast
+
+# rows, queue, width, classes, kind
+CASES = {
+    "a": (24, 96, 32, 20, "mixed"),
+    "b": (24, 600, 32, 20, "revise"),
+    "c": (12, 60, 16, 80, "allneg"),
+    "d": (24, 240, 32, 20, "bkgonly"),
+}
+
+
+def unit(x):
+    return F.normalize(x, dim=-1)
+
+
+def contrast_case(case, tag):
+    """Query, keys (current ones and queue), their tags, and raw prototypes."""
+    rows, size, width, classes, kind = case.setting(tag, CASES[tag])
+    parts = (("q", rows), ("k", rows), ("queue", size))
+    query, keys, queue = (unit(case.arr(f"seco/{tag}/{part}", (n, width))) for part, n in parts)
+    tags = case.ints(f"seco/{tag}/flags", (rows, 1), 6) - 1
+    queue_tags = case.ints(f"seco/{tag}/qflags", (size, 1), 6) - 1
+    if kind == "revise":
+        kept = case.arr(f"seco/{tag}/qkeep", (size, 1), 0.0, 1.0) >= 0.99
+        queue_tags = torch.where(kept, queue_tags, 2)
+        tags[::2] = 2
+        base = unit(case.arr(f"seco/{tag}/base", (1, width)))
+        queue = unit(queue * 0.02 + base)
+        keys = unit(keys * 0.3 - base)
+        far = torch.arange(size) % 100 == 0
+        queue[far] = unit(query[:1] + 0.1 * queue[far])
+    elif kind == "allneg":
+        tags[:] = MIXED
+    elif kind == "bkgonly":
+        tags[:] = 0
+    assert_close(tags, case[f"{tag}/flags_in"].long())
+    assert_close(queue_tags, case[f"{tag}/qflags"].long())
+    tags, queue_tags = tags[:, 0], queue_tags[:, 0]
+    prototypes = case.arr(f"seco/{tag}/proto", (classes, width))
+    return query.requires_grad_(), torch.cat([keys, queue]), tags, torch.cat([tags, queue_tags]), prototypes
+
+
+def check_gradient(case, entry, loss, query):
+    (grad,) = torch.autograd.grad(loss, query)
+    expected = case[entry] if entry in case else torch.zeros_like(grad)
+    assert_close(grad, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("tag", CASES)
+def test_contrasts_match_reference_values_and_gradients(golden, tag):
+    case = golden("vit_seco_losses")
+    query, keys, tags, key_tags, prototypes = contrast_case(case, tag)
+    lil_temperature, lig_temperature = case[f"{tag}/temps"].tolist()
+    before = tags.clone()
+    lil, revised = local_to_local_contrast(query, keys, tags, key_tags, lil_temperature)
+    assert_close(lil, case[f"{tag}/lil"][0], rtol=1e-4, atol=1e-7)
+    check_gradient(case, f"{tag}/lil_grad", lil, query)
+    assert_close(revised, case[f"{tag}/flags_revised"][:, 0].long())
+    assert torch.equal(tags, before)  # the authors' program changes its caller's tags
+    for name, rows in (("raw", prototypes), ("norm", unit(prototypes))):
+        lig = local_to_global_contrast(query, rows, revised, lig_temperature)
+        assert_close(lig, case[f"{tag}/lig_{name}"][0], rtol=1e-4, atol=1e-7)
+        check_gradient(case, f"{tag}/lig_{name}_grad", lig, query)
+
+
+def random_case(rows=24, size=200, classes=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    query, keys, queue = (unit(torch.randn(n, 16, generator=generator)) for n in (rows, rows, size))
+    tags = torch.randint(-1, classes + 1, (rows,), generator=generator)
+    queue_tags = torch.randint(-1, classes + 1, (size,), generator=generator)
+    return query.requires_grad_(), torch.cat([keys, queue]), tags, torch.cat([tags, queue_tags])
+
+
+def test_mixed_tokens_take_no_part():
+    query, keys, tags, key_tags = random_case()
+    moved = torch.where((key_tags == MIXED)[:, None], -keys, keys)
+    # The row maximum, which a mixed key may hold, is only a shift.
+    loss, _ = local_to_local_contrast(query, keys, tags, key_tags, 0.5)
+    (grad,) = torch.autograd.grad(loss, query)
+    assert not grad[tags == MIXED].any() and grad[tags != MIXED].any()
+    kept = key_tags != MIXED
+    lil, _ = local_to_local_contrast(query, moved, tags, key_tags, 0.5)
+    same, _ = local_to_local_contrast(query, torch.where(kept[:, None], keys, -keys), tags, key_tags, 0.5)
+    assert_close(lil, same, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tag", [MIXED, 0])
+def test_batches_without_a_class_are_finite(tag):
+    query, keys, tags, key_tags = random_case()
+    tags[:] = tag
+    key_tags[: len(tags)] = tag
+    lil, revised = local_to_local_contrast(query, keys, tags, key_tags, 0.08)
+    lig = local_to_global_contrast(query, unit(torch.randn(5, 16)), revised, 0.1)
+    (lil + lig).backward()
+    assert lil.isfinite() and lig == 0 and query.grad.isfinite().all()
+    assert (lil == 0) == (tag == MIXED)
+
+
+def test_a_copy_counts_like_a_second_key():
+    query, keys, tags, key_tags = random_case()
+    keys[: len(query) // 2] = query.detach()[: len(query) // 2]  # rows whose maximum occurs twice
+    copies = torch.ones(len(keys), dtype=torch.int64)
+    copies[: len(query)] = 2
+    once, revised = local_to_local_contrast(query, keys, tags, key_tags, 0.2, copies)
+    keys, key_tags = (torch.cat([x[: len(query)], x]) for x in (keys, key_tags))
+    twice, revised_twice = local_to_local_contrast(query, keys, tags, key_tags, 0.2)
+    assert_close(once, twice, rtol=1e-5, atol=0)
+    assert once > 0 and torch.equal(revised, revised_twice)
+
+
+def test_revision_among_positives_finds_the_odd_query():
+    """One query is close to one of its 40 positives alone; the published rule does not see it."""
+    generator = torch.Generator().manual_seed(0)
+    centre = unit(torch.randn(1, 16, generator=generator))
+    keys = unit(centre + 0.005 * torch.randn(40, 16, generator=generator))
+    query = unit(centre + 0.05 * torch.randn(6, 16, generator=generator))
+    query[0] = keys[0] = unit(torch.randn(16, generator=generator))
+    others = unit(torch.randn(400, 16, generator=generator))
+    keys, tags = torch.cat([keys, others]), torch.full((6,), 3)
+    key_tags = torch.cat([torch.full((40,), 3), torch.full((400,), 4)])
+    _, published = local_to_local_contrast(query, keys, tags, key_tags, 0.08)
+    _, revised = local_to_local_contrast(query, keys, tags, key_tags, 0.08, revise_among="positives")
+    assert published.tolist() == [3] * 6
+    assert revised.tolist() == [0, 3, 3, 3, 3, 3]
+
+
+def test_prototype_contrast_is_a_softmax_over_the_classes_of_the_batch():
+    query, _, tags, _ = random_case(classes=4)
+    tags[tags == 2] = 1  # class 2 does not occur
+    prototypes = unit(torch.randn(6, 16, generator=torch.Generator().manual_seed(1)))
+    rows = tags > 0
+    logits = (query @ prototypes.T / 0.1)[rows][:, [0, 2, 3]]
+    target = torch.tensor([0, -1, 1, 2])[tags[rows] - 1]
+    assert_close(local_to_global_contrast(query, prototypes, tags, 0.1), F.cross_entropy(logits, target))

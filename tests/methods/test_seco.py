@@ -1,0 +1,510 @@
+"""SeCo: the authors' tags, memories and training steps; the same numbers in every run and on any machines."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from losses.tag_contrast import MIXED
+from methods.published import recognise
+from methods.seco import SeCo, category_tags, moved_prototypes, project, single_class
+from models.ema import update_momentum_copy
+from models.heads import ProjectionHead
+from tests.conftest import GOLDEN
+from tests.formula import stats
+from tests.methods.authors import author_name
+from utils.build import build
+from utils.cam import cam_to_confident_label, ignore_outside_box, present_classes
+from utils.config import load_config
+from utils.crops import crop_positions, cut
+from utils.schedule import Schedule
+
+TIGHT = dict(rtol=1e-5, atol=1e-6)
+KEYS = json.loads((GOLDEN / "state_dict_seco.json").read_text())
+DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}
+WEIGHTS = {"cls": 1, "cls_aux": 1, "ptc": 0.3, "lil": 0.5, "lig": 0.5, "seg": 0.12}
+
+
+# -- decomposition
+
+
+def recorded_label(case):
+    """Confident labels, their classes and the boxes of the recorded decomposition."""
+    class_label = case["y"].float()
+    b, h, w = case["roi"].shape
+    cam = case.smooth_cams("tags/cam", b, class_label.shape[1], h, w, 40, 3)
+    cam[3] *= 0.2
+    label = cam_to_confident_label(cam, class_label, 0.25, 0.7, uncertain=MIXED)
+    return ignore_outside_box(label, case["box"])
+
+
+@pytest.mark.parametrize("prefix", ["", "inj_"])
+def test_tags_and_crops_match_reference_values(golden, prefix):
+    case = golden("vit_seco_tags")
+    label, method = recorded_label(case), demo_method()
+    assert torch.equal(label, case["roi"].long())
+    b, h, w = label.shape
+    size, count = case.setting("crop_size", 64), case["positions"].shape[1]
+    candidates = []
+
+    def permutation(i, n):
+        candidates.append(n)
+        return case.permutation(f"tags/perm{i}", n) if prefix else method.permutation({}, i, n)
+
+    positions = crop_positions(label == MIXED, size, count, permutation)
+    assert torch.equal(positions, case[f"{prefix}positions"].long())
+    assert candidates == case["perm_sizes"].tolist()
+    assert torch.equal(category_tags(label, positions, size), case[f"{prefix}flags"].long())
+    if not prefix:
+        crops = cut(case.coordinate_image("tags/img", b, h, w), positions, size)  # (V, B, 3, s, s)
+        assert_close(crops[:, :, 2].abs().sum((2, 3)).T, case["crop_abs_sums"], rtol=1e-5, atol=1e-3)
+
+
+def test_crops_come_from_a_private_generator():
+    batch = {"sample_seed": torch.tensor([4, 5])}
+    fixed, sample = demo_method(), demo_method(crop_order="sample")
+    state = torch.get_rng_state()
+    orders = [[method.permutation(batch, i, 50) for i in (0, 0, 1)] for method in (fixed, sample)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    published = torch.randperm(50)
+    assert all(torch.equal(order, published) for order in orders[0])
+    assert torch.equal(orders[1][0], orders[1][1])
+    assert not torch.equal(orders[1][0], orders[1][2])
+
+
+def test_tags_can_count_pixels_instead_of_class_numbers():
+    label = torch.zeros(1, 16, 16, dtype=torch.int64)
+    label[0, :2, :4] = 7  # 8 of 64 pixels of the first crop
+    positions = torch.tensor([[[0, 0], [8, 8]]])
+    assert category_tags(label, positions, 8).tolist() == [[7, 7, 7, 0]]
+    assert category_tags(label, positions, 8, mass="pixels").tolist() == [[7, 7, 0, 0]]
+
+
+def test_images_without_confident_class_are_tagged_by_choice():
+    label = torch.zeros(2, 16, 16, dtype=torch.int64)
+    label[1] = MIXED
+    positions = torch.tensor([[[0, 0]], [[4, 4]]])
+    assert category_tags(label, positions, 8).tolist() == [[1, 1, 0], [1, 1, MIXED]]
+    without = category_tags(label, positions, 8, without_class=MIXED)
+    assert without.tolist() == [[MIXED] * 2 + [0], [MIXED] * 3]
+
+
+def test_uncertain_pixels_of_an_image_with_one_class_show_it():
+    label = torch.full((2, 16, 16), MIXED)
+    label[:, 0, 0] = 3
+    label[1, 15, 15] = 4
+    positions = torch.tensor([[[4, 4]]] * 2)
+    before = label.clone()
+    assert category_tags(label, positions, 8).tolist() == [[3, 3, 3], [MIXED] * 3]
+    assert torch.equal(label, before)
+
+
+def test_crops_are_centred_on_uncertain_pixels_or_anywhere_in_the_image():
+    batch = {"valid_box": torch.tensor([[0, 48, 0, 30]])}
+    present = present_classes(torch.ones(1, 1))
+    cam = torch.zeros(1, 1, 48, 48)
+    cam[:, :, 14:20, 13:17] = 0.5
+    centres = {}
+    for where in ("uncertain", "anywhere"):
+        method = demo_method(crop_centres=where, local_crop_size=8, num_local_crops=20)
+        centres[where] = method.decompose(batch, cam, present)[0] + 4  # (1, 20, 2)
+    rows, columns = centres["uncertain"].unbind(-1)
+    assert (cam[0, 0, rows, columns] == 0.5).all()
+    rows, columns = centres["anywhere"].unbind(-1)
+    assert (columns < 30).all() and (cam[0, 0, rows, columns] == 0).float().mean() > 0.5
+
+
+def test_single_class():
+    classes = torch.tensor([[0, 0, 0], [0, 5, 5], [5, 5, 5], [2, 0, 5]])
+    assert single_class(classes).tolist() == [0, 5, 5, MIXED]
+
+
+# -- prototypes, queue, teacher
+
+
+def test_prototypes_match_reference_values(golden):
+    case = golden("vit_seco_state")
+    classes, width = case["proto_after0"].shape
+    prototypes = case.arr("buf/proto", (classes, width))
+    for i in range(3):
+        labels = case[f"proto_labels{i}"]
+        tokens = 3 * case.arr(f"buf/emb{i}", (len(labels), width))
+        rows = torch.where(labels > 0, labels - 1, MIXED)
+        prototypes = moved_prototypes(prototypes, tokens, rows, 0.9)
+        assert_close(prototypes, case[f"proto_after{i}"], **TIGHT)
+
+
+def test_teacher_head_matches_reference_values(golden):
+    case = golden("vit_seco_state")
+    width = case["proto_after0"].shape[1]
+    heads = [ProjectionHead(width, bottleneck_dim=768, out_dim=None) for _ in range(2)]
+    for head, prefix in zip(heads, ("buf/head/", "buf/head_t/")):
+        case.load_weights(head, prefix)
+    for _ in range(2):
+        update_momentum_copy(heads[1], heads[0], float(case["momentum"]))
+    for name, value in heads[1].state_dict().items():
+        assert_close(stats(value), case[f"ema/{name}_stats"], rtol=1e-5, atol=1e-6)
+    assert_close(heads[1].mlp[4].bias[:32], case["ema/mlp.4.bias"], **TIGHT)
+
+
+def demo_method(seed=0, num_classes=6, **options):
+    torch.manual_seed(seed)
+    small = {"num_local_crops": 3, "local_crop_size": 24, "queue_size": 100, "head": {"hidden_dim": 32}}
+    options = {"loss_weights": WEIGHTS, "prototype_from_step": 0} | small | options
+    return SeCo(num_classes, DEMO, **options)
+
+
+def test_queue_matches_reference_values(golden):
+    case = golden("vit_seco_state")
+    size, width = len(case["queue_sum_after0"]), case["proto_after0"].shape[1]
+    method = demo_method(queue_size=size)
+    method.queue = case.arr("buf/queue", (size, width))
+    for i in range(4):
+        keys = F.normalize(case.arr(f"buf/key{i}", (24, width)), dim=-1)
+        tags = case.ints(f"buf/kl{i}", (24, 1), 7)[:, 0] - 1
+        method.remember(keys, tags)
+        if f"queue_sum_after{i}" in case:
+            assert_close(method.queue.sum(1), case[f"queue_sum_after{i}"], **TIGHT)
+            assert torch.equal(method.queue_tags, case[f"queue_flags_after{i}"].long())
+            assert torch.equal(method.queue_ptr, case[f"ptr_after{i}"])
+    start = F.normalize(case.arr("buf/queue", (size, width)), dim=0)
+    assert_close(stats(start), case["queue0_normalised_dim0_stats"], rtol=1e-5, atol=1e-6)
+
+
+def test_queue_is_a_ring_of_any_size():
+    method = demo_method(queue_size=10)
+    expected = []
+    for number in (4, 4, 4, 1, 10, 23, 3):
+        keys = torch.randn(number, 32)
+        tags = torch.arange(number)
+        queue, queue_tags, copies = method.remember(keys, tags)
+        expected = [*expected, *zip(keys.tolist(), tags.tolist())][-10:]
+        assert copies.sum() == 10 + min(number, 10)
+        assert_close(queue[copies == 2].sum(0), keys[-10:].sum(0))
+    order = (method.queue_ptr + torch.arange(10)) % 10
+    assert torch.equal(queue[order], torch.tensor([key for key, _ in expected]))
+    assert queue_tags[order].tolist() == [tag for _, tag in expected]
+
+
+# -- whole steps
+
+
+class RecordedSeCo(SeCo):
+    """Keeps intermediate values; what phases have in common is computed once."""
+
+    cams = label = None
+
+    def training_cams(self, *args):
+        self.cams = self.cams or super().training_cams(*args)
+        return self.cams
+
+    def pseudo_label(self, *args):
+        self.label = super().pseudo_label(*args) if self.label is None else self.label
+        return self.label
+
+    def token_label(self, *args):
+        self.tokens = super().token_label(*args)
+        return self.tokens
+
+    def decompose(self, *args):
+        positions, self.tags = super().decompose(*args)
+        return positions, self.tags
+
+    def teach(self, *args):
+        self.keys = super().teach(*args)
+        return self.keys
+
+
+def recorded_method(case):
+    # Weights are assigned, not copied: initialising a ViT-B twice would be the longest part of this test.
+    later, last = [[0, 0.0], [1001, 0.5]], [[0, 0.0], [2001, 0.12]]
+    backbone = {"name": case.setting("backbone", "vit_base_patch16_224")}
+    with torch.device("meta"):
+        weights = WEIGHTS | {"lil": later, "lig": later, "seg": last}
+        method = RecordedSeCo(case["y"].shape[1] + 1, backbone, loss_weights=weights)
+    state = {
+        key: value if key in ("queue_tags", "queue_ptr") else case.weight(author_name(key), value.shape)
+        for key, value in method.state_dict().items()
+    }
+    state["queue_tags"] = case.ints("step/queue_tags", state["queue_tags"].shape, 7) - 1
+    state["queue_ptr"] = torch.zeros(1, dtype=torch.int64)
+    method.load_state_dict(state, assign=True)
+    memory = {key: state[key].clone() for key in ("prototypes", "queue", "queue_tags", "queue_ptr")}
+    return method, memory
+
+
+def recorded_batch(case):
+    b, h, w = case["p2/refined_label"].shape
+    size = (b, 2 * h, 2 * w)
+    views = {"image": "step/main", "global_view": "step/w", "strong_view": "step/s"}
+    return {key: case.step_image(name, *size) for key, name in views.items()} | {
+        "class_label": case["y"].float(),
+        "valid_box": case["box"].long(),
+        "sample_seed": torch.arange(b),
+    }
+
+
+def differing(a, b):
+    return (a != b).float().mean().item()
+
+
+def test_training_steps_match_reference_values(golden):
+    case = golden("vit_step_seco")
+    method, memory = recorded_method(case)
+    batch = recorded_batch(case)
+    queries = []
+    method.proj_head.register_forward_hook(lambda module, inputs, output: queries.append(output))
+    for phase, full in (("p0", False), ("p2", True), ("p3", True)):
+        step = int(case[f"{phase}/n_iter"])
+        method.load_state_dict(memory, strict=False)
+        if full:
+            method.teacher_step = step  # the update of the first phase serves all
+        with torch.set_grad_enabled(full):
+            losses = method(batch, step)
+        check_values(case, phase, method, losses, queries[-1], step)
+        if phase == "p2":
+            # The phase before differs in weights alone.
+            check_losses(case, "p1", method, losses, int(case["p1/n_iter"]))
+        if full:
+            method.zero_grad(set_to_none=True)
+            sum(method.loss_weight(name, step) * loss for name, loss in losses.items()).backward()
+            check_gradients(case, phase, method)
+    cams = dict(zip(("cam", "cam_aux"), method.cams))
+    present = present_classes(batch["class_label"])
+    for name, cam in cams.items():
+        # Recorded for all classes, computed for the present ones.
+        recorded = case[f"p3/{name}_sub"]
+        for i, channels in enumerate(present.channels):
+            for j, channel in enumerate(channels.tolist()):
+                if present.label[i, j] and channel % 5 == 0:
+                    assert_close(cam[i, j, ::12, ::12], recorded[i, channel // 5], rtol=1e-4, atol=1e-4)
+    assert differing(method.label[:, ::2, ::2], case["p3/refined_label"]) <= 0.005
+    histogram = torch.bincount(method.label.flatten(), minlength=256)
+    assert (histogram - case["p3/refined_hist"]).abs().sum() <= 0.01 * method.label.numel()
+
+
+def check_losses(case, phase, method, losses, step):
+    for name, loss in losses.items():
+        rtol = 1e-3 if name.startswith("cls") else 5e-3
+        assert_close(loss, case[f"{phase}/loss_{name}"].reshape(()), rtol=rtol, atol=1e-6)
+    total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
+    assert_close(total, case[f"{phase}/total"], rtol=5e-3, atol=1e-6)
+
+
+def check_values(case, phase, method, losses, query, step):
+    check_losses(case, phase, method, losses, step)
+    assert torch.equal(method.tags, case[f"{phase}/tags"].long())
+    assert torch.equal(method.tags, case[f"{phase}/tags_revised"].long())  # nothing is revised
+    assert differing(method.tokens, case[f"{phase}/ptc_label"]) <= 0.005
+    assert_close(query[:, ::16], case[f"{phase}/q_sub"], rtol=1e-3, atol=1e-4)
+    assert_close(method.keys[:, ::16], case[f"{phase}/k_sub"], rtol=1e-3, atol=1e-4)
+    assert torch.equal(method.queue_ptr, case[f"{phase}/queue_ptr"])
+    rows, total = case[f"{phase}/feats_flags_sum"].tolist()  # of queries, keys and queue
+    assert rows == 2 * len(query) + len(method.queue)
+    assert total == 2 * method.tags.sum() + method.queue_tags.sum()
+    # The records of the other phases were overwritten by those after them: they show the teacher before its
+    # update, and the prototypes of phase 0 after one.
+    if phase != "p0":
+        assert_close(method.prototypes[::2, ::24], case[f"{phase}/proto_sub"], **TIGHT)
+        assert_close(stats(method.prototypes), case[f"{phase}/proto_stats"], rtol=1e-4, atol=1e-6)
+    if phase == "p3":
+        norm = method.teacher_backbone.blocks[0].norm1.weight
+        assert_close(norm[:32], case[f"{phase}/enc_k_norm1_0"], **TIGHT)
+        recorded = case[f"{phase}/head_t_bias"]
+        assert_close(method.teacher_head.mlp[4].bias[: len(recorded)], recorded, **TIGHT)
+
+
+def check_gradients(case, phase, method):
+    groups = method.parameter_groups()
+    assert [g["name"] for g in groups] == ["backbone", "backbone_norm", "heads", "decoder"]
+    norms = [torch.stack([p.grad.norm() for p in g["params"]]).norm().double() for g in groups]
+    assert_close(torch.stack(norms), case[f"{phase}/grad_norm_groups"], rtol=1e-2, atol=1e-6)
+    for grad, recorded in (
+        (method.classifier.weight.grad[::4, ::32, 0, 0], case[f"{phase}/grad_classifier"]),
+        (method.backbone.blocks[5].attn.qkv.weight.grad[::64, ::64], case[f"{phase}/grad_qkv5_sub"]),
+    ):
+        assert_close(grad, recorded, rtol=5e-3, atol=1e-3 * recorded.abs().max().item())
+    embed = stats(method.backbone.patch_embed.proj.weight.grad)
+    assert_close(embed[1:], case[f"{phase}/grad_patch_embed_stats"][1:], rtol=5e-3, atol=1e-6)
+    assert sum(p.grad is not None for p in method.parameters()) == int(case[f"{phase}/n_params_with_grad"])
+
+
+def test_training_can_go_on_from_a_published_checkpoint():
+    state = {key: torch.empty(shape, device="meta") for key, shape in KEYS.items()}
+    published = recognise(state)
+    with torch.device("meta"):
+        method = build(published.config["method"] | {"target": "methods.seco.SeCo"}, num_classes=21)
+        report = published.load_into(method, state)
+    assert not report.missing and not report.unmatched
+    # The last layer of the heads is in the authors' checkpoints, but no value passes through it.
+    assert all(".last_layer." in key for key in report.training_only) and len(report.training_only) == 4
+    assert {author_name(key) for key in method.state_dict()} | {*report.training_only, *report.unused} == set(
+        KEYS
+    )
+
+
+def demo_batch(b=4, size=48, classes=5):
+    generator = torch.Generator().manual_seed(0)
+    names = ("image", "global_view", "strong_view")
+    views = {name: torch.randn(b, 3, size, size, generator=generator) for name in names}
+    class_label = torch.zeros(b, classes)
+    class_label[range(b), [i % classes for i in range(b)]] = 1
+    class_label[0, 2] = 1
+    box = torch.tensor([[0, size, 0, size]]).repeat(b, 1)
+    box[1] = torch.tensor([4, 40, 0, size])
+    return views | {"class_label": class_label, "valid_box": box, "sample_seed": torch.arange(b)}
+
+
+def test_passes_are_shared_and_crops_go_together():
+    method, batch = demo_method(cam_scales=(1.0, 0.5)), demo_batch()
+    seen, taught = [], []
+    method.backbone.register_forward_hook(lambda m, i, o: seen.append(tuple(i[0].shape[::2])))
+    method.teacher_backbone.register_forward_hook(lambda m, i, o: taught.append(tuple(i[0].shape[::2])))
+    method(batch, 0)
+    # Main + second view; mirrored image; another scale of both; twelve query crops. Twelve key crops.
+    assert seen == [(8, 48), (4, 48), (8, 24), (12, 24)] and taught == [(12, 24)]
+
+
+def test_random_state_is_left_alone_and_steps_repeat():
+    batch = demo_batch()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    runs = []
+    for _ in range(2):
+        method = demo_method()
+        torch.set_rng_state(before)
+        runs.append([method(batch, step) for step in range(2)])
+        assert torch.equal(torch.get_rng_state(), before)
+    for first, second in zip(*runs):
+        assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in second.items()}
+
+
+def test_prototypes_wait_for_their_step_and_teacher_moves_once_per_step():
+    method, batch = demo_method(prototype_from_step=1, momentum=0.9), demo_batch()
+    start = method.prototypes.clone()
+    method(batch, 0)
+    assert torch.equal(method.prototypes, start)
+    with torch.no_grad():
+        method.proj_head.mlp[0].bias.add_(1.0)
+    before = method.teacher_head.mlp[0].bias.clone()
+    method(batch, 1)
+    method(batch, 1)
+    assert_close(method.teacher_head.mlp[0].bias, before + 0.1)
+    assert_close(method.prototypes.norm(dim=1), torch.ones(5))
+    assert not torch.equal(F.normalize(start, dim=1)[1], method.prototypes[1])  # the only class of image 1
+    assert_close(F.normalize(start, dim=1)[4], method.prototypes[4])  # class of none
+
+
+@pytest.mark.parametrize("thresholds", [(0.25, 0.7), (0.0, 1.0), (-1.0, 1.0), (1.0, 1.0)])
+def test_any_confidence_gives_finite_losses_and_gradients(thresholds):
+    """Usual thresholds; almost all uncertain; all uncertain, so that tags are -1; nothing uncertain."""
+    low, high = thresholds
+    method, batch = demo_method(low_threshold=low, high_threshold=high, tag_without_class=-1), demo_batch()
+    batch["class_label"][2] = 0
+    losses = method(batch, 0)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+    if high == 1.0:
+        assert (method.queue_tags[:20] == (0 if low == 1.0 else MIXED)).float().mean() > 0.3
+
+
+def test_mixed_precision_keeps_memories_and_losses_in_float32():
+    method, batch = demo_method(), demo_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(batch, 0)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert method.queue.dtype == method.prototypes.dtype == torch.float32
+    assert_close(method.queue[:20].norm(dim=1), torch.ones(20))
+
+
+def test_projection_puts_the_views_of_an_image_together():
+    views, crops = torch.tensor([[1.0], [2.0], [1.1], [2.1]]), torch.tensor([[1.2], [2.2], [1.3], [2.3]])
+    projected = project(torch.nn.Identity(), views, crops)[:, 0]
+    assert_close(projected, torch.tensor([1.0, 1.1, 1.2, 1.3, 2.0, 2.1, 2.2, 2.3]))
+
+
+@pytest.mark.parametrize(
+    "config, phases",
+    [
+        ("voc", {0: (0.3, 0, 0, 0), 1001: (0.3, 0.5, 0.5, 0), 2001: (0.3, 0.5, 0.5, 0.12)}),
+        (
+            "coco",
+            {0: (0, 0, 0, 0), 8001: (0.2, 0, 0, 0), 12001: (0.2, 0.3, 0.5, 0), 16001: (0.2, 0.3, 0.5, 0.12)},
+        ),
+        ("mini", {0: (0.3, 0, 0, 0), 51: (0.3, 0.5, 0.5, 0), 101: (0.3, 0.5, 0.5, 0.12)}),
+    ],
+)
+def test_losses_are_switched_on_as_published(config, phases):
+    weights = load_config(f"seco/{config}.yaml").method.loss_weights
+    ends = [*(start - 1 for start in phases), 10**6][1:]  # a phase includes the step that it is named after
+    for (start, expected), end in zip(phases.items(), ends):
+        for step in (start, end):
+            assert tuple(Schedule(weights[name])(step) for name in ("ptc", "lil", "lig", "seg")) == expected
+            assert Schedule(weights.reg)(step) == (0.05 if expected[3] else 0)
+            assert weights.cls == weights.cls_aux == 1
+
+
+def test_wrong_options_are_errors():
+    for options, message in (
+        ({"tag_mass": "area"}, "tag_mass is 'ids' or 'pixels', not 'area'"),
+        ({"tag_without_class": 0}, "tag_without_class"),
+        ({"crop_centres": "background"}, "crop_centres"),
+        ({"crop_order": "random"}, "crop_order"),
+        ({"revise_among": "all"}, "revise_among"),
+        ({"tag_source": [[0, "seg"]]}, "tag_source is 'cam' or 'aux_cam', not 'seg'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            demo_method(**options)
+    with pytest.raises(ValueError, match="no room for 3 crops of 24 pixels"):
+        demo_method()(demo_batch(size=24), 0)
+
+
+# -- several processes
+
+
+def two_steps(part):
+    """Losses and a gradient of two steps on a part of the batch, and the memories after them."""
+    torch.set_num_threads(1)
+    method, batch = demo_method(queue_size=50, cam_scales=(1.0,)), demo_batch()
+    batch = {key: value[part] for key, value in batch.items()}
+    method(batch, 0)
+    losses = method(batch, 1)
+    sum(losses.values()).backward()
+    grad = method.proj_head.mlp[0].weight.grad
+    memories = {key: value.clone() for key, value in method.named_buffers()}
+    return {key: value.item() for key, value in losses.items()}, grad, memories
+
+
+def _process(rank, store, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    losses, grad, memories = two_steps(slice(2 * rank, 2 * rank + 2))
+    results.put((rank, losses, grad.numpy(), {key: value.numpy() for key, value in memories.items()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_learn_and_remember_what_one_does(tmp_path):
+    losses, grad, memories = two_steps(slice(None))
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    store = tmp_path / "store"
+    processes = [context.Process(target=_process, args=(rank, store, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    parts = [part[1:] for part in sorted((results.get() for _ in processes), key=lambda part: part[0])]
+    for process in processes:
+        process.join()
+    for name in losses:
+        assert sum(part[0][name] for part in parts) / 2 == pytest.approx(losses[name], rel=1e-4), name
+    mean_grad = sum(torch.from_numpy(part[1]) for part in parts) / 2
+    assert_close(mean_grad, grad, rtol=1e-3, atol=1e-4 * grad.abs().max().item())
+    for key, value in memories.items():
+        first, second = (torch.from_numpy(part[2][key]) for part in parts)
+        assert torch.equal(first, second), key
+        assert_close(first, value, rtol=1e-4, atol=1e-5)

@@ -179,7 +179,8 @@ def _validation(
         LOGGER.info(
             f"val    {step}  "
             + "  ".join(f"{name} {value:.2f}" for name, value in percent.items())
-            + f"  (mIoU %, {result.images} images of {split.name}; {cfg.eval.size} px squares, seg single scale, "
+            + f"  (mIoU %, {result.images} images of {split.name}; {cfg.eval.size} px squares, "
+            "seg single scale, "
             f"CAM background threshold {method.background_threshold}; tag F1 {100 * result.tag_f1:.1f} %)\n"
             + score_table(result, split.class_names)
         )

@@ -82,8 +82,6 @@ class SeCo(SingleStageViT):
         **options: of ``SingleStageViT``.
     """
 
-    main_view = "plain"
-
     def __init__(
         self,
         num_classes: int,
@@ -108,11 +106,13 @@ class SeCo(SingleStageViT):
         temperature_lil: float = 0.08,
         temperature_lig: float = 0.1,
         head: Mapping[str, int] | None = None,
+        main_view: Literal["augmented", "plain"] = "plain",
         **options: Any,
     ) -> None:
         super().__init__(
             num_classes,
             backbone,
+            main_view=main_view,
             decoder=decoder,
             loss_weights=loss_weights or VOC_LOSS_WEIGHTS,
             cam_scales=cam_scales,

@@ -60,9 +60,9 @@ class SingleStageViT(Method):
             published programs draw a flip per view and leave the box, so half of the local crops come from
             the mirrored place.
         par: arguments of the pixel-adaptive refinement.
+        main_view: whether the view that classifier and decoder see is ``augmented`` (colour, blur: ToCo, MCC)
+            or the ``plain`` crop (SeCo).
     """
-
-    main_view: Literal["augmented", "plain"] = "augmented"
 
     def __init__(
         self,
@@ -78,8 +78,10 @@ class SingleStageViT(Method):
         ptc_box: Literal["published", "scaled"] = "published",
         consistent_flip: bool = False,
         par: Mapping[str, Any] | None = None,
+        main_view: Literal["augmented", "plain"] = "augmented",
     ) -> None:
         super().__init__(num_classes, loss_weights or {}, background_threshold, cam_scales)
+        self.main_view = main_view
         if ptc_box not in ("published", "scaled"):
             raise ValueError(f"ptc_box '{ptc_box}' is neither 'published' nor 'scaled'")
         self.low_threshold = low_threshold

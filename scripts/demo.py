@@ -37,6 +37,13 @@ TITLES = {"cam": "plain classifier", "toco": "ToCo"}
 SPLITS = ("test", "test_shuffled")
 FOLDER = Path("logs/demo")
 SHEET_IMAGES = 12
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
+pre { background: #f4f4f4; padding: 1em; overflow-x: auto }
+img { max-width: 100% }
+figure { margin: 1em 0 2em }
+figcaption { color: #666 }
+"""
 
 
 def main() -> None:
@@ -45,33 +52,29 @@ def main() -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    overrides = [item for item in arguments if "=" in item]
+    overrides = [item for item in arguments if "=" in item and not item.startswith("out=")]
+    folders = [item.removeprefix("out=") for item in arguments if item.startswith("out=")]
     names = [item for item in arguments if "=" not in item] or list(CONFIGS)
+    out = Path(folders[-1]).absolute() if folders else project_path(FOLDER)
     started = time.monotonic()
-    out = project_path(FOLDER)
     records, sheets = [], {}
     for name in names:
         method = Path(name).parent.name
-        cfg = load_config(name, [f"run_name=demo/{method}", *overrides])
+        title = TITLES.get(method, method)
+        cfg = load_config(name, [f"run_name=demo/{method}", f"work_dir={out / method}", *overrides])
         make_demo_data.run(cfg)
+        print(f"--- {title}: {name}", flush=True)
         train(cfg)
-        checkpoint = project_path(cfg.work_dir) / "last.pth"
-        records.append(
-            {
-                "method": TITLES.get(method, method),
-                "config": name,
-                "overrides": overrides,
-                **score(cfg, checkpoint),
-            }
-        )
-        sheets[TITLES.get(method, method)] = draw(cfg, checkpoint)
+        checkpoint = out / method / "last.pth"
+        scores = score(cfg, checkpoint)
+        records.append({"method": title, "config": name, "overrides": overrides, **scores})
+        sheets[title] = draw(checkpoint)
     table = results_table(records)
     write_atomic(out / "table.txt", (table + "\n").encode())
     write_atomic(out / "scores.json", json.dumps(records, indent=1).encode())
     write_atomic(out / "report.html", report(table, records, sheets, out).encode())
-    print(
-        f"\n{table}\n\npictures and numbers: {out / 'report.html'}   ({(time.monotonic() - started) / 60:.1f} minutes)"
-    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{table}\n\npictures and numbers: {out / 'report.html'}   ({minutes:.1f} minutes)")
 
 
 def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
@@ -102,61 +105,35 @@ def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     return record
 
 
-def draw(cfg: DictConfig, checkpoint: Path) -> list[Path]:
+def draw(checkpoint: Path) -> list[Path]:
     """Sheets of a few images of each test split."""
     folder = checkpoint.parent / "sheets"
     stamp, digest = folder / "checkpoint.txt", load_method(checkpoint, "cpu").sha256
     if not (stamp.is_file() and stamp.read_text() == digest):
         for split in SPLITS:
-            visualize.run(
-                {
-                    "model_path": str(checkpoint),
-                    "infer": split,
-                    "count": SHEET_IMAGES // 2,
-                    "out": str(folder),
-                    "device": "cpu",
-                }
-            )
+            options = {"infer": split, "count": SHEET_IMAGES // 2, "out": str(folder), "device": "cpu"}
+            visualize.run({"model_path": str(checkpoint), **options})
         write_atomic(stamp, digest.encode())
     return sorted(folder.glob("*.png"))
 
 
 def results_table(records: list[dict[str, Any]]) -> str:
     """One line per method: mIoU on both splits, their difference, and the confusion ratio."""
-    header = [
-        "mIoU %",
-        "CAM",
-        "shuffled",
-        "gap",
-        "aux CAM",
-        "shuffled",
-        "seg",
-        "shuffled",
-        "tag F1",
-        "CAM FP/TP",
-    ]
+    header = ["mIoU %", "CAM", "shuffled", "gap", "aux CAM", "shuffled", "seg", "shuffled", "tag F1", "FP/TP"]
     rows = []
     for record in records:
         near, far = record["test"], record["test_shuffled"]
-        number = lambda scores, key: f"{scores[key]:.1f}" if scores.get(key) is not None else "-"  # noqa: E731
-        rows.append(
-            [
-                record["method"],
-                number(near, "cam_miou"),
-                number(far, "cam_miou"),
-                f"{near['cam_miou'] - far['cam_miou']:.1f}",
-                number(near, "aux_cam_miou"),
-                number(far, "aux_cam_miou"),
-                number(near, "seg_miou"),
-                number(far, "seg_miou"),
-                number(near, "tag_f1"),
-                f"{near['cam_confusion']:.2f}",
-            ]
-        )
+        gap = near["cam_miou"] - far["cam_miou"]
+        cells = [
+            near["cam_miou"], far["cam_miou"], gap, near["aux_cam_miou"], far["aux_cam_miou"],
+            near.get("seg_miou"), far.get("seg_miou"), near["tag_f1"],
+        ]  # fmt: skip
+        numbers = ["-" if value is None else f"{value:.1f}" for value in cells]
+        rows.append([record["method"], *numbers, f"{near['cam_confusion']:.2f}"])
     images = records[0]["test"]["images"]
     note = (
-        f"{images} images per split; shuffled: the same objects on contexts drawn without them. CAM: multi-scale, true tags, "
-        "threshold of the config;\nseg: single scale, no CRF. Squares of the configured size; masks score, only tags train."
+        f"{images} images per split; shuffled: the same objects on contexts drawn without them. CAM and\n"
+        "FP/TP: true tags, scales and threshold of the config; seg: single scale, no CRF. Masks score, tags train."
     )
     return f"{text_table(header, rows)}\n{note}"
 
@@ -165,22 +142,14 @@ def report(table: str, records: list[dict[str, Any]], sheets: dict[str, list[Pat
     """A page with the table and the sheets of every method."""
     parts = [f"<h1>tag2mask demo</h1>\n<pre>{html.escape(table)}</pre>"]
     for record in records:
-        parts.append(
-            f"<h2>{html.escape(record['method'])}</h2>\n<p>{html.escape(record['config'])}, {record['steps']} steps</p>"
-        )
+        about = f"{record['config']}, {record['steps']} steps"
+        parts.append(f"<h2>{html.escape(record['method'])}</h2>\n<p>{html.escape(about)}</p>")
         for path in sheets[record["method"]]:
             title = "contexts shuffled" if SPLITS[1] in path.name else "contexts as in training"
-            parts.append(
-                f'<figure><img src="{path.relative_to(out)}" alt="{title}"><figcaption>{title}</figcaption></figure>'
-            )
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}"
-        "pre{background:#f4f4f4;padding:1em;overflow-x:auto}img{max-width:100%}figure{margin:1em 0 2em}figcaption{color:#666}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>tag2mask demo</title><style>{style}</style>\n'
-        + "\n".join(parts)
-    )
+            picture = f'<img src="{path.relative_to(out)}" alt="{title}">'
+            parts.append(f"<figure>{picture}<figcaption>{title}</figcaption></figure>")
+    head = '<meta charset="utf-8"><title>tag2mask demo</title>'
+    return f'<!doctype html><html lang="en">{head}<style>{STYLE}</style>\n' + "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -257,9 +257,13 @@ def _argument_docs(target: Any) -> dict[str, tuple[Any, str]]:
                 default, (int, float, str, bool, list, tuple, dict, type(None))
             )
             meaning = " ".join(match.group(1).split()) if match else ""
-            if not found.get(parameter.name, (None, ""))[1]:
-                found[parameter.name] = (
-                    list(default) if isinstance(default, tuple) else default if plain else _REQUIRED,
-                    meaning,
-                )
+            # The class itself comes before its bases: its default counts, and their text where it has none.
+            if parameter.name in found:
+                default, known = found[parameter.name]
+                found[parameter.name] = (default, known or meaning)
+                continue
+            found[parameter.name] = (
+                list(default) if isinstance(default, tuple) else default if plain else _REQUIRED,
+                meaning,
+            )
     return found

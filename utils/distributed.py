@@ -56,9 +56,10 @@ def init_process_group(device: str) -> torch.device:
     if chosen.type == "cuda":
         index = local_rank if chosen.index is None else chosen.index
         if max(local_world, index + 1) > available:
+            wanted = max(local_world, index + 1)
             raise ValueError(
-                f"{max(local_world, index + 1)} GPU(s) asked for on this machine, {available} found; start fewer "
-                "processes, check CUDA_VISIBLE_DEVICES (the DEVICES argument of run_train.sh), or use device=cpu"
+                f"{wanted} GPU(s) asked for on this machine, {available} found; start fewer processes, check "
+                "CUDA_VISIBLE_DEVICES (the DEVICES argument of run_train.sh), or use device=cpu"
             )
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)

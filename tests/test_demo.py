@@ -1,0 +1,49 @@
+"""The demo runs from nothing to a table and a page of pictures, and a second time within seconds."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from scripts import demo
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    return [
+        f"out={root / 'out'}", f"data.root={root / 'data'}", "data.generate.train=8", "data.generate.test=4",
+        "data.generate.image_size=48", "data.crop_size=48", "data.num_workers=0", "eval.size=48",
+        "train.steps=2", "train.batch_size=4", "train.checkpoint_every=1", "method.backbone.width=32",
+        "method.backbone.depth=4", "method.backbone.heads=2",
+    ]  # fmt: skip
+
+
+def test_demo_ends_with_a_table_and_a_page(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    demo.main()
+    shown = capsys.readouterr().out
+    out = demo.Path(arguments[0].removeprefix("out="))
+    records = json.loads((out / "scores.json").read_text())
+    assert [record["method"] for record in records] == [
+        demo.TITLES[demo.Path(c).parent.name] for c in demo.CONFIGS
+    ]
+    table = (out / "table.txt").read_text()
+    assert table.strip() in shown
+    for record in records:
+        assert 0 <= record["test"]["cam_miou"] <= 100 and record["test_shuffled"]["images"] == 4
+        assert f"{record['test']['cam_miou']:.1f}" in table
+    page = (out / "report.html").read_text()
+    pictures = re.findall(r'<img src="([^"]+)"', page)
+    assert len(pictures) == 2 * len(records) and all((out / picture).is_file() for picture in pictures)
+
+
+def test_second_run_does_nothing_again(arguments, monkeypatch):
+    out = demo.Path(arguments[0].removeprefix("out="))
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")}
+    assert before
+    monkeypatch.setattr(demo, "validate", None)  # nothing is scored again
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    demo.main()
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")} == before

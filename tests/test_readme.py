@@ -1,0 +1,183 @@
+"""Every command of the README runs, on small data in place of the paths that it names; those of docs/ as far
+as they are Python.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.voc import CLASS_NAMES
+from engine.train import build_method
+from tests.checkpoints import demo_folder  # noqa: F401
+from tools import infer_cam
+from utils.checkpoint import save_checkpoint
+from utils.config import load_config, to_plain
+from utils.image import write_mask
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL_RUN = [
+    "train.steps=1", "train.batch_size=2", "train.eval_every=100", "data.num_workers=0", "data.crop_size=32",
+    "method.local_crop_size=16", "method.backbone.name=vit_demo", "method.backbone.pretrained=null",
+    "device=cpu",
+]  # fmt: skip
+# Not run here: the suite itself, the demo (tests/test_demo.py), and what fetches or unpacks somebody else's
+# archive.
+ELSEWHERE = (
+    "bash run_demo.sh",
+    "bash run_tests.sh",
+    "mkdir ",
+    "tar ",
+    "unzip ",
+    "pip ",
+    "tensorboard ",
+    "git ",
+)
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = [re.sub(r"\s+#\s.*$", "", line).strip() for block in blocks for line in block.splitlines()]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+
+
+README = commands(ROOT / "README.md")
+# The launchers of docs/ are those of the README with other arguments.
+DOCS = [c for page in PAGES[1:] for c in commands(page) if c.startswith("python ") and "..." not in c]
+ALL = [c for c in dict.fromkeys([*README, *DOCS]) if not c.startswith(ELSEWHERE)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, demo_folder):  # noqa: F811
+    """What the commands find: data in VOC layout, own images, a photo, and trained runs of 21 and 81
+    classes.
+    """
+    root = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    image.save(root / "photo.jpg")
+    custom, voc = root / "custom", root / "voc"
+    for folder in (
+        custom / "images",
+        voc / "JPEGImages",
+        voc / "ImageSets" / "Segmentation",
+        root / "labels",
+    ):
+        folder.mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        image.save(custom / "images" / f"{name}.jpg")
+        image.save(voc / "JPEGImages" / f"{name}.jpg")
+        for folder in (voc / "SegmentationClassAug", root / "labels"):
+            write_mask(folder / f"{name}.png", rng.integers(0, 2, (40, 48), dtype=np.uint8))
+    for split in ("train", "val", "test", "val_part"):
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("a\nb\nc\n")
+    (custom / "tags.csv").write_text("name,tags\na,dog\nb,dog;person\nc,\n")
+    (voc / "tags.csv").write_text("name,tags\na,aeroplane\nb,aeroplane\nc,aeroplane\n")
+    (root / "my_names.txt").write_text("a\nb\n")
+    runs = {}
+    for number in (21, 81):
+        names = [*CLASS_NAMES, *(f"class{k}" for k in range(21, 81))][:number]
+        cfg = load_config("configs/toco/voc.yaml", [
+            f"data.root={voc}", f"data.options.class_names=[{','.join(names)}]", "eval.size=32",
+            "infer.scales=[1.0]", "method.cam_scales=[1.0]",
+            "method.backbone={name: vit_demo, width: 32, depth: 4, heads: 2, pretrained: null}",
+        ])  # fmt: skip
+        method = build_method(cfg, number)
+        state = {"model": method.state_dict(), "config": to_plain(cfg), "class_names": names, "step": 1}
+        runs[number] = root / f"run{number}" / "last.pth"
+        save_checkpoint(runs[number], state)
+    return {"root": root, "custom": custom, "voc": voc, "demo": demo_folder, "runs": runs}
+
+
+def adapted(command: str, world: dict, out: Path) -> list[str] | None:
+    """The command with the paths of a user replaced by those of the test; None when nothing of it can run
+    here.
+    """
+    words = shlex.split(command)
+    words = [
+        word for word in words if not re.match(r"^[A-Z_]+=\S+$", word)
+    ]  # NNODES=2 ... of a second machine
+    script = next((word for word in words if word.startswith(("scripts/", "tools/"))), "")
+    if "prepare_" in script or script in ("tools/benchmark.py", "tools/crf.py"):
+        return None  # tests of their own run them
+    if script.startswith("scripts/train_") and "--help" not in words:
+        data = [f"data.root={world['demo']}", "data.val_set=null"]
+        config = "config=configs/toco/demo.yaml"
+        if "custom" in script:
+            data, config = (
+                [f"data.root={world['custom']}", "data.val_set=null"],
+                "config=configs/toco/custom.yaml",
+            )
+        kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name="))]
+        kept = _on_cpu(kept)
+        return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
+    trained = str(world["runs"][81 if "coco" in script else 21])
+    known = {"photo.jpg": world["root"] / "photo.jpg", "my_names.txt": world["root"] / "my_names.txt"}
+    words = _on_cpu([trained if w.endswith(".pth") else str(known.get(w, w)) for w in words])
+    if script == "tools/evaluate.py":
+        return _evaluation(words, world, out)
+    if "--out" in words:
+        words[words.index("--out") + 1] = str(out / "out")
+    elif "--help" not in words:
+        words += ["--out", str(out / "out")]
+    return words
+
+
+def _evaluation(words: list[str], world: dict, out: Path) -> list[str]:
+    """tools/evaluate.py reads folders that other commands wrote."""
+    if "--labels" in words:
+        words[words.index("--labels") + 1] = str(world["root"] / "labels")
+        return [*words, f"data.root={world['voc']}"]
+    folder = out / "cam"
+    infer_cam.run(
+        {"model_path": str(world["runs"][21]), "infer": "train", "out": str(folder), "device": "cpu"}
+    )
+    words[words.index("--cam") + 1] = str(folder)
+    return words
+
+
+def _on_cpu(words: list[str]) -> list[str]:
+    """GPUS PORT DEVICES of a launcher become one process on the CPU."""
+    if words[0] != "bash" or len(words) < 3:
+        return words
+    kept = [w for w in words[3:] if not re.fullmatch(r"[0-9]+(,[0-9]+)*|cpu", w)]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    return [*words[:3], "1", port, "cpu", *kept]
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_command_runs(command, world, tmp_path, monkeypatch):
+    words = adapted(command, world, tmp_path)
+    if words is None:
+        assert list(ROOT.glob(f"tests/tools/test_{Path(shlex.split(command)[1]).stem}.py"))
+        return
+    if words[0] == "bash":
+        environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return
+    assert words[0] == "python"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", words[1:])
+    try:
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    except SystemExit as end:
+        assert end.code in (None, 0), command
+
+
+def test_pages_name_files_that_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -4,9 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source scripts/environment.sh
-use_python -r requirements.txt pytest ruff mypy types-tqdm types-PyYAML
+TEST_MODULES="pytest xdist ruff mypy"
+use_python -r requirements.txt pytest pytest-xdist ruff mypy types-tqdm types-PyYAML
+# One process per core with one thread each; the tests of a file share what they set up.
+export OMP_NUM_THREADS=1
 if [ $# -eq 0 ]; then
   "$PYTHON" -m ruff check .
   "$PYTHON" -m mypy
+  exec "$PYTHON" -m pytest -q -n auto --dist loadfile
 fi
 exec "$PYTHON" -m pytest -q "$@"

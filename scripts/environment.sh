@@ -1,9 +1,16 @@
 # Sourced by run_*.sh. `use_python` puts a Python that has the packages into $PYTHON; `use_python FILE_OR_PACKAGE...`
 # also makes .venv and installs them when they are missing. An environment of one's own is used as it is, if it is
-# active (venv, conda) or named in $PYTHON, and has the packages.
+# active (venv, conda) or named in $PYTHON, and has the packages (and the modules in $TEST_MODULES).
+
+TEST_MODULES=${TEST_MODULES:-}
 
 has_packages() {
-  "$1" -c 'import cv2, imageio, numpy, omegaconf, PIL, pycocotools, safetensors, scipy, tensorboard, timm, torch, torchvision, tqdm, yaml' 2>/dev/null
+  "$1" - $TEST_MODULES <<'PY' 2>/dev/null
+import importlib.util, sys
+sys.version_info >= (3, 10) or sys.exit(1)
+needed = "numpy omegaconf PIL pycocotools safetensors scipy tensorboard timm torch torchvision tqdm yaml".split()
+sys.exit(any(importlib.util.find_spec(name) is None for name in needed + sys.argv[1:]))
+PY
 }
 
 use_python() {

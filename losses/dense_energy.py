@@ -1,0 +1,122 @@
+"""Dense-energy loss: a CRF energy that pulls pixels of similar colour and position towards the same class.
+
+Tang et al., "On Regularized Losses for Weakly-supervised CNN Segmentation" (ECCV 2018), with the confidence
+gate that SeCo, ToCo and MCC train with. Letters: B images, K classes with background, H W pixels, h w pixels
+of the shrunk maps, N = h*w.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.permutohedral import PermutohedralLattice, bilateral_features
+
+IGNORE_INDEX = 255
+# Pixels whose lattice is in memory at once (about 350 bytes each, plus 20 per class): larger batches are
+# filtered in parts.
+MAX_PIXELS = 2**20
+
+
+def dense_energy_loss(
+    image_rgb: Tensor,
+    seg_logits: Tensor,
+    label: Tensor,
+    valid_box: Tensor | None = None,
+    *,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    scale: float = 0.5,
+    weight: float = 1e-7,
+) -> Tensor:
+    """Negative bilateral affinity between pixels of the same soft class, on maps shrunk by ``scale``.
+
+    The gradient is defined, not derived: neither the gate nor the asymmetry of the lattice filter is
+    differentiated. That is what the published numbers were trained with. A sum over pixels, not a mean, hence
+    the tiny ``weight``.
+
+    Args:
+        image_rgb: (B, 3, H, W) colours in 0..255, neither rounded nor clipped; no gradient flows to it.
+        seg_logits: (B, K, H, W), any scale.
+        label: (B, H, W) integers; only 255 (unlabelled: the loss is not gated there) differs from the rest.
+        valid_box: (B, 4) integers y0, y1, x0, x1, ends exclusive: the part of a padded crop that is image.
+            None: all of it.
+        sigma_rgb: grey levels. sigma_xy: pixels of the full-size image.
+
+    Returns:
+        Scalar, zero or negative, a mean over the B images.
+
+    Raises:
+        ValueError: sizes that do not fit together, or colours that are not finite.
+    """
+    batch, _, height, width = seg_logits.shape
+    if image_rgb.shape != (batch, 3, height, width) or label.shape != (batch, height, width):
+        raise ValueError(
+            f"image_rgb {tuple(image_rgb.shape)} and label {tuple(label.shape)} must have the batch and size "
+            f"of seg_logits {tuple(seg_logits.shape)}; enlarge the logits to the label first"
+        )
+    h, w = int(height * scale), int(width * scale)
+    if min(batch, h, w) == 0:
+        raise ValueError(f"nothing left of a batch of {batch} images of {height}x{width} at scale {scale}")
+
+    probs = F.interpolate(seg_logits.float().softmax(1), size=(h, w), mode="bilinear", align_corners=False)
+    rows, columns = _nearest_index(height, h, label.device), _nearest_index(width, w, label.device)
+    image_rgb = image_rgb[:, :, rows][..., columns]
+    unlabelled = label[:, rows][..., columns] == IGNORE_INDEX
+    if valid_box is None:
+        inside = torch.ones_like(unlabelled)
+    else:
+        y0, y1, x0, x1 = valid_box.to(label.device).T[:, :, None]
+        inside = ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None, :]
+    return weight * gated_bilateral_energy(image_rgb, probs, unlabelled, inside, sigma_rgb, sigma_xy * scale)
+
+
+def gated_bilateral_energy(
+    image_rgb: Tensor, probs: Tensor, unlabelled: Tensor, inside: Tensor, sigma_rgb: float, sigma_xy: float
+) -> Tensor:
+    """``-(1/B) sum_ik s_ik G_i (K s)_ik`` with s = probs inside the region of interest and K the bilateral
+    lattice filter.
+
+    The gate G is 1 - (largest probability), so that confident pixels are left alone, and 1 where there is no
+    label.
+
+    Args:
+        image_rgb: (B, 3, h, w). probs: (B, K, h, w). unlabelled, inside: (B, h, w) bool.
+        sigma_rgb: grey levels. sigma_xy: pixels of these maps.
+    """
+    return _GatedBilateralEnergy.apply(probs, image_rgb, unlabelled, inside, sigma_rgb, sigma_xy)
+
+
+class _GatedBilateralEnergy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, probs, image_rgb, unlabelled, inside, sigma_rgb, sigma_xy):  # type: ignore[no-untyped-def]
+        batch = len(probs)
+        inside = inside.to(probs.dtype)
+        gate = (inside - probs.amax(1)).clamp_(min=0)
+        gate = torch.where(unlabelled, 1.0, gate)
+        segment = (probs * inside[:, None]).flatten(2).transpose(1, 2).contiguous()  # (B, N, K)
+        chunk = max(1, MAX_PIXELS // segment.shape[1])
+        filtered = [
+            PermutohedralLattice(bilateral_features(images, sigma_xy, sigma_rgb)).filter(values)
+            for images, values in zip(image_rgb.split(chunk), segment.split(chunk), strict=True)
+        ]
+        affinity = torch.cat(filtered).mul_(gate.flatten(1)[:, :, None])  # (B, N, K)
+        # Half a million small terms per image: a float32 running sum would lose digits.
+        loss = -(segment * affinity).sum(dtype=torch.float64).to(probs.dtype) / batch
+        affinity *= inside.flatten(1)[:, :, None]
+        ctx.save_for_backward(affinity)
+        ctx.shape = probs.shape
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (affinity,) = ctx.saved_tensors
+        grad_probs = (-2 / len(affinity) * grad) * affinity
+        return grad_probs.transpose(1, 2).reshape(ctx.shape), None, None, None, None, None
+
+
+def _nearest_index(size: int, out_size: int, device: torch.device) -> Tensor:
+    """Source pixels of nearest-neighbour resizing, as F.interpolate chooses them."""
+    index = torch.arange(size, dtype=torch.float32, device=device)
+    return F.interpolate(index[None, None], size=out_size, mode="nearest").flatten().long()

@@ -1,0 +1,143 @@
+"""Dense-energy loss: recorded values and gradients, and what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import losses.dense_energy
+from losses.dense_energy import dense_energy_loss, gated_bilateral_energy
+from tests.formula import formula_array
+from utils.image import denormalize, normalize
+
+
+def reference_inputs(case, name):
+    images = case["images"].permute(0, 3, 1, 2)
+    height, width = images.shape[2:]
+    shape = (1, 21, math.ceil(height / 16), math.ceil(width / 16))
+    coarse = [
+        torch.from_numpy(3 * formula_array(f"{case['tag']}/{name}/logit{i}", shape))
+        for i in range(len(images))
+    ]
+    logits = F.interpolate(torch.cat(coarse), (height, width), mode="bilinear", align_corners=False)
+    top, bottom, left, right = case["boxes"].T
+    return images, logits, case["labels"].long(), torch.stack([top, bottom, left, right], 1)
+
+
+def relative(value, expected):
+    return float((value - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", ["energy_small", "energy_odd", "energy_112"])
+def test_loss_and_gradient_match_reference(golden, name):
+    case = golden(name)
+    images, logits, label, box = reference_inputs(case, name)
+    image_rgb = denormalize(normalize(images))
+    logits.requires_grad_()
+    loss = dense_energy_loss(image_rgb, logits, label, box)
+    (grad,) = torch.autograd.grad(loss, logits)
+    stride = int(case["stride"])
+    assert loss.shape == ()
+    assert relative(loss.detach(), case["loss_from_logits"]) < 1e-5
+    assert relative(grad[:, :, ::stride, ::stride], case["grad_logits"]) < 1e-5
+    assert relative(grad.double().abs().sum(), case["grad_logits_abs_sum"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["energy_small", "energy_odd"])
+def test_gradient_of_probabilities_matches_reference(golden, name):
+    """The layer alone, with the gradient of the probabilities before they are shrunk."""
+    case = golden(name)
+    images, logits, label, box = reference_inputs(case, name)
+    probs = logits.softmax(1).requires_grad_()
+    height, width = (size // 2 for size in images.shape[2:])
+    rows = (torch.arange(height) * (images.shape[2] / height)).long()
+    columns = (torch.arange(width) * (images.shape[3] / width)).long()
+    small = F.interpolate(probs, (height, width), mode="bilinear", align_corners=False)
+    y0, y1, x0, x1 = box.T[:, :, None]
+    inside = ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None]
+    image_rgb, unlabelled = images.float()[:, :, rows][..., columns], label[:, rows][..., columns] == 255
+    loss = 1e-7 * gated_bilateral_energy(image_rgb, small, unlabelled, inside, 15.0, 50.0)
+    (grad,) = torch.autograd.grad(loss, probs)
+    assert relative(loss.detach(), case["loss_from_probs"]) < 1e-5
+    assert relative(grad, case["grad_probs"]) < 1e-5
+    torch.testing.assert_close(
+        grad.double().sum((0, 2, 3)), case["grad_probs_sum_per_class"], rtol=1e-5, atol=1e-12
+    )
+
+
+def random_inputs(batch=2, classes=4, height=20, width=26):
+    generator = torch.Generator().manual_seed(0)
+    image = F.interpolate(
+        torch.rand(batch, 3, 4, 5, generator=generator) * 255, (height, width), mode="bilinear"
+    )
+    logits = torch.randn(batch, classes, height, width, generator=generator)
+    label = torch.randint(0, classes, (batch, height, width), generator=generator)
+    label[:, 5:9] = 255
+    return image, logits, label
+
+
+def test_no_box_means_the_whole_image():
+    image, logits, label = random_inputs()
+    box = torch.tensor([[0, 20, 0, 26]] * 2)
+    assert torch.equal(dense_energy_loss(image, logits, label), dense_energy_loss(image, logits, label, box))
+
+
+def test_only_pixels_in_the_box_have_a_gradient():
+    image, logits, label = random_inputs()
+    logits.requires_grad_()
+    loss = dense_energy_loss(image, logits, label, torch.tensor([[4, 12, 6, 20], [0, 0, 0, 0]]))
+    (grad,) = torch.autograd.grad(loss, logits)
+    touched = grad.abs().sum(1) > 0
+    assert touched[0, 4:12, 6:20].all()
+    touched[0, 4:12, 6:20] = False
+    assert not touched.any()
+
+
+def test_loss_is_a_mean_over_images():
+    image, logits, label = random_inputs(3)
+    alone = [dense_energy_loss(image[i : i + 1], logits[i : i + 1], label[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(dense_energy_loss(image, logits, label), torch.stack(alone).mean())
+
+
+def test_batches_above_the_memory_budget_give_the_same(monkeypatch):
+    image, logits, label = random_inputs(3)
+    logits.requires_grad_()
+    whole = torch.autograd.grad(dense_energy_loss(image, logits, label), logits)[0]
+    monkeypatch.setattr(losses.dense_energy, "MAX_PIXELS", 2 * 10 * 13)
+    torch.testing.assert_close(torch.autograd.grad(dense_energy_loss(image, logits, label), logits)[0], whole)
+
+
+def test_confident_labelled_pixels_are_left_alone():
+    """The gate closes where one class is certain, and opens again where there is no label."""
+    image, _, label = random_inputs()
+    logits = torch.zeros(2, 4, 20, 26)
+    logits[:, 1] = 100
+    assert dense_energy_loss(image, logits, torch.ones_like(label)) == 0
+    assert dense_energy_loss(image, logits, torch.full_like(label, 255)) < 0
+
+
+def test_descent_makes_neighbours_of_similar_colour_agree():
+    image, logits, _ = random_inputs(1)
+    unlabelled = torch.full((1, 20, 26), 255)
+    before = logits.argmax(1)
+    for _ in range(20):
+        logits.requires_grad_()
+        (grad,) = torch.autograd.grad(dense_energy_loss(image, logits, unlabelled), logits)
+        logits = (logits - grad / grad.abs().max()).detach()
+    after = logits.argmax(1)
+    agree = [(label[:, :, 1:] == label[:, :, :-1]).float().mean() for label in (before, after)]
+    assert agree[1] > agree[0] + 0.1
+
+
+def test_bad_input_is_one_clear_error():
+    image, logits, label = random_inputs()
+    with pytest.raises(ValueError, match="enlarge the logits"):
+        dense_energy_loss(image, logits[..., ::2, ::2], label)
+    with pytest.raises(ValueError, match="nothing left"):
+        dense_energy_loss(image[:, :, :1], logits[:, :, :1], label[:, :1])
+    image[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        dense_energy_loss(image, logits, label)

@@ -1,0 +1,141 @@
+"""tools/crf.py: CAM and probability files to label images, with workers, restarts and clear errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.worker_pool import WorkerPool
+from models.refiners.dense_crf import DenseCRF
+from tests.checkpoints import checkpoint, demo_folder  # noqa: F401  (fixtures)
+from tools import crf, infer_seg
+from utils.artifacts import CamFile, read_scores, save_cam
+from utils.image import read_mask
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of a bright disc, and CAMs at half their size; the last image has no class."""
+    (tmp_path / "images").mkdir()
+    y, x = np.mgrid[:40, :50]
+    radius = np.hypot(y - 20, x - 25)
+    disc = radius < 12
+    cam = torch.from_numpy(0.95 / (1 + np.exp((radius - 12) / 1.5))).float()[::2, ::2]
+    for i, name in enumerate(["a", "b", "c"]):
+        image = np.where(disc[..., None], (220, 60, 60), (20, 90, 40)).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{name}.png")
+        ids = torch.tensor([5, 9] if i < 2 else [], dtype=torch.int64)
+        save_cam(
+            tmp_path / "cam" / f"{name}.npz",
+            CamFile(ids, torch.stack([cam, cam * 0.2])[: len(ids)], None, (40, 50)),
+        )
+    return tmp_path, disc
+
+
+def options(path, **changes):
+    return {
+        "input": path / "cam",
+        "images": path / "images",
+        "out": path / "out",
+        "recipe": "irn",
+        "processes": 0,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("recipe", ["toco", "irn", "psa", "seam"])
+def test_cams_become_confident_labels(folder, recipe):
+    path, disc = folder
+    crf.run(options(path, recipe=recipe))
+    label = read_mask(path / "out" / "a.png")
+    assert set(np.unique(label)) <= {0, 5, 255}
+    assert (label[15:25, 20:30] == 5).all()
+    assert not (label[~disc] == 5).any()
+    assert (read_mask(path / "out" / "c.png") == 0).all()
+
+
+def test_one_value_ignores_nothing(folder):
+    path, disc = folder
+    crf.run(options(path, values=[0.5]))
+    assert np.array_equal(read_mask(path / "out" / "a.png") == 5, disc)
+
+
+def test_probabilities_become_labels(folder):
+    path, _ = folder
+    (path / "cam" / "c.npz").unlink()
+    probs = torch.rand(3, 20, 25, generator=torch.Generator().manual_seed(0))
+    np.savez(path / "cam" / "a.npz", probs=probs.numpy())
+    np.savez(path / "cam" / "b.npz", probs=probs.numpy(), class_ids=np.array([0, 7, 3]))
+    crf.run(options(path, recipe="probs", preset="one_stage"))
+    image = torch.from_numpy(np.array(Image.open(path / "images" / "a.png"))).permute(2, 0, 1)
+    enlarged = torch.nn.functional.interpolate(probs[None], (40, 50), mode="bilinear")[0]
+    expected = DenseCRF.preset("one_stage")(image, enlarged).argmax(0).numpy()
+    assert np.array_equal(read_mask(path / "out" / "a.png"), expected)
+    assert np.array_equal(read_mask(path / "out" / "b.png"), np.array([0, 7, 3])[expected])
+
+
+def test_worker_processes_write_the_same_files_and_finished_ones_stay(folder):
+    path, _ = folder
+    crf.run(options(path))
+    expected = {file.name: file.read_bytes() for file in (path / "out").glob("*.png")}
+    kept = (path / "out" / "a.png").stat().st_mtime_ns
+    (path / "out" / "b.png").unlink()
+    (path / "out" / "c.png").unlink()
+    crf.run(options(path, processes=1))
+    assert {file.name: file.read_bytes() for file in (path / "out").glob("*.png")} == expected
+    assert (path / "out" / "a.png").stat().st_mtime_ns == kept
+
+
+def test_other_settings_do_not_mix_with_finished_files(folder):
+    path, _ = folder
+    crf.run(options(path))
+    with pytest.raises(ValueError, match="steps=3"):
+        crf.run(options(path, steps=3))
+
+
+def test_bad_input_is_one_clear_error(folder):
+    path, _ = folder
+    with pytest.raises(FileNotFoundError, match="no .npz files"):
+        crf.run(options(path, input=path / "images"))
+    with pytest.raises(ValueError, match="one or two values"):
+        crf.run(options(path, values=[0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="holds no array 'probs'"):
+        crf.run(options(path, recipe="probs", out=path / "out2"))
+    (path / "images" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
+        crf.run(options(path, out=path / "out3"))
+
+
+def test_crf_beside_the_network_gives_the_same_labels(checkpoint, tmp_path):  # noqa: F811
+    for workers in (0, 1):
+        cfg = {
+            "model_path": str(checkpoint),
+            "out": str(tmp_path / str(workers)),
+            "device": "cpu",
+            "num_workers": 0,
+        }
+        infer_seg.run({**cfg, "crf": "toco", "crf_workers": workers})
+    files = sorted((tmp_path / "0").glob("*.png"))
+    assert files and all(file.read_bytes() == (tmp_path / "1" / file.name).read_bytes() for file in files)
+    first, second = (read_scores(tmp_path / folder)[0]["score"] for folder in "01")
+    assert first == second
+
+
+def square(x):
+    if x == 7:
+        raise ValueError("seven")
+    return x * x
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
+    results = []
+    with WorkerPool(workers, in_flight=3, threads=True) as pool:
+        for x in range(6):
+            pool.submit(square, x, then=results.append)
+            assert len(results) >= x + 1 - 3
+    assert results == [0, 1, 4, 9, 16, 25]
+    with pytest.raises(ValueError, match="seven"), WorkerPool(workers, threads=True) as pool:
+        pool.submit(square, 7)

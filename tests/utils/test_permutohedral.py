@@ -1,0 +1,167 @@
+"""The lattice filter: recorded values, linear algebra that must hold, the Gaussian sum it approximates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from utils.permutohedral import (
+    PermutohedralLattice,
+    bilateral_features,
+    exact_gaussian_filter,
+    spatial_features,
+)
+
+
+def smooth_image(batch=1, height=24, width=30, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, 4, 5, generator=generator) * 255
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").round()
+
+
+def noise_values(lattice, channels=3, seed=0):
+    shape = (lattice.batch, lattice.points_per_image, channels)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_matches_reference_values(golden):
+    case = golden("bilateral_filter")
+    for item in "ab":
+        images, values, out = (
+            case[f"{item}_images"].permute(0, 3, 1, 2),
+            case[f"{item}_in"],
+            case[f"{item}_out"],
+        )
+        sigma_rgb, sigma_xy = case[f"{item}_sigmas"].tolist()
+        lattice = PermutohedralLattice(bilateral_features(images, sigma_xy, sigma_rgb))
+        filtered = lattice.filter(values.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(out)
+        torch.testing.assert_close(filtered, out, rtol=0, atol=2e-6 * float(out.abs().max()))
+
+
+def test_normalised_filter_preserves_constants():
+    lattice = PermutohedralLattice(bilateral_features(smooth_image(2), 20.0, 15.0))
+    constant = torch.full((2, lattice.points_per_image, 1), 3.7)
+    normalised = lattice.filter(constant) / lattice.filter(torch.ones_like(constant))
+    torch.testing.assert_close(normalised, constant)
+
+
+def test_is_linear_and_treats_channels_alike():
+    lattice = PermutohedralLattice(bilateral_features(smooth_image(), 10.0, 20.0))
+    x = noise_values(lattice, 4)
+    torch.testing.assert_close(
+        lattice.filter(2 * x[..., :2] - x[..., 2:]),
+        2 * lattice.filter(x)[..., :2] - lattice.filter(x)[..., 2:],
+    )
+    assert torch.equal(lattice.filter(x[..., [2, 0]]), lattice.filter(x)[..., [2, 0]])
+
+
+def test_adjoint_is_the_transpose_and_nearly_the_filter():
+    lattice = PermutohedralLattice(bilateral_features(smooth_image(2, 17, 19), 8.0, 25.0))
+    x, y = noise_values(lattice, 2, seed=1).double(), noise_values(lattice, 2, seed=2).double()
+    forward = (y * lattice.filter(x.float())).sum()
+    backward = (lattice.filter(y.float(), adjoint=True) * x).sum()
+    torch.testing.assert_close(forward, backward, rtol=1e-6, atol=0)
+    # Passes along different axes do not commute at the rim of the point set, so the matrix is not quite
+    # symmetric.
+    swapped = (lattice.filter(y.float()) * x).sum()
+    assert 1e-7 < abs(swapped / forward - 1) < 1e-2
+
+
+def test_gradient_is_the_adjoint():
+    lattice = PermutohedralLattice(spatial_features(9, 11, 2.0))
+    x = noise_values(lattice, 2).requires_grad_()
+    grad = noise_values(lattice, 2, seed=3)
+    (result,) = torch.autograd.grad(lattice.filter(x), x, grad)
+    assert torch.equal(result, lattice.filter(grad, adjoint=True))
+
+
+def test_batch_equals_images_one_by_one():
+    """Images of different colours, and a pixel count that needs padding."""
+    images = torch.cat([smooth_image(1, 15, 17, seed=k) for k in range(3)])
+    together = PermutohedralLattice(bilateral_features(images, 12.0, 10.0))
+    x = noise_values(together)
+    alone = [PermutohedralLattice(bilateral_features(image[None], 12.0, 10.0)) for image in images]
+    assert together.num_points == sum(lattice.num_points for lattice in alone)
+    expected = torch.cat([lattice.filter(part[None]) for lattice, part in zip(alone, x, strict=True)])
+    torch.testing.assert_close(together.filter(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_repeats_to_the_bit():
+    features = bilateral_features(smooth_image(), 10.0, 10.0)
+    results = [(lattice := PermutohedralLattice(features)).filter(noise_values(lattice)) for _ in range(2)]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("max_bag", [2, 5])
+def test_splitting_long_bags_changes_nothing(max_bag):
+    """A flat image puts hundreds of pixels into one bag: several levels of pieces."""
+    image = torch.full((1, 3, 20, 33), 90.0)
+    image[..., :5] = 200
+    features = bilateral_features(image, 30.0, 10.0)
+    whole, split = PermutohedralLattice(features), PermutohedralLattice(features, max_bag=max_bag)
+    assert len(split.splat_offsets) > 3 or max_bag == 5
+    x = noise_values(whole)
+    torch.testing.assert_close(split.filter(x), whole.filter(x), rtol=1e-5, atol=0)
+
+
+def test_folded_weights_equal_products():
+    lattice = PermutohedralLattice(bilateral_features(smooth_image(), 10.0, 20.0))
+    x = noise_values(lattice)
+    before, after = noise_values(lattice, 1, seed=4)[0, :, 0], noise_values(lattice, 1, seed=5)[0, :, 0]
+    expected = lattice.filter(x * before[:, None]) * after[:, None]
+    torch.testing.assert_close(lattice.weighted(before, after).filter(x), expected)
+
+
+def test_keys_that_leave_no_room_for_the_pixel_number_give_the_same():
+    """One far point makes the keys so long that pixels have to be sorted along, on another path."""
+    near = torch.rand(1, 60, 5, generator=torch.Generator().manual_seed(0)) * 4
+    wide = PermutohedralLattice(torch.cat([near, torch.full((1, 1, 5), 12000.0)], dim=1), pad_to_four=False)
+    compact = PermutohedralLattice(near)
+    x = noise_values(wide, 2)
+    torch.testing.assert_close(wide.filter(x)[:, :-1], compact.filter(x[:, :-1]), rtol=1e-6, atol=1e-6)
+    assert wide.num_points == compact.num_points + 6
+
+
+@pytest.mark.parametrize("sigma_rgb", [20.0, 40.0])
+def test_approximates_the_exact_gaussian_filter(sigma_rgb):
+    """A documented approximation: once both are normalised they differ by a few hundredths."""
+    image = smooth_image(1, 32, 40)
+    features = bilateral_features(image, 15.0, sigma_rgb)
+    step = (torch.arange(features.shape[1]) % 40 > 20).float().view(1, -1, 1)
+    ones = torch.ones_like(step)
+    lattice = PermutohedralLattice(features)
+    approximate = lattice.filter(step) / lattice.filter(ones)
+    exact = (exact_gaussian_filter(features, step) / exact_gaussian_filter(features, ones)).float()
+    assert (approximate - exact).abs().mean() < 0.03
+    assert torch.corrcoef(torch.stack([approximate.flatten(), exact.flatten()]))[0, 1] > 0.99
+
+
+def test_exact_filter_sums_all_pairs():
+    features = torch.tensor([[[0.0], [1.0], [3.0]]])
+    values = torch.tensor([[[1.0], [10.0], [100.0]]])
+    kernel = torch.exp(-torch.tensor([[0.0, 1, 9], [1, 0, 4], [9, 4, 0]]).double() / 2)
+    torch.testing.assert_close(exact_gaussian_filter(features, values, chunk=2), kernel @ values.double())
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(1, 0, 5), "non-empty"),
+        (torch.zeros(0, 4, 5), "non-empty"),
+        (torch.zeros(4, 5), "non-empty"),
+        (torch.tensor([[[0.0, float("nan")]]]), "NaN"),
+        (torch.tensor([[[0.0, float("inf")]]]), "NaN or infinity"),
+        (torch.tensor([[[0.0, 0.0], [0.0, 1e8]]]), "larger sigmas"),
+        (torch.eye(5)[None] * 3e5, "overflow"),
+    ],
+)
+def test_bad_features_are_one_clear_error(features, message):
+    with pytest.raises(ValueError, match=message):
+        PermutohedralLattice(features)
+
+
+def test_bad_values_and_images_are_one_clear_error():
+    with pytest.raises(ValueError, match="values must be"):
+        PermutohedralLattice(spatial_features(4, 5, 1.0)).filter(torch.zeros(1, 19, 2))
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        bilateral_features(torch.zeros(3, 4, 5), 1.0, 1.0)

@@ -1,0 +1,253 @@
+"""Refine a folder of CAMs or probabilities by DenseCRF to label images.
+
+    python tools/crf.py --input logs/run/cam --images data/VOC2012/JPEGImages --recipe irn --out
+    logs/run/seeds python tools/crf.py --input probs --images photos --recipe probs --preset toco --out labels
+
+``--input`` holds CAM files of tools/infer_cam.py, or files <name>.npz with ``probs`` (K, h, w) and, if
+channel k is not class k, ``class_ids`` (K,). Maps smaller than the image are enlarged. Run again, it skips
+what is finished.
+
+Recipes for CAMs, each with the published DenseCRF parameters, run twice in one pass: what both runs call
+background is background, what only the strict run does is ignored (255). ``--values`` changes their two
+thresholds (strict, lax); one value runs the CRF once and ignores nothing.
+
+    toco    softmax over [threshold, CAMs], thresholds 0.7 0.25
+    irn     labels of confidence 0.7 from CAM thresholds 0.30 0.05 (also CDA, WS-FCN)
+    psa     [(1 - largest CAM)^alpha, CAMs], alphas 4 32;  seam  the same with 4 24
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.lists import IMAGE_SUFFIXES
+from engine.worker_pool import WorkerPool
+from models.refiners.dense_crf import (
+    PRESETS,
+    DenseCRF,
+    merge_confident_labels,
+    unary_from_labels,
+    unary_from_probs,
+)
+from utils.artifacts import cam_path, claim_folder, label_path, load_cam
+from utils.cli import run_main
+from utils.image import read_image, write_mask
+
+# recipe: (DenseCRF preset, values of the strict and the lax run)
+RECIPES: dict[str, tuple[str, tuple[float, ...]]] = {
+    "toco": ("toco_pseudo_label", (0.7, 0.25)),
+    "irn": ("irn", (0.30, 0.05)),
+    "psa": ("psa", (4, 32)),
+    "seam": ("seam", (4, 24)),
+    "probs": ("toco", ()),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--input", required=True, help="folder of .npz files, also in subfolders")
+    p.add_argument(
+        "--images", required=True, help="folder of the images, <name>.jpg (or another image format)"
+    )
+    p.add_argument("--out", required=True, help="folder for the label images <name>.png")
+    p.add_argument(
+        "--recipe", required=True, choices=tuple(RECIPES), help="how maps become probabilities of labels"
+    )
+    p.add_argument(
+        "--values", nargs="+", type=float, help="thresholds or alphas of the recipe: two (strict, lax) or one"
+    )
+    p.add_argument(
+        "--preset", choices=tuple(PRESETS), help="DenseCRF parameters; default: those of the recipe"
+    )
+    p.add_argument("--steps", type=int, default=10, help="mean-field steps (default %(default)s)")
+    p.add_argument("--backend", default="lattice", choices=("lattice", "pydensecrf"))
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--processes", type=int, help="worker processes on the CPU; default: one for each core")
+    return p
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know besides the name of the image."""
+
+    source: Path
+    images: Path
+    out: Path
+    recipe: str
+    values: tuple[float, ...]
+    crf: DenseCRF
+    device: str
+
+
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Refine every file that has no label image yet; returns the output folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    from tools.options import (
+        complete,
+    )  # here, because workers import this file and need none of the networks behind it
+
+    options = complete(parser(), cfg)
+    preset, values = RECIPES[options.recipe]
+    values = tuple(options.values) if options.values else values
+    if len(values) not in ((0,) if options.recipe == "probs" else (1, 2)):
+        count = "no" if options.recipe == "probs" else "one or two"
+        raise ValueError(f"recipe {options.recipe} takes {count} values, got {values}")
+    crf = DenseCRF.preset(options.preset or preset, steps=options.steps, backend=options.backend)
+    device = (
+        "cuda"
+        if options.device == "auto" and torch.cuda.is_available()
+        else options.device.replace("auto", "cpu")
+    )
+    job = Job(
+        Path(options.input), Path(options.images), Path(options.out), options.recipe, values, crf, device
+    )
+    names = find_names(job.source)
+    claim_folder(
+        job.out,
+        {"input": str(job.source.absolute()), "recipe": job.recipe, "values": values, "crf": crf.protocol},
+    )
+    left = [name for name in names if not label_path(job.out, name).is_file()]
+    check_images(job, left)
+    on_gpu = torch.device(device).type == "cuda"
+    workers = (
+        2 if on_gpu else options.processes if options.processes is not None else len(os.sched_getaffinity(0))
+    )
+    print(
+        f"output   {job.out}   ({len(names)} files, {len(left)} to do, {crf.protocol}, "
+        f"{workers} {'threads' if on_gpu else 'processes'})"
+    )
+    with (
+        tqdm(
+            total=len(names), initial=len(names) - len(left), desc="crf", unit="img", dynamic_ncols=True
+        ) as bar,
+        WorkerPool(min(workers, len(left)), threads=on_gpu) as pool,
+    ):
+        for name in left:
+            pool.submit(refine_file, job, name, then=lambda _: bar.update())
+        pool.drain()
+    return job.out
+
+
+def find_names(folder: Path) -> list[str]:
+    """Names of the .npz files of a folder, those of subfolders with their path."""
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.npz"))
+    if not names:
+        raise FileNotFoundError(
+            f"there are no .npz files in {folder}: give the output folder of tools/infer_cam.py"
+        )
+    return names
+
+
+def find_image(folder: Path, name: str) -> Path | None:
+    """The image of a name, whatever its format."""
+    candidates = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def check_images(job: Job, names: list[str]) -> None:
+    """One error for all missing images, before hours of work."""
+    missing = [name for name in names if find_image(job.images, name) is None]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} images are missing in {job.images}, first {missing[0]}.jpg; "
+            "set --images to their folder"
+        )
+
+
+def refine_file(job: Job, name: str) -> None:
+    """One image from .npz to PNG."""
+    path = find_image(job.images, name)
+    assert path is not None
+    image_rgb = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).to(job.device)
+    source = cam_path(job.source, name)
+    read = read_probs if job.recipe == "probs" else read_cam
+    class_ids, maps = read(source)
+    if len(maps) == 0:  # no class: nothing to decide
+        write_mask(label_path(job.out, name), np.zeros(image_rgb.shape[1:], np.uint8))
+        return
+    maps = F.interpolate(
+        maps[None].to(job.device), image_rgb.shape[1:], mode="bilinear", align_corners=False
+    )[0]
+    try:
+        label = (
+            refine_probs(job, image_rgb, maps) if job.recipe == "probs" else refine_cam(job, image_rgb, maps)
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    # Columns of the CRF -> class ids; 255 stays.
+    table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
+    table[: len(class_ids)] = class_ids.to(table)
+    write_mask(label_path(job.out, name), table[label].cpu().numpy())
+
+
+def read_probs(path: Path) -> tuple[Tensor, Tensor]:
+    """Class ids (K,) and probabilities (K, h, w)."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            probs = torch.from_numpy(arrays["probs"]).float()
+            ids = (
+                torch.from_numpy(arrays["class_ids"]).long()
+                if "class_ids" in arrays
+                else torch.arange(len(probs))
+            )
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no array 'probs' (K, h, w), or is damaged ({error})") from error
+    if probs.ndim != 3 or len(ids) != len(probs):
+        raise ValueError(
+            f"{path}: probs must be (K, h, w) with K class ids, got {tuple(probs.shape)} and {len(ids)}"
+        )
+    return ids, probs
+
+
+def read_cam(path: Path) -> tuple[Tensor, Tensor]:
+    """Class ids with background in front (n + 1,), and CAMs (n, h, w)."""
+    cams = load_cam(path)
+    return torch.cat([torch.zeros(1, dtype=torch.int64), cams.class_ids]), cams.cam
+
+
+def refine_probs(job: Job, image_rgb: Tensor, probs: Tensor) -> Tensor:
+    """(K, H, W) probabilities -> (H, W) channel numbers."""
+    return job.crf(image_rgb, probs).argmax(0)
+
+
+def refine_cam(job: Job, image_rgb: Tensor, cam: Tensor) -> Tensor:
+    """(n, H, W) CAMs -> (H, W) 0 background, 1..n channel + 1, 255 ignore."""
+    unaries = [cam_unary(job.recipe, cam, value) for value in job.values]
+    runs = [q.argmax(0) for q in job.crf.infer_together(image_rgb, unaries)]
+    return merge_confident_labels(*runs) if len(runs) == 2 else runs[0]
+
+
+def cam_unary(recipe: str, cam: Tensor, value: float) -> Tensor:
+    """Energies (n + 1, H, W) of background and the classes; ``value`` is the recipe's threshold or alpha."""
+    if recipe in ("psa", "seam"):
+        background = (1 - cam.amax(0, keepdim=True)).clamp(min=0) ** value
+        return unary_from_probs(torch.cat([background, cam]))
+    scores = torch.cat([torch.full_like(cam[:1], value), cam])
+    if recipe == "irn":
+        return unary_from_labels(scores.argmax(0), len(scores), confidence=0.7)
+    return unary_from_probs(scores.softmax(0))
+
+
+if __name__ == "__main__":
+    from tools.options import parse
+
+    run_main(lambda: run(parse(parser())))

@@ -20,8 +20,9 @@ if [ "$devices" = cpu ]; then
   export CUDA_VISIBLE_DEVICES=
 elif [ -n "$devices" ]; then
   export CUDA_VISIBLE_DEVICES=$devices
-  set -- device=cuda "$@"   # GPUs were named: without them it is an error, not a run on the CPU
 fi
+# GPUs were asked for: without them it is an error, not a run on the CPU.
+if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- device=cuda "$@"; fi
 [ -z "$run_name" ] || set -- "$@" run_name="$run_name"
 # torchrun gives every process one thread unless told otherwise: share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}

@@ -44,9 +44,9 @@ class PlainView:
 class WeakStrongViews:
     """The three views that ToCo, MCC and SeCo train on.
 
-    * ``image``: random crop of the rescaled and mirrored image; augmented: then colour, flip and blur; plain:
-    as is. * ``global_view``: random part of the original image at size S; colour, flip, sometimes blur and
-    solarise. * ``strong_view``: the same crop as ``image``; colour, flip, half of the time blur.
+    * ``image``: crop of the rescaled and mirrored image; augmented: then colour, flip, blur; plain: as is.
+    * ``global_view``: random part of the original image at size S; colour, flip, sometimes blur and solarise.
+    * ``strong_view``: the same crop as ``image``; colour, flip, half of the time blur.
 
     Each is (3, S, S), normalised. ``valid_box`` (4,) int64 is the part of the crop that is not black padding;
     ``mask``, if the sample has one, follows ``image``.

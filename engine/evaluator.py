@@ -177,6 +177,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (B, M, h, w) maps without corner alignment; untouched when the size is right."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
+    if not maps.numel():  # an image without tags has no map
+        return maps.new_zeros(*maps.shape[:2], *size)
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -244,6 +246,24 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         lines += [rule] if row[0] in ("mIoU", "mean") else []
         lines.append(line(row))
     return "\n".join(lines)
+
+
+def score_record(
+    protocol: str,
+    scores: SegScores,
+    class_names: Sequence[str],
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    **more: Any,
+) -> dict[str, Any]:
+    """One entry of ``scores.json``."""
+    return {
+        "protocol": protocol,
+        **more,
+        "score": scores.to_dict(class_names),
+        "settings": dict(settings),
+        "provenance": dict(provenance),
+    }
 
 
 def provenance(cfg: Mapping[str, Any] | None, split: Split) -> dict[str, Any]:

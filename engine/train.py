@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from datasets.base import Split, WeakSegDataset
 from datasets.loader import StepSampler, train_loader
 from engine.data import load_split
-from engine.evaluator import provenance, score_table, validate
+from engine.evaluator import provenance, score_record, score_table, validate
 from engine.optim import build_optimizer
 from engine.trainer import Trainer, TrainOptions
 from methods.base import Method
+from utils.artifacts import write_scores
 from utils.build import build
 from utils.checkpoint import load_checkpoint
 from utils.config import differences, project_path, to_plain
@@ -92,9 +93,10 @@ def run(cfg: DictConfig) -> Path:
         header={
             "config": to_plain(cfg),
             "class_names": list(train_split.class_names),
-            "provenance": provenance(cfg, train_split),
+            "provenance": provenance(cfg, train_split) if is_main() else {},
+            "resumed_from": str(project_path(cfg.train.resume)) if _is_path(cfg.train.resume) else None,
         },
-        validate=_validation(cfg, val_split, device) if val_split else None,
+        validate=_validation(cfg, val_split, device, work_dir) if val_split else None,
         select=cfg.eval.select,
     )
     if checkpoint is not None:
@@ -116,23 +118,33 @@ def build_method(cfg: DictConfig | dict[str, Any], num_classes: int, pretrained:
     return build(spec, num_classes=num_classes)
 
 
+def _is_path(resume: str) -> bool:
+    return str(resume) not in ("auto", "never")
+
+
 def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
     """The folder of the run and the checkpoint to go on from, by ``train.resume``."""
     work_dir, resume = project_path(cfg.work_dir), str(cfg.train.resume)
     last = work_dir / "last.pth"
     if resume == "never":
         if (work_dir / "run.log").exists():
-            free = next(n for n in range(2, 10**6) if not Path(f"{work_dir}_{n}").exists())
             # Every process looks before any of them writes, so that all choose the same folder.
-            barrier()
+            free = next(n for n in range(2, 10**6) if not Path(f"{work_dir}_{n}").exists())
             work_dir = Path(f"{work_dir}_{free}")
         barrier()
         work_dir.mkdir(parents=True, exist_ok=True)
         return work_dir, None
-    if resume != "auto":
-        work_dir.mkdir(parents=True, exist_ok=True)
-        return work_dir, project_path(resume)
     work_dir.mkdir(parents=True, exist_ok=True)
+    if resume != "auto":
+        start = project_path(resume)
+        if last.is_file() and last != start:
+            # A killed run that began from PATH goes on from its own progress; any other run is left alone.
+            if load_checkpoint(last).get("resumed_from") != str(start):
+                raise ValueError(
+                    f"{work_dir} holds a run that did not begin from {start}; choose another run_name="
+                )
+            return work_dir, last
+        return work_dir, start
     if not last.is_file():
         return work_dir, None
     changed = [
@@ -162,9 +174,10 @@ def _batches(
 
 
 def _validation(
-    cfg: DictConfig, split: Split, device: torch.device
+    cfg: DictConfig, split: Split, device: torch.device, work_dir: Path
 ) -> Callable[[Method, int], dict[str, float]]:
     dataset = WeakSegDataset(split, with_mask=True)
+    source = provenance(cfg, split)
 
     def score(method: Method, step: int) -> dict[str, float]:
         result = validate(
@@ -175,16 +188,29 @@ def _validation(
             num_workers=cfg.data.num_workers,
             precision=cfg.train.precision,
         )
-        percent = {name: 100 * scores.miou for name, scores in result.items()}
+        percent = result.percent()
+        settings = {"size": cfg.eval.size, "background_threshold": method.background_threshold}
+        settings |= {"cam_scales": list(method.cam_scales)}
+        made_by = {**source, "checkpoint": str(work_dir), "checkpoint_sha256": f"step {step}", "step": step}
+        if is_main():
+            kind = "ms" if set(method.cam_scales) - {1.0} else "ss"
+            protocols = {"seg": "ss", "cam": f"{kind}+flip", "aux_cam": f"{kind}+flip"}
+            records = [
+                score_record(
+                    f"{name}/{split.name}/{protocols[name]}", s, split.class_names, settings, made_by
+                )
+                for name, s in result.items()
+            ]
+            write_scores(work_dir, records)
         LOGGER.info(
             f"val    {step}  "
-            + "  ".join(f"{name} {value:.2f}" for name, value in percent.items())
+            + "  ".join(f"{name} {percent[name]:.2f}" for name in result)
             + f"  (mIoU %, {result.images} images of {split.name}; {cfg.eval.size} px squares, "
             "seg single scale, "
             f"CAM background threshold {method.background_threshold}; tag F1 {100 * result.tag_f1:.1f} %)\n"
             + score_table(result, split.class_names)
         )
-        return {**percent, "tag_f1": 100 * result.tag_f1}
+        return percent
 
     return score
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from engine.optim import poly_warmup_factor, set_learning_rate
 from methods.base import Method
+from utils.build import suggest
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.distributed import all_reduce_mean, all_reduce_sum, barrier, is_distributed, is_main
 from utils.logging import LOGGER, MetricsWriter
@@ -74,8 +75,10 @@ class Trainer:
         self.validate, self.select = validate, select
         self.step = 0  # number of finished optimiser steps
         self.best: float | None = None
-        self.skipped = 0
+        self.skipped = 0  # unreadable images that were replaced, over all processes
+        self.window = _Means(device)
         self._stop_signal: int | None = None
+        self._stopping = False
         self._trained: torch.nn.Module = method
         if is_distributed():
             self._trained = DistributedDataParallel(
@@ -83,11 +86,22 @@ class Trainer:
             )
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint: weights, optimiser, step, best score and random state."""
+        """Continue from a checkpoint: weights, optimiser, step, best score and random state.
+
+        A checkpoint without optimiser (a converted one) gives its weights alone; training begins at step 0.
+        """
         state = load_checkpoint(path)
+        if "optimizer" not in state:
+            found = self.method.load_state_dict(state.get("model", state), strict=False)
+            LOGGER.info(
+                f"weights  from {path}; the optimiser starts afresh at step 0; not in the file: "
+                f"{found.missing_keys or 'nothing'}; not used: {found.unexpected_keys or 'nothing'}"
+            )
+            return
         self.method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        self.window.restore(state["window"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
@@ -98,7 +112,6 @@ class Trainer:
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         writer = MetricsWriter(self.work_dir, self.step)
         batches = self.batches(self.step)
-        losses = _Means(self.device)
         started, first = time.perf_counter(), self.step
         bar = tqdm(
             total=options.steps,
@@ -110,24 +123,25 @@ class Trainer:
         )
         try:
             while self.step < options.steps:
-                losses.add(self._train_step(batches))
+                self.window.add(self._train_step(batches))
                 self.step += 1
                 bar.update()
                 if self.step % options.log_every == 0 or self.step == options.steps:
                     pace = (self.step - first) / (time.perf_counter() - started)
-                    self._log(writer, losses.collect(), pace)
+                    self._log(writer, self.window.collect(), pace)
                 scored = self.validate is not None and (
                     self.step % options.eval_every == 0 or self.step == options.steps
                 )
                 if scored:
                     pause = time.perf_counter()
+                    self.save("last.pth")  # validation is long: nothing is lost if it is the last thing done
                     self._score(writer)
                     started += time.perf_counter() - pause  # the pace counts training only
                 if self.step % options.checkpoint_every == 0 or self.step == options.steps:
                     self.save("last.pth")
                 if options.keep_every and self.step % options.keep_every == 0:
                     self.save(f"step_{self.step}.pth")
-                if self._stop_signal is not None:
+                if self._stopping:
                     self._stop()
         finally:
             bar.close()
@@ -137,7 +151,8 @@ class Trainer:
         barrier()
 
     def save(self, name: str) -> None:
-        """Write a checkpoint of the current step into the run folder (main process)."""
+        """Write a checkpoint of the current step; every process calls it, the main one writes."""
+        window = self.window.state()
         if not is_main():
             return
         broken = [n for n, p in self.method.named_parameters() if not torch.isfinite(p).all()]
@@ -158,6 +173,7 @@ class Trainer:
                 "step": self.step,
                 "best": self.best,
                 "skipped": self.skipped,
+                "window": window,
                 "rng": rng,
             },
         )
@@ -180,14 +196,16 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
+        skipped = 0
         for index in range(options.accumulate):
             batch = _to_device(next(batches), self.device)
-            self.skipped += int(batch.get("skipped", torch.zeros(1)).sum())
+            skipped += int(batch.get("skipped", 0))
             is_last = index == options.accumulate - 1
             no_sync = nullcontext() if is_last or not is_distributed() else self._trained.no_sync()  # type: ignore[operator]
             with no_sync:
                 with autocast(self.device, options.precision):
                     losses = self._trained(batch, self.step)
+                self._check_names(losses)
                 total = torch.stack(
                     [
                         self.method.loss_weight(name, self.step) * value.float()
@@ -197,14 +215,28 @@ class Trainer:
                 (total / options.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
-        self._check_finite(sums)
+        # Three numbers travel over processes and to the CPU once a step: if a loss breaks on one process, or
+        # one is asked to stop, all must stop, and at the same step.
+        total = torch.stack(list(sums.values())).sum()
+        told = total.new_tensor([float(self._stop_signal is not None), float(skipped)])
+        total_loss, stop, replaced = all_reduce_sum(torch.cat([total[None], told])).tolist()
+        self.skipped += int(replaced)
+        self._stopping = stop > 0
+        if not math.isfinite(total_loss):
+            self._report_broken(sums)
         self.optimizer.step()
         return sums
 
-    def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        # One number travels over processes and to the CPU: if a loss breaks on one process, all must stop.
-        if math.isfinite(float(all_reduce_sum(torch.stack(list(losses.values())).sum()))):
-            return
+    def _check_names(self, losses: dict[str, Tensor]) -> None:
+        """A weight that belongs to no loss would be a typing error that changes the result without a word."""
+        for name in self.method.loss_weights:
+            if name not in losses and self.method.loss_weight(name, self.step):
+                raise ValueError(
+                    f"method.loss_weights.{name} belongs to no loss of {type(self.method).__name__}"
+                    f"{suggest(name, losses)}"
+                )
+
+    def _report_broken(self, losses: dict[str, Tensor]) -> NoReturn:
         schedules = self.method.loss_weights
         parts = []
         for name, value in losses.items():
@@ -249,8 +281,12 @@ class Trainer:
         self.method.eval()
         scores = self.validate(self.method, self.step)
         writer.write(self.step, {"val": scores})
-        score = scores.get(self.select)
-        if score is not None and math.isfinite(score) and (self.best is None or score > self.best):
+        if self.select not in scores:
+            raise ValueError(
+                f"eval.select={self.select} is no score of this method{suggest(self.select, scores)}"
+            )
+        score = scores[self.select]
+        if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score
             self.save("best.pth")
 
@@ -265,7 +301,7 @@ class Trainer:
         LOGGER.info(
             f"stopped at step {self.step}; the same command goes on from {self.work_dir / 'last.pth'}"
         )
-        raise SystemExit(128 + int(self._stop_signal or 0))
+        raise SystemExit(128 + int(self._stop_signal or signal.SIGTERM))
 
 
 class _Means:
@@ -287,6 +323,19 @@ class _Means:
         values = all_reduce_mean(torch.stack([self.sums[n] / self.counts[n] for n in names])).tolist()
         self.sums, self.counts = {}, {}
         return dict(zip(names, values))
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sum (a mean over processes) and count of each loss; every process must call it."""
+        names = list(self.sums)
+        if not names:
+            return {}
+        sums = all_reduce_mean(torch.stack([self.sums[n] for n in names])).tolist()
+        return {n: (value, self.counts[n]) for n, value in zip(names, sums)}
+
+    def restore(self, state: Mapping[str, tuple[float, int]]) -> None:
+        """Go on with the window of a checkpoint."""
+        self.sums = {n: torch.tensor(value, device=self.device) for n, (value, _) in state.items()}
+        self.counts = {n: count for n, (_, count) in state.items()}
 
 
 def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class Method(nn.Module):
 
 def resize_like(logits: Tensor, label: Tensor) -> Tensor:
     """Logits (B, K, h, w) at the size of a label (B, H, W), bilinear."""
+    logits = logits.float()  # losses are float32 under mixed precision too
     if logits.shape[-2:] == label.shape[-2:]:
         return logits
     return torch.nn.functional.interpolate(

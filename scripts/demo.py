@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 
 from datasets.base import WeakSegDataset
 from engine.data import load_split
-from engine.evaluator import text_table, validate
+from engine.evaluator import provenance, text_table, validate
 from engine.inference import load_method
 from engine.train import run as train
 from tools import make_demo_data, visualize
@@ -55,7 +56,9 @@ def main() -> None:
     overrides = [item for item in arguments if "=" in item and not item.startswith("out=")]
     folders = [item.removeprefix("out=") for item in arguments if item.startswith("out=")]
     names = [item for item in arguments if "=" not in item] or list(CONFIGS)
-    out = Path(folders[-1]).absolute() if folders else project_path(FOLDER)
+    # Other settings are another demo: it does not meet the runs of this one.
+    name_of = "_".join([FOLDER.name, *(re.sub(r"[^\w.=]+", "_", item) for item in overrides)])
+    out = Path(folders[-1]).absolute() if folders else project_path(FOLDER.with_name(name_of[:100]))
     started = time.monotonic()
     records, sheets = [], {}
     for name in names:
@@ -66,8 +69,7 @@ def main() -> None:
         )
         make_demo_data.run(cfg)
         print(f"--- {title}: {name}", flush=True)
-        train(cfg)
-        checkpoint = out / method / "last.pth"
+        checkpoint = train(cfg) / "last.pth"
         scores = score(cfg, checkpoint)
         records.append({"method": title, "config": name, "overrides": overrides, **scores})
         sheets[title] = draw(checkpoint)
@@ -98,7 +100,8 @@ def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
         )
         record[name] = {
             "images": result.images,
-            "data_fingerprint": split.fingerprint(),
+            "protocol": f"cam, aux_cam, seg: {name}/ss (CAM with mirror image), {cfg.eval.size} px squares",
+            "provenance": provenance(cfg, split),
             "tag_f1": 100 * result.tag_f1,
             **{f"{what}_miou": 100 * scores.miou for what, scores in result.items()},
             **{f"{what}_confusion": scores.mean_confusion for what, scores in result.items()},

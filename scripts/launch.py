@@ -42,5 +42,9 @@ def _main(default_config: str, doc: str, arguments: list[str]) -> None:
     cfg = load_config(config, overrides)
 
     from engine.train import run
+    from utils.distributed import shutdown
 
-    run(cfg)
+    try:
+        run(cfg)
+    finally:
+        shutdown()

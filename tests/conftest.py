@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.formula import Formula
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-DATA = ROOT.parent / "shared" / "data"
+DATA = Path(os.environ.get("TAG2MASK_SHARED", ROOT.parent / "shared")) / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -40,6 +40,8 @@ def test_demo_ends_with_a_table_and_a_page(arguments, monkeypatch, capsys):
 
 
 def test_second_run_does_nothing_again(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    demo.main()
     out = demo.Path(arguments[0].removeprefix("out="))
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")}
     assert before

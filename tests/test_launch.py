@@ -44,6 +44,8 @@ def demo(tmp_path_factory):
         "method.local_crop_size=16",
         "method.loss_weights.seg=0.1",
         "method.loss_weights.reg=0.05",
+        "method.loss_weights.ptc=0.2",
+        "method.loss_weights.ctc=0.5",
         "optim.warmup_steps=0",
         # Adam divides by the gradient's size: without a floor it turns rounding noise of tiny gradients into
         # full steps.
@@ -120,6 +122,39 @@ def test_run_killed_half_way_goes_on_with_the_same_numbers(demo, plain, tmp_path
     assert done.returncode == 0, done.stderr
     for ours, theirs in zip(result(tmp_path / "run"), result(plain)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):
+    """Each process hears the signal at another moment; they stop after the same step."""
+    script = ["scripts/train_voc.py", "2", free_port(), "cpu", "stopped"]
+    folder = tmp_path / "run"
+    command = ["bash", "run_train.sh", *script, *demo, f"work_dir={folder}", "train.checkpoint_every=100"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    process.wait()
+    assert (folder / "last.pth").is_file(), rest
+    script[2] = free_port()
+    done = run(["bash", "run_train.sh", *script, *demo, f"work_dir={folder}"])
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(result(folder)[0], result(plain)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_resume_from_a_path_leaves_other_runs_alone(demo, plain, monkeypatch, capsys):
+    before = (plain / "last.pth").stat().st_mtime_ns
+    other = plain.parent / "other.pth"
+    other.write_bytes((plain / "last.pth").read_bytes())
+    arguments = [*demo, f"work_dir={plain}", f"train.resume={other}"]
+    monkeypatch.setattr(sys, "argv", ["train_voc.py", *arguments])
+    with pytest.raises(SystemExit):
+        main(default_config="configs/toco/voc.yaml", doc="")
+    assert "did not begin from" in capsys.readouterr().err
+    assert (plain / "last.pth").stat().st_mtime_ns == before
 
 
 def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, monkeypatch, capsys):

@@ -29,6 +29,7 @@ from engine.evaluator import (
     pair_table,
     provenance,
     resize,
+    score_record,
     score_table,
     text_table,
     threshold_label,
@@ -40,7 +41,6 @@ from tools.options import (
     has_mask,
     parse,
     report,
-    score_record,
     short_name,
 )
 from utils.artifacts import CamFile, cam_path, label_path, load_cam, missing_files, read_json

@@ -113,6 +113,8 @@ def run(cfg: Mapping[str, Any]) -> Path:
         "scales": scales,
         "stride": options.stride,
         "dtype": options.dtype,
+        "precision": options.precision,
+        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
     }
     out = output_folder(options.out, loaded, protocol)
     if is_main():

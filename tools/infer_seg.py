@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import confusion_table, pair_table, provenance, score_table
+from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table
 from engine.inference import LoadedMethod, for_each_image, is_photo, load_method, multi_scale_segment
 from engine.worker_pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF
@@ -38,7 +38,6 @@ from tools.options import (
     output_folder,
     parse,
     report,
-    score_record,
     short_name,
 )
 from utils.artifacts import claim_folder, label_path
@@ -153,6 +152,8 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
         "checkpoint_sha256": loaded.sha256,
         "split": short_name(split),
         "data_fingerprint": split.fingerprint(),
+        "precision": options.precision,
+        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
         **infer,
     }
     out = output_folder(options.out, loaded, protocol)

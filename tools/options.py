@@ -19,7 +19,7 @@ from engine.inference import LoadedMethod, image_split, is_photo
 from utils.artifacts import write_scores
 from utils.distributed import is_main
 from utils.image import read_mask
-from utils.metrics import IGNORE_INDEX, ConfusionMatrix, SegScores
+from utils.metrics import IGNORE_INDEX, ConfusionMatrix
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -130,24 +130,6 @@ def count_pixels(
     elif ignored == "skip":
         truth = np.where(prediction == IGNORE_INDEX, IGNORE_INDEX, truth)
     matrix.update(torch.from_numpy(truth), torch.from_numpy(prediction))
-
-
-def score_record(
-    protocol: str,
-    scores: SegScores,
-    class_names: Sequence[str],
-    settings: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    **more: Any,
-) -> dict[str, Any]:
-    """One entry of ``scores.json``."""
-    return {
-        "protocol": protocol,
-        **more,
-        "score": scores.to_dict(class_names),
-        "settings": dict(settings),
-        "provenance": dict(provenance),
-    }
 
 
 def report(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """The files that inference writes and later steps read: CAMs, label images, scores, and the settings they
 were made with.
 
-    <folder>/settings.json     what made the folder; another checkpoint or other settings are refused, not
-    mixed in <folder>/<name>.png        label as a palette PNG of class indices, original size
+    <folder>/settings.json     what made the folder; another checkpoint or other settings are refused
+    <folder>/<name>.png        label as a palette PNG of class indices, original size
     <folder>/<name>.npz        CAM file (see :func:`save_cam`)
     <folder>/scores.json       every score of the folder with its protocol id and provenance
 

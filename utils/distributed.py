@@ -54,18 +54,26 @@ def init_process_group(device: str) -> torch.device:
         device = "cuda" if available else "cpu"
     chosen = torch.device(device)
     if chosen.type == "cuda":
+        if chosen.index is not None and local_world > 1:
+            raise ValueError(f"device={device} puts {local_world} processes on one GPU; use device=cuda")
         index = local_rank if chosen.index is None else chosen.index
         if max(local_world, index + 1) > available:
             wanted = max(local_world, index + 1)
             raise ValueError(
                 f"{wanted} GPU(s) asked for on this machine, {available} found; start fewer processes, check "
-                "CUDA_VISIBLE_DEVICES (the DEVICES argument of run_train.sh), or use device=cpu"
+                "CUDA_VISIBLE_DEVICES (DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
             )
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if is_distributed():
+        dist.destroy_process_group()
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.artifacts import write_atomic
 from utils.distributed import is_main
 
 LOGGER = logging.getLogger("tag2mask")
@@ -57,7 +58,7 @@ class MetricsWriter:
         path = work_dir / "metrics.jsonl"
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
         try:
             from torch.utils.tensorboard import SummaryWriter

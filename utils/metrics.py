@@ -158,7 +158,7 @@ class SegScores:
 
 @dataclass
 class ConfusionMatrix:
-    """Pixel counts (truth, prediction) over a split, kept on ``device`` without a host transfer per image.
+    """Pixel counts (truth, prediction) over a split, kept on ``device``.
 
     Values that are neither a class nor ``ignore_index`` are counted as well and refused when scores are asked
     for: a wrong label format should not look like a low score.

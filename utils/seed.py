@@ -27,7 +27,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """The seed of everything drawn for one sample in one epoch, in [0, 2**63)."""
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]) >> 1
 
 
 def sample_generator(sample_seed: int, purpose: str) -> torch.Generator:
@@ -35,4 +35,4 @@ def sample_generator(sample_seed: int, purpose: str) -> torch.Generator:
     state = np.random.SeedSequence((int(sample_seed), zlib.crc32(purpose.encode()))).generate_state(
         1, np.uint64
     )[0]
-    return torch.Generator().manual_seed(int(state >> 1))
+    return torch.Generator().manual_seed(int(state) >> 1)

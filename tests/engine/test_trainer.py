@@ -47,7 +47,7 @@ OPTIONS = TrainOptions(
     steps=8,
     accumulate=1,
     precision="fp32",
-    log_every=2,
+    log_every=3,
     eval_every=100,
     checkpoint_every=4,
     keep_every=None,
@@ -67,6 +67,11 @@ def trainer(work_dir, source=batches, validate=None, options=OPTIONS, **method_o
     return Trainer(
         method, optimizer, source, options, work_dir, torch.device("cpu"), {"config": {}}, validate
     )
+
+
+def recorded_losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], round(line["loss"]["fit"], 6)) for line in lines]
 
 
 def test_four_steps_and_a_resume_equal_eight_steps(tmp_path):
@@ -91,11 +96,13 @@ def test_four_steps_and_a_resume_equal_eight_steps(tmp_path):
     second.fit()
     for key, value in whole.method.state_dict().items():
         torch.testing.assert_close(second.method.state_dict()[key], value, rtol=0, atol=0)
-    # The steps that the killed run did after its checkpoint are not in the record twice.
+    # The steps that the killed run did after its checkpoint are not in the record twice, and windows are
+    # whole.
+    assert recorded_losses(tmp_path / "parts") == recorded_losses(tmp_path / "whole")
     lines = [
         json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     ]
-    assert lines == [2, 4, 6, 8]
+    assert lines == [3, 6, 8]
 
 
 def test_loss_that_is_not_finite_names_itself_and_leaves_the_last_checkpoint(tmp_path):
@@ -181,3 +188,26 @@ def test_a_batch_can_be_overfitted(tmp_path):
     run.batches = lambda start: iter(lambda: first, None)
     run.fit()
     assert run.method.training_step(first, 0)["fit"] < 1e-3
+
+
+def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="loss_weights.fitt belongs to no loss of Toy: did you mean 'fit'"):
+        trainer(tmp_path, loss_weights={"fitt": 1.0}).fit()
+
+
+def test_unknown_selection_score_is_refused(tmp_path):
+    run = trainer(tmp_path, validate=lambda method, step: {"cam": 1.0})
+    with pytest.raises(ValueError, match="eval.select=seg is no score"):
+        run.fit()
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 8
+
+
+def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):
+    source = trainer(tmp_path)
+    source.fit()
+    torch.save({"model": source.method.state_dict()}, tmp_path / "converted.pth")
+    run = trainer(tmp_path / "new")
+    run.method.linear.weight.data.zero_()
+    run.restore(tmp_path / "converted.pth")
+    assert run.step == 0
+    torch.testing.assert_close(run.method.linear.weight, source.method.linear.weight)

@@ -110,7 +110,7 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     state = load_checkpoint(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if state.get("format") == FORMAT:
-        cfg = _override(OmegaConf.create(state["config"]), overrides)
+        cfg = override_config(OmegaConf.create(state["config"]), overrides)
         method = build_method(cfg, len(state["class_names"]), pretrained=False)
         unmatched = _load_state(method, state["model"], path)
         loaded = LoadedMethod(
@@ -257,7 +257,7 @@ def _load_published(
     base = load_config(data.config if data else "default.yaml")
     known = OmegaConf.merge(base, published.config, {"run_name": f"published_{published.name}"})
     assert isinstance(known, DictConfig)
-    cfg = _override(known, overrides)
+    cfg = override_config(known, overrides)
     method = build_method(cfg, published.num_classes, pretrained=False)
     unmatched = published.load_into(method, state).lines()
     names = (
@@ -271,7 +271,7 @@ def _merge(a: Tensor, b: Tensor, how: Merge) -> Tensor:
     return a + b if how == "sum" else torch.maximum(a, b)
 
 
-def _override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Apply ``key=value`` to a config that is complete already; a key it does not have is a typing error."""
     known = _dotted_keys(to_plain(cfg))
     for item in overrides:

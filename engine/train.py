@@ -113,8 +113,10 @@ def run(cfg: DictConfig) -> Path:
 def build_method(cfg: DictConfig | dict[str, Any], num_classes: int, pretrained: bool = True) -> Method:
     """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows)."""
     spec = to_plain(OmegaConf.create(cfg["method"]))
-    if not pretrained and isinstance(spec.get("backbone"), dict):
-        spec["backbone"]["pretrained"] = None
+    backbone = spec.get("backbone")
+    if isinstance(backbone, dict):
+        weights = backbone.get("pretrained") if pretrained else None
+        backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
     return build(spec, num_classes=num_classes)
 
 

@@ -5,7 +5,6 @@ B images, D backbone width, K classes with background, (h, w) tokens.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -100,4 +99,4 @@ def pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
 
     The maximum is taken before the linear map, so a logit is not the maximum of its activation map.
     """
-    return classifier(torch.amax(features, (2, 3), keepdim=True)).flatten(1)
+    return classifier(F.adaptive_max_pool2d(features, 1)).flatten(1)

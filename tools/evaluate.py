@@ -34,6 +34,7 @@ from engine.evaluator import (
     text_table,
     threshold_label,
 )
+from engine.inference import override_config
 from tools.options import (
     complete,
     count_pixels,
@@ -270,9 +271,7 @@ def _config(options: argparse.Namespace) -> Any:
             raise ValueError(
                 f"{options.model_path} holds no config: give config=configs/datasets/voc.yaml or another one"
             )
-        return OmegaConf.merge(
-            OmegaConf.create(state["config"]), OmegaConf.from_dotlist(data_overrides(options))
-        )
+        return override_config(OmegaConf.create(state["config"]), data_overrides(options))
     if not files:
         raise ValueError(
             "say which data set: config=FILE (configs/datasets/voc.yaml, ...) or --model_path CHECKPOINT"

@@ -54,11 +54,14 @@ def create_backbone(name: str, pretrained: str | Path | None = None, **options: 
     Raises:
         KeyError: for an unknown name.
         FileNotFoundError: if the weights are not there and cannot be downloaded; says what to put where.
-        ValueError: if the file holds another network.
+        ValueError: if the file holds another network, or for an option that this backbone does not have.
     """
     if name not in BACKBONES:
         raise KeyError(f"there is no backbone '{name}'{suggest(name, BACKBONES)}")
-    backbone = BACKBONES[name](**options)
+    try:
+        backbone = BACKBONES[name](**options)
+    except TypeError as error:  # an option that the network does not have
+        raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
         state = timm_weights(name) if str(pretrained) == "timm" else load_checkpoint(pretrained)
         load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")

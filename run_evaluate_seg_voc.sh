@@ -26,10 +26,10 @@ if [ "$devices" = cpu ]; then
   set -- "$@" --device cpu
   export CUDA_VISIBLE_DEVICES=
 elif [ -n "$devices" ]; then
-  # Named GPUs that are not there are an error, not a reason to compute on the CPU.
-  set -- "$@" --device cuda
   export CUDA_VISIBLE_DEVICES=$devices
 fi
+# GPUs that were asked for and are not there are an error, not a reason to compute on the CPU.
+if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- "$@" --device cuda; fi
 # torchrun gives every process one thread unless told otherwise: share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
 

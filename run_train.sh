@@ -13,6 +13,10 @@ positional=()
 while [ $# -gt 0 ] && [ ${#positional[@]} -lt 4 ] && [[ $1 != *=* && $1 != -* ]]; do positional+=("$1"); shift; done
 processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-} run_name=${positional[3]:-}
 
+fail() { echo "$1 (bash run_train.sh --help)" >&2; exit 2; }
+[ -f "$script" ] || fail "there is no script '$script'"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a number of processes, not '$processes'"
+[[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || fail "PORT is a number up to 65535, not '$port'"
 source scripts/environment.sh
 use_python
 if [ "$devices" = cpu ]; then

@@ -32,6 +32,20 @@ _HEADER_WORDS = {
 }
 
 
+def read_utf8(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: if it is not UTF-8; names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
+
+
 def read_list(path: str | Path, whole_lines: bool = False) -> list[str]:
     """Image names of a list file, one per line.
 
@@ -50,7 +64,7 @@ def read_list(path: str | Path, whole_lines: bool = False) -> list[str]:
             f"list {path} is missing; lists in that folder: {', '.join(there) or 'none'} (docs/data.md)"
         )
     names = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_utf8(path).splitlines():
         words = [line.strip()] if whole_lines else line.split()
         if words and words[0]:
             names.append(
@@ -87,7 +101,7 @@ def read_class_names(
                 f"class names {path} are missing: write one name per line, or correct "
                 "data.options.class_names"
             )
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in read_utf8(path).splitlines() if line.strip()]
     else:
         names = [str(name) for name in source]
     if not names or names[0] != "background":
@@ -138,10 +152,10 @@ def tag_words(path: str | Path, class_names: Sequence[str] = ()) -> Iterable[tup
         raise FileNotFoundError(
             f"tags file {path} is missing (docs/data.md says how to make it), or data.options.tags is wrong"
         )
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json":
+    text = read_utf8(path)
+    if path.suffix.lower() == ".json":
         return _json_tags(path, text)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _csv_tags(path, text, set(class_names))
     entries = enumerate((line.split() for line in text.splitlines()), start=1)
     return [(strip_suffix(words[0]), words[1:], f"{path}, line {line}") for line, words in entries if words]

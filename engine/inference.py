@@ -7,6 +7,7 @@ image.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +160,7 @@ def multi_scale_segment(
     merged: Tensor | None = None
     # Merged as they come: memory holds two maps of logits, however many scales there are.
     for scale in scales:
-        scaled = resize(base, (int(scale * h), int(scale * w)))
+        scaled = resize(base, (max(int(scale * h), 1), max(int(scale * w), 1)))
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         logits = resize(method.segment(views).float(), output_size)
         if flip:
@@ -227,15 +228,19 @@ def image_split(path: str | Path, class_names: Sequence[str]) -> Split:
     """
     path = Path(path).expanduser()
     files = (
-        sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        sorted(
+            p
+            for p in path.iterdir()
+            if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.name.startswith(".")
+        )
+        if path.is_dir()
+        else [path]
     )
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path} is no image, or a folder without any ({', '.join(IMAGE_SUFFIXES)})")
-    stems = [file.stem for file in files]
+    stems = Counter(file.stem for file in files)
     # Two files may differ in their suffix only; then the whole file name is the name.
-    records = [
-        Record(f.stem if stems.count(f.stem) == 1 else f.name, f.absolute(), None, None) for f in files
-    ]
+    records = [Record(f.stem if stems[f.stem] == 1 else f.name, f.absolute(), None, None) for f in files]
     return Split(path.stem or "photos", tuple(class_names), tuple(records))
 
 

@@ -191,7 +191,10 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             work,
             text="segment",
             num_workers=options.num_workers,
-            finished=lambda record: label_path(out, record.name).is_file(),
+            finished=lambda record: (
+                label_path(out, record.name).is_file()
+                and (not overlay or (out / "overlay" / f"{record.name}.jpg").is_file())
+            ),
             revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
         )
     scores = matrix.reduce().scores()
@@ -287,6 +290,12 @@ def protocol_id(kind: str, split: str, scales: list[float], flip: bool, crf: str
     return f"{kind}/{split}/{scale}" + ("+flip" if flip else "") + (f"+{crf}" if crf else "")
 
 
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"--{name} is at least 1, not {value}")
+    return value
+
+
 def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, Any]:
     """The ``infer`` section with what the command line says instead."""
     config = loaded.cfg.infer
@@ -304,7 +313,7 @@ def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, An
         "merge_flips": choose("merge_flips"),
         "merge_scales": choose("merge_scales"),
         "crf": None if crf == "none" else crf,
-        "max_side": options.max_side,
+        "max_side": _positive("max_side", options.max_side),
     }
 
 

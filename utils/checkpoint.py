@@ -42,7 +42,8 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
+        folder = path if path.is_dir() else path.parent
+        near = sorted(str(p) for p in folder.glob("*.pth")) if folder.is_dir() else []
         raise FileNotFoundError(
             f"there is no checkpoint {path}" + (f"; found there: {', '.join(near)}" if near else "")
         )
@@ -55,14 +56,20 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error):
+            raise ValueError(f"{path} is damaged or not a checkpoint") from error
         raise ValueError(
             f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run "
             f"code); save its state dict alone with torch.save and use that file. {_unsupported(error)}"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or ["it is empty or cut off"])[0]
+        raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a mapping of names to weights")
+    return state
 
 
 def _unsupported(error: Exception) -> str:

@@ -28,7 +28,10 @@ def run_main(main: Callable[[], object]) -> None:
         if os.environ.get("TRACEBACK"):
             raise
         # str(KeyError) is the repr of its message: line breaks and quotes would be escaped.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        # A loader's worker hands its whole traceback on; what the user needs is its last line.
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
         print(f"{type(error).__name__}: {message}", file=sys.stderr)
         print("(TRACEBACK=1 in the environment shows where)", file=sys.stderr)
         sys.exit(2)

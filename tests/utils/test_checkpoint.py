@@ -53,3 +53,14 @@ def test_first_matching_rule_renames():
         "backbone.x",
         "y",
     }
+
+
+def test_other_contents_are_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds a Tensor, not a mapping"):
+        load_checkpoint(tmp_path / "tensor.pth")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    for name in ("empty", "text"):
+        with pytest.raises(ValueError, match=f"{name}.pth is damaged or not a checkpoint"):
+            load_checkpoint(tmp_path / f"{name}.pth")

@@ -1,4 +1,4 @@
-"""tools/benchmark.py measures what it says: every method answers, in a process of its own; no time is asserted."""
+"""tools/benchmark.py: every method answers, in a process of its own; no time is asserted."""
 
 import json
 

@@ -1,7 +1,7 @@
 """Measure parts of the project against each other and against the compiled originals.
 
-    python tools/benchmark.py crf --labels 21 --threads 1 2 --original_python
-    ~/venv_with_pydensecrf2/bin/python python tools/benchmark.py energy --threads 1 2
+    python tools/benchmark.py crf --labels 21 --threads 1 2 --original_python ~/venv_with_pydensecrf2/bin/python
+    python tools/benchmark.py energy --threads 1 2
 
 Every measurement runs in a process of its own; the methods take turns, so that a change of the machine's load
 meets all of them. The table holds medians over the rounds, and the ratio to the original is the median of the

@@ -1,7 +1,7 @@
 """Refine a folder of CAMs or probabilities by DenseCRF to label images.
 
-    python tools/crf.py --input logs/run/cam --images data/VOC2012/JPEGImages --recipe irn --out
-    logs/run/seeds python tools/crf.py --input probs --images photos --recipe probs --preset toco --out labels
+    python tools/crf.py --input logs/run/cam --images photos --recipe irn --out logs/run/seeds
+    python tools/crf.py --input probs --images photos --recipe probs --preset toco --out labels
 
 ``--input`` holds CAM files of tools/infer_cam.py, or files <name>.npz with ``probs`` (K, h, w) and, if
 channel k is not class k, ``class_ids`` (K,). Maps smaller than the image are enlarged. Run again, it skips

@@ -24,7 +24,15 @@ from datasets.base import Sample, WeakSegDataset
 from engine.evaluator import provenance, resize
 from engine.inference import for_each_image, load_method
 from tools.evaluate import CamSweep
-from tools.options import complete, data_overrides, find_split, output_folder, parse, short_name
+from tools.options import (
+    checkpoint_parser,
+    complete,
+    data_overrides,
+    find_split,
+    output_folder,
+    parse,
+    short_name,
+)
 from utils.artifacts import CamFile, cam_path, claim_folder, load_cam, save_cam
 from utils.cli import run_main
 from utils.distributed import barrier, init_process_group, is_main
@@ -34,23 +42,7 @@ from utils.precision import autocast
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="further arguments: key=value changes of the checkpoint's config",
-    )
-    p.add_argument(
-        "--model_path",
-        required=True,
-        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
-    )
-    p.add_argument(
-        "--infer",
-        "--infer_set",
-        dest="infer",
-        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
-    )
-    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    p = checkpoint_parser(__doc__)
     p.add_argument(
         "--size", help="native, or side of the square that images are resized to; default: eval.size"
     )

@@ -30,6 +30,7 @@ from engine.inference import LoadedMethod, for_each_image, is_photo, load_method
 from engine.worker_pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF
 from tools.options import (
+    checkpoint_parser,
     complete,
     count_pixels,
     data_overrides,
@@ -54,23 +55,7 @@ Refine = Callable[[Tensor, Tensor], Tensor]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="further arguments: key=value changes of the checkpoint's config",
-    )
-    p.add_argument(
-        "--model_path",
-        required=True,
-        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
-    )
-    p.add_argument(
-        "--infer",
-        "--infer_set",
-        dest="infer",
-        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
-    )
-    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    p = checkpoint_parser(__doc__)
     p.add_argument(
         "--size", help="native, or side of the square that images are resized to; default: infer.size"
     )

@@ -24,6 +24,28 @@ from utils.metrics import IGNORE_INDEX, ConfusionMatrix
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
+def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every tool takes that runs a checkpoint over images."""
+    p = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="further arguments: key=value changes of the checkpoint's config",
+    )
+    p.add_argument(
+        "--model_path",
+        required=True,
+        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
+    )
+    p.add_argument(
+        "--infer",
+        "--infer_set",
+        dest="infer",
+        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
+    )
+    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    return p
+
+
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Flags and ``key=value`` overrides in any order, as a mapping; the latter under ``overrides``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

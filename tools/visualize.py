@@ -1,9 +1,8 @@
 """Sheets for the eye: image, truth, CAM, auxiliary CAM, pseudo label and prediction side by side, classes by
 colour.
 
-    python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12 --out
-    logs/my_run/sheets python tools/visualize.py --model_path logs/my_run/last.pth --names
-    2007_000033,2007_000061 --labels crf:logs/my_run/crf
+    python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12 --out sheets
+    python tools/visualize.py --model_path logs/my_run/last.pth --names 2007_000033,2007_000061 --labels crf:crf
 
 What is not there (masks, a decoder, tags) is left out. CAMs are those of the image's tags; each pixel has the
 colour of its strongest class, as strong as the activation.
@@ -28,7 +27,7 @@ from datasets.base import Record, Split, WeakSegDataset
 from engine.evaluator import resize
 from engine.inference import LoadedMethod, load_method
 from methods.base import Prediction
-from tools.options import complete, data_overrides, find_split, has_mask, parse
+from tools.options import checkpoint_parser, complete, data_overrides, find_split, has_mask, parse
 from utils.artifacts import label_path
 from utils.cam import present_classes
 from utils.cli import run_main
@@ -52,23 +51,7 @@ LEGEND_SHARE = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="further arguments: key=value changes of the checkpoint's config",
-    )
-    p.add_argument(
-        "--model_path",
-        required=True,
-        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
-    )
-    p.add_argument(
-        "--infer",
-        "--infer_set",
-        dest="infer",
-        help="split, list file (.txt), photo, or folder of photos; default: data.val_set",
-    )
-    p.add_argument("--data_root", help="folder of the data set; default: that of the checkpoint's config")
+    p = checkpoint_parser(__doc__)
     p.add_argument(
         "--names",
         help="images to show, separated by commas; default: --count of them, evenly spread over the split",

@@ -1,6 +1,6 @@
 """Measure parts of the project against each other and against the compiled originals.
 
-    python tools/benchmark.py crf --labels 21 --threads 1 2 --original_python ~/venv_with_pydensecrf2/bin/python
+    python tools/benchmark.py crf --labels 21 --threads 1 2 --original_python ~/venv/bin/python
     python tools/benchmark.py energy --threads 1 2
 
 Every measurement runs in a process of its own; the methods take turns, so that a change of the machine's load

@@ -2,7 +2,7 @@
 colour.
 
     python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12 --out sheets
-    python tools/visualize.py --model_path logs/my_run/last.pth --names 2007_000033,2007_000061 --labels crf:crf
+    python tools/visualize.py --model_path logs/my_run/last.pth --names 2007_000033 --labels crf:crf
 
 What is not there (masks, a decoder, tags) is left out. CAMs are those of the image's tags; each pixel has the
 colour of its strongest class, as strong as the activation.

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of the ViT single-stage family: AdamW, linear warm-up, polynomial
+"""Optimisers (AdamW for the ViT family, SGD for the CNN ones) and their schedule: linear warm-up, polynomial
 decay.
 """
 
@@ -8,31 +8,51 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
+
+from utils.build import suggest
+
+OPTIMIZERS = ("adamw", "sgd")
 
 
 def build_optimizer(
     groups: Iterable[Mapping[str, Any]],
     *,
+    name: str = "adamw",
     lr: float,
     weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> AdamW:
-    """AdamW over a method's parameter groups; each group learns at ``lr * lr_scale``.
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+) -> Optimizer:
+    """The optimiser of a method's parameter groups; each group learns at ``lr * lr_scale``.
 
     Args:
-        groups: mappings with ``name``, ``params`` and ``lr_scale``. Frozen parameters are left out: they get
-            neither update nor decay.
-        weight_decay: applied to every parameter, norms and biases included, as the published programs do.
+        groups: mappings with ``name``, ``params``, ``lr_scale`` and, where it is not 1, ``decay_scale`` (of
+            the weight decay). Frozen parameters are left out: they get neither update nor decay.
+        name: ``adamw`` or ``sgd``.
+        weight_decay: applied to every parameter whose group does not scale it, norms and biases included, as
+            the published ViT programs do.
+        betas, eps: of AdamW.
+        momentum: of SGD, without dampening and not Nesterov's.
+
+    Raises:
+        ValueError: for another name.
     """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"there is no optimiser '{name}'{suggest(name, OPTIMIZERS)}")
     chosen = []
     for group in groups:
         params = [p for p in group["params"] if p.requires_grad]
         if params:
             base = lr * group["lr_scale"]
-            chosen.append({"name": group["name"], "params": params, "lr": base, "base_lr": base})
+            decay = weight_decay * group.get("decay_scale", 1.0)
+            chosen.append(
+                {"name": group["name"], "params": params, "lr": base, "base_lr": base, "weight_decay": decay}
+            )
     on_gpu = all(p.is_cuda for group in chosen for p in group["params"])
+    if name == "sgd":
+        return SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=on_gpu)
     return AdamW(chosen, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=on_gpu)
 
 

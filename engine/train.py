@@ -70,10 +70,12 @@ def run(cfg: DictConfig) -> Path:
         method,
         build_optimizer(
             method.parameter_groups(),
+            name=cfg.optim.name,
             lr=cfg.optim.lr,
             weight_decay=cfg.optim.weight_decay,
             betas=tuple(cfg.optim.betas),
             eps=cfg.optim.eps,
+            momentum=cfg.optim.momentum,
         ),
         _batches(cfg, dataset, device),
         TrainOptions(
@@ -87,6 +89,7 @@ def run(cfg: DictConfig) -> Path:
             warmup_steps=cfg.optim.warmup_steps,
             warmup_ratio=cfg.optim.warmup_ratio,
             power=cfg.optim.power,
+            decay_steps=cfg.optim.decay_steps or cfg.train.steps,
         ),
         work_dir,
         device,

@@ -44,6 +44,7 @@ class TrainOptions:
     warmup_steps: int
     warmup_ratio: float
     power: float
+    decay_steps: int
 
 
 class Trainer:
@@ -188,7 +189,7 @@ class Trainer:
             self.optimizer,
             poly_warmup_factor(
                 self.step,
-                steps=options.steps,
+                steps=options.decay_steps,
                 warmup_steps=options.warmup_steps,
                 warmup_ratio=options.warmup_ratio,
                 power=options.power,

@@ -1,5 +1,6 @@
 """The published learning-rate schedule and optimiser."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -63,3 +64,39 @@ def test_frozen_parameters_are_left_out():
         eps=1e-8,
     )
     assert [(g["name"], len(g["params"]), g["base_lr"]) for g in optimizer.param_groups] == [("b", 1, 1.0)]
+
+
+def test_sgd_with_polynomial_rate_matches_reference_values(golden):
+    """IRN, PSA and SEAM: no warm-up, the last rate stays, and the momentum is as small as the decay."""
+    case = golden("ms_poly_sgd")
+    inputs, last = case.meta["inputs"], int(case.meta["max_step"])
+    w0, w1 = (nn.Parameter(case.arr(inputs[k]["name"], inputs[k]["shape"]).clone()) for k in ("w0", "w1"))
+    decay = case.meta["weight_decay"][0]
+    optimizer = build_optimizer(
+        [
+            {"name": "old", "params": [w0], "lr_scale": 1.0},
+            {"name": "new", "params": [w1], "lr_scale": 10.0, "decay_scale": 0.0},
+        ],
+        name="sgd",
+        lr=case.meta["lr"],
+        weight_decay=decay,
+        momentum=decay,
+    )
+    for step, (rates, first, second) in enumerate(zip(case["lrs"], case["w0_traj"], case["w1_traj"])):
+        set_learning_rate(
+            optimizer, poly_warmup_factor(step, steps=last, warmup_steps=0, warmup_ratio=1.0, power=0.9)
+        )
+        torch.testing.assert_close(
+            torch.tensor([g["lr"] for g in optimizer.param_groups]), rates.float(), rtol=1e-6, atol=0
+        )
+        optimizer.zero_grad()
+        (0.5 * w0.square().sum() + 0.1 * w1.square().sum()).backward()
+        optimizer.step()
+        torch.testing.assert_close(w0.detach(), first, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(w1.detach(), second, rtol=1e-6, atol=1e-6)
+
+
+def test_an_unknown_optimiser_is_refused():
+    group = {"name": "all", "params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0}
+    with pytest.raises(ValueError, match="no optimiser 'adam'.*did you mean 'adamw'"):
+        build_optimizer([group], name="adam", lr=0.1, weight_decay=0.0)

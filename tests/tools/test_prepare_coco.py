@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from datasets.coco import CLASS_NAMES, coco_split
-from tools.prepare_coco import run
-from utils.image import read_mask
+from tools.prepare_coco import CATEGORY_IDS, UNUSED_IDS, numbering, run
+from utils.artifacts import read_json
+from utils.image import read_mask, write_mask
 
 
 def box(x, y, width, height):
@@ -14,11 +15,14 @@ def box(x, y, width, height):
 
 @pytest.fixture
 def coco(tmp_path):
-    """One train image with a person (id 1) before a toothbrush (id 90) that overlaps, one without anything;
-    one val image."""
-    ids = [k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-    categories = [{"id": k, "name": name} for k, name in zip(ids, CLASS_NAMES[1:], strict=True)]
-    objects = {"train": [(1, box(0, 0, 4, 4)), (90, box(2, 2, 6, 6))], "val": [(63, box(0, 0, 3, 3))]}
+    """One train image with a person (id 1) before a smaller, overlapping toothbrush (id 90) and a crowd of
+    sheep (id 20) below both, one image without anything; one val image."""
+    categories = [{"id": k, "name": name} for k, name in zip(CATEGORY_IDS, CLASS_NAMES[1:], strict=True)]
+    crowd = {"counts": [0, 120], "size": [10, 12]}  # all of the image
+    objects = {
+        "train": [(1, box(0, 0, 6, 6), 36, 0), (20, crowd, 120, 1), (90, box(4, 4, 4, 4), 16, 0)],
+        "val": [(63, box(0, 0, 3, 3), 9, 0)],
+    }
     for part, entries in objects.items():
         images = [
             {"id": k, "file_name": f"COCO_{part}2014_{k:012d}.jpg", "height": 10, "width": 12} for k in (7, 8)
@@ -29,11 +33,11 @@ def coco(tmp_path):
                 "image_id": 7,
                 "category_id": category,
                 "segmentation": polygon,
-                "iscrowd": 0,
-                "area": 1,
+                "iscrowd": iscrowd,
+                "area": area,
                 "bbox": [0, 0, 1, 1],
             }
-            for k, (category, polygon) in enumerate(entries, start=1)
+            for k, (category, polygon, area, iscrowd) in enumerate(entries, start=1)
         ]
         file = tmp_path / "annotations" / f"instances_{part}2014.json"
         file.parent.mkdir(exist_ok=True)
@@ -46,12 +50,54 @@ def coco(tmp_path):
 def test_masks_tags_and_lists(coco):
     assert run({"root": coco, "any_counts": True}) == {"train": 1, "val": 1, "val_part": 1}
     record = coco_split(coco, "train").records[0]
-    assert record.name == "COCO_train2014_000000000007" and record.tags == (1, 80)
+    sheep = CLASS_NAMES.index("sheep")
+    assert record.name == "COCO_train2014_000000000007" and record.tags == (1, sheep, 80)
     mask = read_mask(record.mask)
-    assert mask.shape == (10, 12) and set(np.unique(mask)) == {0, 1, 80}
-    assert (mask[2:4, 2:4] == 1).all(), "the first annotation wins"
-    assert (mask[5:8, 5:8] == 80).all()
+    assert mask.shape == (10, 12) and set(np.unique(mask)) == {1, 80, 255}
+    assert (mask[4:6, 4:6] == 1).all(), "the first instance stays"
+    assert (mask[6:8, 6:8] == 80).all() and (mask[9] == 255).all(), "a crowd shows what instances leave free"
     assert coco_split(coco, "val_part").records[0].tags == (CLASS_NAMES.index("couch"),)
+
+
+def test_the_rule_of_the_masks_can_be_chosen_and_is_recorded(coco):
+    run({"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
+    mask = read_mask(coco_split(coco, "train").records[0].mask)
+    assert (mask[4:6, 4:6] == 80).all() and (mask[9] == CLASS_NAMES.index("sheep")).all()
+    first = read_json(coco / "masks.json")
+    assert first["rule"] == {"overlap": "smallest", "crowd": "class"}
+    run({"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
+    assert read_json(coco / "masks.json") == first, "the same masks have the same checksum"
+    with pytest.raises(ValueError, match="made by another rule"):
+        run({"root": coco, "any_counts": True})
+
+
+@pytest.mark.parametrize("layout", ["{part}2014/{name}.png", "{part}/{number}.png"])
+@pytest.mark.parametrize("ids", ["classes", "categories"])
+def test_masks_in_circulation_are_recognised(coco, tmp_path, layout, ids):
+    """Both layouts and both numberings end as the 80 classes without gaps."""
+    values = np.array([0, *range(1, 81)] if ids == "classes" else [0, *CATEGORY_IDS], dtype=np.uint8)
+    grid = np.concatenate([values, np.full(39, 255, dtype=np.uint8)]).reshape(10, 12)
+    for part in ("train", "val"):
+        name = f"COCO_{part}2014_{7:012d}"
+        write_mask(tmp_path / "other" / layout.format(part=part, name=name, number=f"{7:012d}"), grid)
+    run({"root": coco, "any_counts": True, "masks": tmp_path / "other"})
+    record = coco_split(coco, "train").records[0]
+    assert read_mask(record.mask).ravel().tolist() == [*range(81), *[255] * 39]
+    assert record.tags == tuple(range(1, 81))
+
+
+def test_a_numbering_that_is_not_clear_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="fit both numberings"):
+        numbering([0, 1, 2, 255], tmp_path)
+    with pytest.raises(ValueError, match="fit neither"):
+        numbering([UNUSED_IDS[0], 85], tmp_path)
+    with pytest.raises(ValueError, match="fit neither"):
+        numbering([120], tmp_path)
+
+
+def test_a_missing_foreign_mask_is_named(coco, tmp_path):
+    with pytest.raises(FileNotFoundError, match="1 of 1 masks of train2014.*COCO_train2014_000000000007"):
+        run({"root": coco, "any_counts": True, "masks": tmp_path})
 
 
 def test_counts_and_files_are_checked(coco):

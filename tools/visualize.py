@@ -1,5 +1,5 @@
 """Sheets for the eye: image, truth, CAM, auxiliary CAM, pseudo label and prediction side by side, classes by
-colour.
+colour; for SeCo also the local crops that it decomposes the image into, with their category tags.
 
     python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12 --out sheets
     python tools/visualize.py --model_path logs/my_run/last.pth --names 2007_000033 --labels crf:crf
@@ -29,10 +29,11 @@ from engine.inference import LoadedMethod, load_method
 from methods.base import Prediction
 from tools.options import checkpoint_parser, complete, data_overrides, find_split, has_mask, parse
 from utils.artifacts import label_path
-from utils.cam import present_classes
+from utils.cam import PresentClasses, present_classes
 from utils.cli import run_main
+from utils.crops import cut
 from utils.distributed import init_process_group
-from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
+from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, tagged_tiles, write_picture
 from utils.image import normalize, read_mask
 
 TITLES = {
@@ -42,6 +43,7 @@ TITLES = {
     "aux_cam": "auxiliary CAM",
     "pseudo_label": "pseudo label",
     "seg": "prediction",
+    "crops": "crops and their tags",
 }
 
 LEGEND_SHARE = (
@@ -146,8 +148,13 @@ def panels_of(
         )[0, 0]
         panels["pseudo_label"] = label_overlay(photo, label.to(torch.uint8).cpu().numpy())
         classes |= set(pseudo.unique().tolist()) - {0}
+    tiles = _crops(loaded, image_rgb, image, out, tags)
+    if tiles is not None:
+        panels["crops"] = tiles
     if out.seg_logits is not None:
-        label = resize(out.seg_logits.float(), (height, width)).argmax(1)[0].to(torch.uint8)
+        scores = resize(out.seg_logits.float(), (height, width))
+        scores = loaded.method.finish_scores(scores, out.class_logits[:, None].float())
+        label = scores.argmax(1)[0].to(torch.uint8)
         panels["seg"] = label_overlay(photo, label.cpu().numpy())
         shares = torch.bincount(label.flatten().long(), minlength=loaded.method.num_classes) / label.numel()
         classes |= set((shares >= LEGEND_SHARE).nonzero()[:, 0].tolist()) - {0}
@@ -159,13 +166,38 @@ def _pseudo_label(loaded: LoadedMethod, image: Tensor, out: Prediction, tags: Se
     method = loaded.method
     if not hasattr(method, "pseudo_label") or out.seg_logits is None:
         return None
-    source = method.label_source(loaded.step or 0) if hasattr(method, "label_source") else "cam"
-    cam = getattr(out, source)
-    class_label = image.new_zeros(1, method.num_classes - 1)
+    cam, present = _supervision(loaded, out, tags, "label_source")
+    whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]], device=image.device)
+    return method.pseudo_label(image, cam, present, whole)
+
+
+def _crops(
+    loaded: LoadedMethod, image_rgb: Tensor, image: Tensor, out: Prediction, tags: Sequence[int]
+) -> np.ndarray | None:
+    """The image and its local crops as a training step would take and tag them; None for other methods."""
+    method = loaded.method
+    if not hasattr(method, "decompose"):
+        return None
+    cam, present = _supervision(loaded, out, tags, "tag_source")
+    whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]], device=image.device)
+    positions, crop_tags = method.decompose({"valid_box": whole, "sample_seed": torch.zeros(1)}, cam, present)
+    square = resize(image_rgb[None].float(), image.shape[2:]).round().to(torch.uint8)
+    parts = cut(square, positions, method.local_crop_size)[:, 0]  # (V, 3, s, s)
+    pictures = [part.permute(1, 2, 0).cpu().numpy() for part in (square[0], *parts)]
+    names = {-1: "mixed", **dict(enumerate(loaded.class_names))}
+    shown = crop_tags[0, 1:].tolist()  # one of the two equal tags of the whole image, then the crops'
+    return tagged_tiles(pictures, [(tag, names[tag]) for tag in shown])
+
+
+def _supervision(
+    loaded: LoadedMethod, out: Prediction, tags: Sequence[int], source: str
+) -> tuple[Tensor, PresentClasses]:
+    """The CAMs (1, P, S, S) that the schedule ``source`` of a method names at the checkpoint's step."""
+    cam = getattr(out, getattr(loaded.method, source)(loaded.step or 0))
+    class_label = cam.new_zeros(1, loaded.method.num_classes - 1)
     class_label[0, [k - 1 for k in tags]] = 1
     present = present_classes(class_label)
-    whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]], device=image.device)
-    return method.pseudo_label(image, present.select(cam), present, whole)
+    return present.select(cam), present
 
 
 def _chosen(split: Split, names: str | None, count: int) -> list[int]:

@@ -64,6 +64,32 @@ def cam_overlay(image_rgb: np.ndarray, cam: np.ndarray, class_ids: Sequence[int]
     return ((1 - strength) * grey + strength * colours).round().astype(np.uint8)
 
 
+def tagged_tiles(
+    pictures: Sequence[np.ndarray], tags: Sequence[tuple[int, str]], side: int = 96
+) -> np.ndarray:
+    """Small pictures in rows of four, each in a frame of its tag's colour, with the tag's name below.
+
+    Args:
+        pictures: scaled to squares of ``side`` pixels.
+        tags: class id and name; id 0 is drawn white, and a negative one, which is no single class, grey.
+    """
+    columns, frame, line = 4, 5, TEXT_SIZE + 4
+    font = ImageFont.load_default(TEXT_SIZE)
+    width, height = side + 2 * frame + MARGIN, side + 2 * frame + line
+    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (picture, (tag, name)) in enumerate(zip(pictures, tags, strict=True)):
+        x, y = i % columns * width, i // columns * height
+        colour = "white" if tag == 0 else IGNORE_COLOUR if tag < 0 else tuple(int(v) for v in PALETTE[tag])
+        draw.rectangle((x, y, x + side + 2 * frame - 1, y + side + 2 * frame - 1), colour)
+        tile = Image.fromarray(np.ascontiguousarray(picture)).resize((side, side), Image.Resampling.BILINEAR)
+        canvas.paste(tile, (x + frame, y + frame))
+        while draw.textlength(name, font) > width - 2 and len(name) > 3:
+            name = name[:-2].rstrip(".") + "."
+        draw.text((x + frame, y + side + 2 * frame), name, "black", font)
+    return np.asarray(canvas)
+
+
 def sheet(
     rows: Sequence[SheetRow], titles: Sequence[str], class_names: Sequence[str], *, width: int = 220
 ) -> Image.Image:

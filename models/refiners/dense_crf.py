@@ -6,6 +6,7 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -216,13 +217,14 @@ class DenseCRF:
         # Messages of an attractive Potts model are not negative, and their sum over labels does not depend on
         # q.
         bounded = self._is_potts and min(self.gaussian_compat, self.bilateral_compat) >= 0  # type: ignore[type-var]
+        logits = torch.empty_like(q)
         for step in range(self.steps if kernels else 0):
-            logits = kernels[0].message(q)
-            for kernel in kernels[1:]:
-                logits += kernel.message(q)
+            logits.zero_()
+            for kernel in kernels:
+                kernel.add_message_(logits, q)
             if step == 0 and bounded:
                 bounded = bool(columns.sum(logits).amax() < 80)  # exp(88) is the end of float32
-            q = columns.softmax_(logits.sub_(unary), bounded)
+            logits, q = q, columns.softmax_(logits.sub_(unary), bounded)
         result = columns.expand(q.view(batch, -1, q.shape[1]))  # (B, L, N)
         return [part.unflatten(2, (height, width)) for part in result.split(sizes, dim=1)]
 
@@ -337,16 +339,38 @@ def merge_confident_labels(foreground_run: Tensor, background_run: Tensor, ignor
     return torch.where((foreground_run == 0) & (background_run == 0), 0, merged)
 
 
+# The C library serves large requests with fresh pages every time, and touching those takes longer than the
+# filter.
+BLOCK_BYTES = 12 * 2**20
+
+
 class _Kernel(NamedTuple):
     """One pairwise kernel: its normalised lattice, and costs (L, L) between labels unless they are Potts."""
 
     lattice: PermutohedralLattice
     costs: Tensor | None
 
-    def message(self, q: Tensor) -> Tensor:
-        """(B*N, C) -> (B*N, C)."""
-        message = self.lattice.slice(self.lattice.blur(self.lattice.splat(q)))
-        return message if self.costs is None else message @ -self.costs
+    def add_message_(self, total: Tensor, q: Tensor) -> None:
+        """Add the message to every label to ``total``; both (B*N, C)."""
+        for block in self.column_blocks(q):
+            part = q[:, block].contiguous()
+            message = self.lattice.slice(self.lattice.blur(self.lattice.splat(part)))
+            if self.costs is None:
+                total[:, block] += message
+            else:
+                total.addmm_(message, self.costs[block], alpha=-1)
+
+    def column_blocks(self, q: Tensor) -> list[slice]:
+        """Columns that are filtered together: on a CPU a tensor of the filter takes up to ``BLOCK_BYTES``.
+
+        A kernel of one pixel has more lattice points than the image has pixels.
+        """
+        columns = q.shape[1]
+        rows = max(len(q), self.lattice.num_points + 1)
+        most = max(1, BLOCK_BYTES // (4 * rows)) if q.device.type == "cpu" else columns
+        count = -(-columns // most)
+        edges = [columns * k // count for k in range(count + 1)]
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 @lru_cache(maxsize=4)

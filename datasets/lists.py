@@ -13,7 +13,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from utils.artifacts import write_atomic
+from utils.npy_dictionary import read_npy_dictionary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 IGNORE_INDEX = 255
@@ -121,8 +124,9 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     """Read image tags: image name -> class ids in ascending order, () for an image without objects.
 
     By suffix of the file: ``.csv`` (``name,tags`` with a header or without; tags separated by ``;``, or by
-    spaces where the file has no ``;``), ``.json`` (``{name: [tag, ...]}``), anything else is text (``name tag
-    tag ...`` per line). Image names may carry a suffix such as ``.jpg``; it is dropped.
+    spaces where the file has no ``;``), ``.json`` (``{name: [tag, ...]}``), ``.npy`` (the dictionary name ->
+    multi-hot vector over the foreground classes of other programs), anything else is text (``name tag tag
+    ...`` per line). Image names may carry a suffix such as ``.jpg``; it is dropped.
 
     Args:
         path: the file.
@@ -152,6 +156,8 @@ def tag_words(path: str | Path, class_names: Sequence[str] = ()) -> Iterable[tup
         raise FileNotFoundError(
             f"tags file {path} is missing (docs/data.md says how to make it), or data.options.tags is wrong"
         )
+    if path.suffix.lower() == ".npy":
+        return _npy_tags(path, class_names)
     text = read_utf8(path)
     if path.suffix.lower() == ".json":
         return _json_tags(path, text)
@@ -171,6 +177,19 @@ def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
         [name, ";".join(words) + (";" if len(words) == 1 else "")] for name, words in tags.items()
     )
     write_atomic(Path(path), text.getvalue().encode())
+
+
+def _npy_tags(path: Path, class_names: Sequence[str]) -> list[tuple[str, list[str], str]]:
+    entries = []
+    for name, vector in read_npy_dictionary(path).items():
+        name = str(name)
+        if name.isdigit() and len(name) == 10:  # 2007000032, how IRN writes VOC's 2007_000032
+            name = f"{name[:4]}_{name[4:]}"
+        where, present = f"{path}, '{name}'", np.asarray(vector).ravel()
+        if len(present) != len(class_names) - 1:
+            raise ValueError(f"{where}: {len(present)} values, but there are {len(class_names) - 1} classes")
+        entries.append((name, [class_names[k + 1] for k in np.flatnonzero(present > 0)], where))
+    return entries
 
 
 def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, list[str], str]]:

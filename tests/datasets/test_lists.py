@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from datasets.lists import (
@@ -114,3 +115,17 @@ def test_missing_files_are_counted_and_the_first_is_named(tmp_path):
         FileNotFoundError, match=r"2 of 3 masks of split 'x' are missing, first .*b\.png; do this"
     ):
         require_files([tmp_path / f"{n}.png" for n in "abc"], "masks of split 'x'", "do this")
+
+
+def test_tags_of_other_programs_are_read(tmp_path):
+    """The .npy dictionaries of ToCo and IRN: string or number keys, a multi-hot vector for each image."""
+    names = ("background", "cat", "dog")
+    vectors = {"2007_000032": [0, 1], np.int32(2007000033): [1, 1], "COCO_train2014_000000000009": [0, 0]}
+    np.save(tmp_path / "tags.npy", {key: np.array(v, dtype=np.float32) for key, v in vectors.items()})
+    assert read_tags(tmp_path / "tags.npy", names) == {
+        "2007_000032": (2,),
+        "2007_000033": (1, 2),
+        "COCO_train2014_000000000009": (),
+    }
+    with pytest.raises(ValueError, match="2 values, but there are 3 classes"):
+        read_tags(tmp_path / "tags.npy", (*names, "cow"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train with one process per device:
 #   bash run_train.sh SCRIPT [GPUS] [PORT] [DEVICES] [RUN_NAME] [key=value ...]
-#   bash run_train.sh scripts/train_voc.py 4 29501 0,1,2,3 my_run config=configs/toco/voc.yaml
+#   bash run_train.sh scripts/train_voc.py 4 29501 0,1,2,3 my_run config=configs/seco/voc.yaml
 #   bash run_train.sh scripts/train_voc.py 2 29501 cpu        # two processes on the CPU (gloo)
 # Several nodes: set NNODES, NODE_RANK and MASTER_ADDR as for torchrun (docs/training.md).
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""Train on images of your own:  python scripts/train_custom.py config=configs/toco/custom.yaml
+"""Train on images of your own:  python scripts/train_custom.py config=configs/seco/custom.yaml
 train.steps=100
 """
 
@@ -10,4 +10,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.launch import main
 
 if __name__ == "__main__":
-    main(default_config="configs/toco/custom.yaml", doc=__doc__)
+    main(default_config="configs/seco/custom.yaml", doc=__doc__)

@@ -1,10 +1,17 @@
-"""Turn a checkpoint of the authors' ToCo, MCC or SeCo program into one of ours, listing unmatched keys.
+"""Turn a checkpoint of the authors' programs into one of ours, listing unmatched keys.
 
     python tools/convert_weights.py --model_path toco_vit_base.pth --out weights/toco_vit_base.pth
 
 Inference tools read published checkpoints as they are; conversion is for going on from them: with
 ``method.target=methods.toco.ToCo`` the projection heads, which only training needs, are kept too. An
 ``--out`` that ends in ``.safetensors`` gets the weights alone, under our names.
+
+The ImageNet weights of ResNet-38d exist as a file of MXNet, which need not be installed to convert it:
+
+    python tools/convert_weights.py --model_path resnet38d.params --out weights/resnet38d.safetensors
+
+Its name there is ``ilsvrc-cls_rna-a1_cls1000_ep-0001.params``. ``method.backbone.pretrained`` takes the
+result, and the same weights in the ``.pth`` file that went around with the published methods too.
 """
 
 from __future__ import annotations
@@ -17,13 +24,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engine.inference import load_method
+from models.backbones import create_backbone, pretrained_weights
+from models.backbones.resnet38d import MXNET_CLASSIFIER, MXNET_NAMES
 from tools.options import complete, parse
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import rename_keys, save_checkpoint
 from utils.cli import run_main
 from utils.config import to_plain
+from utils.mxnet_params import load_mxnet_params
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="further arguments: key=value changes of the config that is stored with the weights",
     )
     p.add_argument(
-        "--model_path", required=True, help="checkpoint of the authors' program (.pth, .safetensors)"
+        "--model_path",
+        required=True,
+        help="checkpoint of the authors' program (.pth, .safetensors), or MXNet's ResNet-38d (.params)",
     )
     p.add_argument(
         "--out", required=True, help="file to write: .pth (a checkpoint) or .safetensors (weights alone)"
@@ -46,7 +60,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     """Convert one file and return the path of the new one.
 
     Raises:
-        ValueError: the file is of no known program, or ``--out`` has another suffix.
+        ValueError: the file is of no known program, or ``--out`` or an override does not go with it.
         FileExistsError: ``--out`` exists.
     """
     options = complete(parser(), cfg)
@@ -55,6 +69,10 @@ def run(cfg: Mapping[str, Any]) -> Path:
         raise ValueError(f"--out {out} ends neither in .pth nor in .safetensors")
     if out.exists():
         raise FileExistsError(f"{out} exists; delete it or choose another --out")
+    if Path(options.model_path).suffix == ".params":
+        if options.overrides:
+            raise ValueError(f"weights of a backbone have no config that {options.overrides[0]} could change")
+        return convert_resnet38d(Path(options.model_path), out)
     loaded = load_method(options.model_path, "cpu", options.overrides)
     print(loaded.describe())
     state = loaded.method.state_dict()
@@ -70,10 +88,37 @@ def run(cfg: Mapping[str, Any]) -> Path:
             },
         )
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in state.items()}, out)
+        save_weights(state, out)
     print(f"written  {out} ({len(state)} tensors)")
     return out
+
+
+def convert_resnet38d(path: Path, out: Path) -> Path:
+    """Write MXNet's ImageNet weights of ResNet-38d as pretrained weights of our backbone.
+
+    Raises:
+        ValueError: if the file holds another network, or ``out`` is no ``.safetensors`` file.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"pretrained weights are written as .safetensors, so --out cannot be {out}")
+    arrays = load_mxnet_params(path)
+    dropped = [name for name in arrays if name.startswith(MXNET_CLASSIFIER)]
+    state = rename_keys({name: a for name, a in arrays.items() if name not in dropped}, MXNET_NAMES)
+    with torch.device("meta"):  # only its names and shapes are of interest
+        backbone = create_backbone("resnet38d", width=len(state.get("conv1a.weight", ())) or 64)
+    state = pretrained_weights(backbone, state, source=f"weights in {path}")
+    save_weights(state, out)
+    print(f"model    {path} (MXNet, {len(arrays)} arrays)")
+    for name in dropped:
+        print(f"         not used: {name}")
+    print(f"written  {out} ({len(state)} tensors)")
+    return out
+
+
+def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
+    """Write tensors by name to a ``.safetensors`` file."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in state.items()}, out)
 
 
 if __name__ == "__main__":

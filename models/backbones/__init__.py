@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from models.backbones.vit import vit_demo, vit_factory
+from models.backbones.cnn import CNNBackbone
+from models.backbones.resnet import resnet50, resnet101
+from models.backbones.resnet38d import ResNet38d
+from models.backbones.vgg16d import VGG16d
+from models.backbones.vit import ViT, ViTPyramid, vit_demo, vit_factory
 from utils.build import suggest
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, rename_keys
+from utils.logging import LOGGER
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     # vit_base and deit_base are one network; only the pretrained weights differ.
@@ -26,6 +32,11 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     # The "small" of 2020, 8 wide layers and nn.LayerNorm's own epsilon; timm has dropped it.
     "vit_small_patch16_224": vit_factory(768, 8, 8, mlp_ratio=3.0, qkv_bias=False, norm_layer=nn.LayerNorm),
     "vit_demo": vit_demo,
+    # CNNs: lists of maps, see models/backbones/cnn.py.
+    "resnet38d": ResNet38d,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "vgg16d": VGG16d,
 }
 
 # Explicit tags: timm's default weights of a name change (vit_base_patch16_224 is the augreg2 run today), the
@@ -39,17 +50,31 @@ PRETRAINED_TAGS = {
     "deit_base_patch16_384": "deit_base_patch16_384.fb_in1k",
     "deit_small_patch16_224": "deit_small_patch16_224.fb_in1k",
     "deit_tiny_patch16_224": "deit_tiny_patch16_224.fb_in1k",
+    # torchvision's IMAGENET1K_V1, which the published methods start from (there as resnet50-19c8e357,
+    # resnet101-5d3b4d8f).
+    "resnet50": "resnet50.tv_in1k",
+    "resnet101": "resnet101.tv_in1k",
+    "vgg16d": "vgg16.tv_in1k",
 }
 
 
-def create_backbone(name: str, pretrained: str | Path | None = None, **options: Any) -> nn.Module:
+def create_backbone(
+    name: str,
+    pretrained: str | Path | None = None,
+    pyramid: bool | Mapping[str, Any] = False,
+    **options: Any,
+) -> nn.Module:
     """Build a backbone.
 
     Args:
         name: a key of ``BACKBONES``.
         pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``);
-            or a local ``.pth`` / ``.safetensors`` file with timm's parameter names, float16 or float32.
-        **options: arguments of the backbone, such as ``aux_layer``.
+            or a local ``.pth`` / ``.safetensors`` file, float16 or float32: timm's parameter names for a ViT,
+            the published ones for a CNN (``tools/convert_weights.py`` makes such a file for resnet38d), or a
+            checkpoint of a method with the same backbone.
+        pyramid: for a ViT: give the maps of ``ViTPyramid`` as a CNN does, instead of tokens; a mapping holds
+            its arguments.
+        **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.
 
     Raises:
         KeyError: for an unknown name.
@@ -63,9 +88,15 @@ def create_backbone(name: str, pretrained: str | Path | None = None, **options: 
     except TypeError as error:  # an option that the network does not have
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
+        if Path(pretrained).suffix == ".params":
+            raise ValueError(f"{pretrained} is a file of MXNet; tools/convert_weights.py makes ours of it")
         state = timm_weights(name) if str(pretrained) == "timm" else load_checkpoint(pretrained)
         load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")
-    return backbone
+    if pyramid is False:
+        return backbone
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' gives a list of maps as it is")
+    return ViTPyramid(backbone, **({} if pyramid is True else pyramid))
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
@@ -73,8 +104,8 @@ def timm_weights(name: str) -> dict[str, Tensor]:
     if name not in PRETRAINED_TAGS:
         known = ", ".join(PRETRAINED_TAGS)
         raise ValueError(
-            f"timm has no weights for '{name}' (it has them for {known}); "
-            "give pretrained a local file or null"
+            f"timm has no weights for '{name}' (it has them for {known}); give pretrained a local file "
+            "(tools/convert_weights.py makes one for resnet38d) or null"
         )
     tag = PRETRAINED_TAGS[name]
     try:
@@ -91,17 +122,35 @@ def timm_weights(name: str) -> dict[str, Tensor]:
 def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) -> None:
     """Load ImageNet weights by name; the classification head of the file is left out.
 
+    Layers that no ImageNet file has (``new_layers`` of a CNN) keep their random values, which is logged.
+
     Raises:
         ValueError: if a parameter is missing, left over or of another shape.
     """
+    backbone.load_state_dict(backbone.state_dict() | pretrained_weights(backbone, state, source))
+
+
+def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The weights of ``state`` under the names of the backbone, checked as ``load_pretrained`` says."""
     for entry in ("model", "state_dict"):  # DeiT's own files nest the weights
         if isinstance(state.get(entry), Mapping):
             state = state[entry]
-    weights = {
-        key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))
-    }
+    # A checkpoint of this project holds a whole method.
+    own = {re.sub(r"^backbone\.(vit\.)?", "", k): v for k, v in state.items() if k.startswith("backbone.")}
+    state = own or state
+    cnn = isinstance(backbone, CNNBackbone)
+    classifier = backbone.classifier if cnn else ("head.", "head_dist.")
+    weights = {key: value.float() for key, value in state.items() if not key.startswith(classifier)}
     target = backbone.state_dict()
-    problems = [f"{key} is missing" for key in target if key not in weights]
+    optional: set[str] = set()
+    if cnn:
+        weights = rename_keys(weights, backbone.file_names)
+        # Nothing reads the counters of batch norms, and old files do not have them.
+        optional = {key for key in target if key.endswith("num_batches_tracked")}
+        if new := [key for key in target if key.startswith(backbone.new_layers) and key not in weights]:
+            LOGGER.warning(f"the {source} have no {', '.join(new)}: these start from random values")
+            optional |= set(new)
+    problems = [f"{key} is missing" for key in target if key not in weights and key not in optional]
     problems += [f"{key} has no place" for key in weights if key not in target]
     problems += [
         f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
@@ -111,4 +160,4 @@ def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) 
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"the {source} do not fit: {'; '.join(problems[:5])}{more}")
-    backbone.load_state_dict(weights)
+    return weights

@@ -8,7 +8,7 @@ B images, D width, (H, W) pixels, (h, w) tokens, P patch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,10 +84,14 @@ class ViT(VisionTransformer):
             raise ValueError(
                 f"an image of {tuple(image.shape[-2:])} pixels has no {self.patch_size}-pixel patch"
             )
-        patches = self.patch_embed.proj(image[..., : h * self.patch_size, : w * self.patch_size])
+        return self.sequence(self.patch_embed.proj(image[..., : h * self.patch_size, : w * self.patch_size]))
+
+    def sequence(self, patches: Tensor) -> Tensor:
+        """Class token and embedded patches (B, D, h, w) with their positions, (B, 1 + hw, D)."""
+        size = patches.shape[-2], patches.shape[-1]
         patches = patches.flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(image), -1, -1).to(patches.dtype), patches], 1)
-        return x + resize_pos_embed(self.pos_embed, self.patch_embed.grid_size, (h, w))
+        x = torch.cat([self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches], 1)
+        return x + resize_pos_embed(self.pos_embed, self.patch_embed.grid_size, size)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -138,6 +142,68 @@ class ConvStem(nn.Module):
             ]
             channels = width
         self.proj = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1, bias=bias))
+
+
+class ViTPyramid(nn.Module):
+    """A ViT behind the interface of the CNN backbones: maps from shallow to deep instead of tokens.
+
+    Our own addition, of no paper: methods made for CNNs then run on the ViTs of this project, whose
+    pretrained weights are small. The shallow map has stride 4: the features of the convolutional stem, or,
+    where one linear map embeds a whole patch, the tokens of an early block, enlarged bilinearly. The others
+    keep the stride of the patches.
+
+    An image that does not fill its last patches is padded with zeros, so a map at stride s has
+    ``ceil(n / s)`` rows or columns, as a CNN's has.
+
+    Args:
+        vit: the network, with its weights.
+        layers: blocks whose residual streams are the maps between shallow and deep; by default those at half
+            and three quarters of the depth. The deep map is the output behind the last norm.
+        shallow_layer: block whose tokens become the shallow map where the stem gives none; by default that at
+            a quarter of the depth.
+    """
+
+    shallow = 0
+
+    def __init__(
+        self, vit: ViT, layers: Sequence[int] | None = None, shallow_layer: int | None = None
+    ) -> None:
+        super().__init__()
+        depth = len(vit.blocks)
+        # Blocks of very small ViTs may coincide; then there are fewer maps.
+        quarter, half, three_quarters = (max(depth * k // 4 - 1, 0) for k in (1, 2, 3))
+        self.layers = tuple(sorted({half, three_quarters} if layers is None else set(layers)))
+        self.shallow_layer = quarter if shallow_layer is None else shallow_layer
+        for layer in (*self.layers, self.shallow_layer):
+            if not 0 <= layer < depth:
+                raise ValueError(f"layer {layer} of the pyramid is outside of the {depth} blocks of this ViT")
+        self.vit = vit
+        self.stem_gives_shallow = isinstance(vit.patch_embed, ConvStem) and vit.patch_size >= 4
+        shallow_dim = vit.patch_embed.proj[3].out_channels if self.stem_gives_shallow else vit.embed_dim
+        self.dims = (shallow_dim, *(vit.embed_dim for _ in self.layers), vit.embed_dim)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``[shallow, *layers, deep]`` of normalised images (B, 3, H, W)."""
+        vit, stem, patch = self.vit, self.vit.patch_embed.proj, self.vit.patch_size
+        height, width = image.shape[-2:]
+        image = F.pad(image, (0, -width % patch, 0, -height % patch))
+        if self.stem_gives_shallow:
+            shallow = stem[:6](image)  # two convolutions of stride 2, each with norm and activation
+            patches = stem[6:](shallow)
+        else:
+            patches = stem(image)
+        size = patches.shape[-2], patches.shape[-1]
+        x = vit.sequence(patches)
+        maps = []
+        for i, block in enumerate(vit.blocks):
+            x = block(x)
+            if i in self.layers:
+                maps.append(to_map(x[:, 1:], size))
+            if i == self.shallow_layer and not self.stem_gives_shallow:
+                tokens = to_map(x[:, 1:], size)
+                shallow = F.interpolate(tokens, scale_factor=patch / 4, mode="bilinear", align_corners=False)
+        shallow = shallow[..., : -(-height // 4), : -(-width // 4)]  # without the padding
+        return [shallow, *maps, to_map(vit.norm(x)[:, 1:], size)]
 
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)

@@ -128,7 +128,7 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch):
         create_backbone("deit_tiny_patch16_224", pretrained="timm")
 
 
-def test_every_backbone_has_a_factory_that_takes_options():
+def test_every_vit_has_a_factory_that_takes_options():
     with torch.device("meta"):
-        for name in BACKBONES:
+        for name in (name for name in BACKBONES if "vit" in name or "deit" in name):
             assert BACKBONES[name](aux_layer=-2).aux_layer >= 0

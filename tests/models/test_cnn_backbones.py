@@ -1,0 +1,291 @@
+"""The CNN backbones, their weights, and the ViT behind the same interface."""
+
+import functools
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+
+from models.backbones import create_backbone, load_pretrained
+from tests.conftest import GOLDEN
+from tests.formula import Formula
+from tests.methods.recorded import PREFIX
+
+CNNS = ["resnet38d", "resnet50", "resnet101", "vgg16d"]
+# Where the recorded names of maps are in our lists.
+TAPS = {
+    "vgg16": {"conv3": 0, "conv6": 3},
+    "resnet50": {"conv3": 1, "conv6": 4},
+    "resnet101": {"conv3": 1, "conv6": 4},
+    "resnet38": {"conv3": 0, "conv4": 1, "conv5": 2, "conv6": 3},
+}
+OURS = {"resnet38": "resnet38d", "vgg16": "vgg16d"}
+SMALL = dict(name="resnet38d", width=4)
+
+
+@functools.lru_cache(maxsize=1)  # most of the time goes into making the weights
+def formula_backbone(name, prefix, **options):
+    with torch.device("meta"):
+        backbone = create_backbone(OURS.get(name, name), **options).eval()
+    own, formula = backbone.state_dict(), Formula(prefix)
+    state = {key: formula.weight(key, value.shape).to(value.dtype) for key, value in own.items()}
+    backbone.load_state_dict(state, assign=True)
+    return backbone
+
+
+def check_sample(case, entry, value):
+    """Compare with entries ``__sub``, ``__shape`` and ``__stats`` of a recorded tensor."""
+    tolerance = dict(rtol=1e-3, atol=1e-4)
+    assert list(value.shape) == case[f"{entry}__shape"].tolist()
+    assert_close(value.flatten()[:: int(case[f"{entry}__stride"])], case[f"{entry}__sub"], **tolerance)
+    x = value.double()
+    stats = torch.stack([x.mean(), x.std(unbiased=False), x.min(), x.max(), x.abs().mean()])
+    assert_close(stats, case[f"{entry}__stats"].double(), **tolerance)
+
+
+@pytest.mark.parametrize("name, system", [(name, s) for name in TAPS for s in ("wsfcn", "onestage")])
+def test_maps_match_reference_values(golden, name, system):
+    case = golden(f"{system}_backbones")
+    options = {"conv4_stride": 2} if (system, name) == ("wsfcn", "vgg16") else {}
+    backbone = formula_backbone(name, case.prefix, **options)
+    recipe = case.meta["inputs"]["x"]
+    image = case.arr(recipe["formula_name"], recipe["shape"], recipe["low"], recipe["high"])
+    recorded = {key.split("__")[0] for key in case if key.startswith(f"{name}_")}
+    assert recorded
+    inner = {}
+    if f"{name}_conv2" in recorded:  # a block that is no map of ours
+        hook = backbone.b2_2.register_forward_hook(lambda block, x, output: inner.update(conv2=output[0]))
+    with torch.no_grad():
+        maps = backbone(image)
+    if inner:
+        hook.remove()
+    taps = {tap: maps[i] for tap, i in TAPS[name].items()} | inner
+    for entry in recorded:
+        check_sample(case, entry, taps[entry.removeprefix(f"{name}_")])
+
+
+def test_features_match_those_of_the_published_classifier(golden):
+    case = golden("ms_psa_cls_net")
+    prefix = PREFIX.search(case.meta["weights"]).group(1)
+    with torch.no_grad():
+        maps = formula_backbone("resnet38", prefix)(case.input("image"))
+    for tap in ("conv4", "conv5", "conv6"):
+        features = maps[TAPS["resnet38"][tap]].mean((2, 3), dtype=torch.float64)[:, ::16]
+        assert_close(features, case[f"feat_mean_{tap}"].double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("system, variant", [("wsfcn", "resnet38d"), ("onestage", "resnet38d"),
+                                             ("onestage", "resnet50"), ("wsfcn", "resnet101"),
+                                             ("onestage", "vgg16d")])  # fmt: skip
+def test_parameters_have_the_published_names_and_shapes(system, variant):
+    with torch.device("meta"):
+        own = {key: list(value.shape) for key, value in create_backbone(variant).state_dict().items()}
+    if variant == "resnet38d":
+        entries = json.loads((GOLDEN / f"state_dict_{system}.json").read_text())["entries"]
+    else:
+        listed = json.loads((GOLDEN / f"state_dict_{system}_variants.json").read_text())
+        entries = listed[f"{variant.removesuffix('d')}_ae"]
+    published = {key: shape for key, shape, *_ in entries}
+    assert {key: published[key] for key in own} == own
+
+
+@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize("size", [(33, 49), (64, 80)])
+def test_maps_have_the_promised_channels_and_strides(name, size):
+    with torch.device("meta"):
+        backbone = create_backbone(name)
+        maps = backbone(torch.empty(2, 3, *size))
+    assert tuple(m.shape[1] for m in maps) == backbone.dims
+    assert maps[backbone.shallow].shape[-2:] == tuple((n - 1) // 4 + 1 for n in size)
+    stride = 16 if name.startswith("resnet5") or name == "resnet101" else 8
+    assert maps[-1].shape[-2:] == tuple((n - 1) // stride + 1 for n in size)
+
+
+@pytest.mark.parametrize("dilated", [False, True])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_output_stride_is_kept(stride, dilated):
+    with torch.device("meta"):
+        backbone = create_backbone("resnet50", output_stride=stride, dilated=dilated)
+        assert backbone(torch.empty(1, 3, 64, 96))[-1].shape == (1, 2048, 64 // stride, 96 // stride)
+    assert (backbone.layer4[1].conv2.dilation != (1, 1)) == (dilated and stride < 32)
+
+
+def trained(backbone):
+    return {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def test_published_layers_are_frozen():
+    with torch.device("meta"):
+        assert {"conv1a", "b2", "b2_1", "b2_2", "bn7"}.isdisjoint(trained(create_backbone("resnet38d")))
+        assert trained(create_backbone("resnet50")) == {"layer1", "layer2", "layer3", "layer4"}
+        assert {"conv1_1", "conv1_2"}.isdisjoint(trained(create_backbone("vgg16d")))
+        irn = create_backbone("resnet50", frozen=["conv1", "bn1", "layer1", "layer2"], train_affine=True)
+        assert trained(irn) == {"layer3", "layer4"}
+        assert irn.layer3[0].bn1.weight.requires_grad and not irn.layer2[0].bn1.weight.requires_grad
+        assert not any(p.requires_grad for p in create_backbone("resnet50", frozen="all").parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"frozen": [], "train_affine": True}])
+def test_batch_statistics_never_move(options):
+    backbone = create_backbone(**SMALL, **options)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    model = nn.Sequential(backbone)
+    assert model.train() is model and backbone.train() is backbone
+    assert backbone.training and not backbone.b4.bn_branch2a.training
+    sum(m.square().mean() for m in backbone(torch.randn(2, 3, 24, 24))).backward()
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all((norm.weight.grad is not None) == bool(options) for norm in norms)
+    assert (backbone.conv1a.weight.grad is not None) == bool(options)
+
+
+def test_dropout_is_active_in_training_only():
+    image = torch.randn(1, 3, 24, 24)
+    backbone = create_backbone(**SMALL)
+    a, b = backbone.train()(image), backbone(image)
+    assert torch.equal(a[2], b[2]) and not torch.equal(a[3], b[3])
+    c, d = backbone.eval()(image), backbone(image)
+    assert torch.equal(c[3], d[3])
+    still = create_backbone(**SMALL, frozen="all").train()
+    assert not still.training and torch.equal(still(image)[3], still(image)[3])
+    assert not still(image)[3].requires_grad
+
+
+def test_one_backward_pass_gives_every_trained_layer_a_gradient():
+    for options in (SMALL, {"name": "vgg16d"}, {"name": "resnet50"}):
+        backbone = create_backbone(**options)
+        backbone(torch.randn(1, 3, 17, 17))[-1].sum().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
+
+
+# -- weights
+
+
+@pytest.fixture
+def offline_timm(monkeypatch):
+    """timm's models without a download: random weights under timm's own names, by tag."""
+    create_model, states = timm.create_model, {}
+
+    def untrained(tag, pretrained, num_classes):
+        assert pretrained
+        with torch.device("meta"):
+            model = create_model(tag, pretrained=False, num_classes=num_classes)
+        # The 4096-wide layers of VGG-16, which are left out, at a size that costs nothing.
+        state = {
+            k: torch.rand(v.shape if "pre_logits" not in k else 1) for k, v in model.state_dict().items()
+        }
+        states[tag] = state
+        model.state_dict = lambda: state
+        return model
+
+    monkeypatch.setattr("timm.create_model", untrained)
+    return states
+
+
+def test_torchvision_weights_of_resnet_load(offline_timm):
+    backbone = create_backbone("resnet50", pretrained="timm")
+    theirs = offline_timm["resnet50.tv_in1k"]
+    assert all(torch.equal(value, theirs[name]) for name, value in backbone.named_parameters())
+    assert torch.equal(backbone.bn1.running_mean, theirs["bn1.running_mean"])
+
+
+def test_torchvision_weights_of_vgg_load_under_our_names(offline_timm, caplog):
+    backbone = create_backbone("vgg16d", pretrained="timm")
+    theirs = offline_timm["vgg16.tv_in1k"]
+    convs = [value for key, value in backbone.state_dict().items() if key.startswith("conv")]
+    features = [value for key, value in theirs.items() if key.startswith("features")]
+    assert len(convs) == len(features) == 26
+    assert all(torch.equal(a, b) for a, b in zip(convs, features))
+    assert "fc7.weight" in caplog.text
+
+
+def test_new_layers_are_reported(caplog):
+    backbone = create_backbone("vgg16d")
+    state = {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc")}
+    load_pretrained(backbone, state, "test weights")
+    assert "fc6.weight, fc6.bias, fc7.weight, fc7.bias: these start from random values" in caplog.text
+    caplog.clear()
+    load_pretrained(backbone, backbone.state_dict(), "test weights")
+    assert not caplog.text
+
+
+def test_resnet38d_loads_from_a_file_without_counters(tmp_path):
+    source = create_backbone(**SMALL)
+    weights = {k: v for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(weights | {"linear1000.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
+    loaded = create_backbone(**SMALL, pretrained=tmp_path / "w.safetensors")
+    for key, value in weights.items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    del weights["b4_3.conv_branch2a.weight"]
+    torch.save(weights, tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match=r"do not fit: b4_3\.conv_branch2a\.weight is missing"):
+        create_backbone(**SMALL, pretrained=tmp_path / "cut.pth")
+    torch.save(weights | {"b9.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"b9\.weight has no place"):
+        create_backbone(**SMALL, pretrained=tmp_path / "more.pth")
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="does not take"):
+        create_backbone("resnet38d", aux_layer=2)
+    with pytest.raises(ValueError, match="'layer9' in 'frozen' is no layer; there are: conv1, bn1"):
+        create_backbone("resnet50", frozen=["layer9"])
+    with pytest.raises(ValueError, match="8, 16 or 32, not 4"):
+        create_backbone("resnet50", output_stride=4)
+    with pytest.raises(ValueError, match="timm has no weights for 'resnet38d'.*convert_weights"):
+        create_backbone(**SMALL, pretrained="timm")
+    with pytest.raises(ValueError, match=r"net\.params is a file of MXNet; tools/convert_weights\.py makes"):
+        create_backbone(**SMALL, pretrained="net.params")
+    with pytest.raises(ValueError, match="gives a list of maps as it is"):
+        create_backbone(**SMALL, pyramid=True)
+
+
+# -- a ViT as a pyramid
+
+PYRAMIDS = [
+    dict(name="vit_demo", width=32, depth=4, heads=2, image_size=32),
+    dict(name="vit_demo", width=32, depth=4, heads=2, image_size=32, stem="patch", patch_size=16),
+    dict(name="vit_demo", width=32, depth=3, heads=2, image_size=32, stem="patch"),
+]
+
+
+@pytest.mark.parametrize("options", PYRAMIDS)
+@pytest.mark.parametrize("size", [(32, 48), (37, 50), (5, 9)])
+def test_pyramid_has_the_interface_of_a_cnn(options, size):
+    backbone = create_backbone(**options, pyramid=True)
+    maps = backbone(torch.randn(2, 3, *size))
+    assert tuple(m.shape[1] for m in maps) == backbone.dims
+    patch = options.get("patch_size", 8)
+    for i, m in enumerate(maps):
+        stride = 4 if i == backbone.shallow else patch
+        assert m.shape[-2:] == tuple(-(-n // stride) for n in size)
+    sum(m.mean() for m in maps).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("options", PYRAMIDS)
+def test_deep_map_of_the_pyramid_is_the_vits(options):
+    torch.manual_seed(0)
+    vit = create_backbone(**options, aux_layer=1)
+    torch.manual_seed(0)
+    pyramid = create_backbone(**options, pyramid={"layers": [1]})
+    tokens, maps = vit(torch.ones(1, 3, 32, 48)), pyramid(torch.ones(1, 3, 32, 48))
+    assert_close(maps[-1], tokens.patch_tokens)
+    assert_close(maps[1], tokens.aux_tokens)
+
+
+def test_pyramid_of_pretrained_weights(deit_tiny):
+    backbone = create_backbone("deit_tiny_patch16_224", pretrained=deit_tiny, pyramid=True)
+    weight = load_file(deit_tiny)["blocks.7.attn.qkv.weight"].float()
+    assert_close(backbone.vit.blocks[7].attn.qkv.weight, weight)
+    assert backbone.dims == (192, 192, 192, 192)
+
+
+def test_pyramid_layer_outside_of_the_network_is_an_error():
+    with pytest.raises(ValueError, match="layer 9 of the pyramid is outside of the 4 blocks"):
+        create_backbone(**PYRAMIDS[0], pyramid={"layers": [9]})

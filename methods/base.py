@@ -23,6 +23,14 @@ class Prediction(NamedTuple):
     seg_logits: Tensor | None  # (B, K, h, w) at the network's stride
 
 
+class StoredCAMs(NamedTuple):
+    """Normalised CAMs as a CAM file holds them."""
+
+    cam: Tensor | None  # (B, C, H, W) in [0, 1], last block
+    aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], auxiliary block
+    strided: Tensor | None  # (B, C, ceil(H / 4), ceil(W / 4)) in [0, 1], where IRN's random walk starts
+
+
 class Method(nn.Module):
     """Base of all methods. Everything that training changes is a parameter or a buffer.
 
@@ -33,6 +41,9 @@ class Method(nn.Module):
         background_threshold: CAM score up to which a pixel is background when nothing is ignored.
         cam_scales: image scales of multi-scale CAMs.
     """
+
+    # Stride of the CAMs that ``propagate`` starts from: 1, or 4 for those of a CAM file's ``strided``.
+    walk_stride = 1
 
     def __init__(
         self,
@@ -66,15 +77,63 @@ class Method(nn.Module):
 
     def predict(self, image: Tensor) -> Prediction:
         """All outputs for normalised images (B, 3, H, W), without gradient; CAMs use ``cam_scales``."""
-        raise NotImplementedError
+        raise self._unable("predict classes: set data.val_set to null where it is trained")
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits (B, K, h, w) from one forward pass, without gradient."""
-        raise NotImplementedError
+        raise self._unable("segment images")
+
+    def segment_views(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What inference merges over scales and mirror images: scores (B, K, h, w), and class logits (B, C).
+
+        The second only where ``finish_scores`` wants it. By default the logits of ``segment``.
+        """
+        return self.segment(image), None
+
+    def finish_scores(
+        self, scores: Tensor, class_logits: Tensor | None, class_label: Tensor | None = None
+    ) -> Tensor:
+        """Scores whose largest is the label, from merged ones; here they stay as they are.
+
+        A method whose paper filters classes by their image-level confidence, or sets the background's score,
+        does it here.
+
+        Args:
+            scores: (B, K, H, W) of ``segment_views``, merged over V views and resized to the label.
+            class_logits: (B, V, C) of the views, if ``segment_views`` gives them.
+            class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
+        """
+        if class_label is None:
+            return scores
+        absent = torch.nn.functional.pad(class_label, (1, 0), value=1) == 0
+        return scores.masked_fill(absent[:, :, None, None], -torch.inf)
+
+    def crf_probs(self, scores: Tensor) -> Tensor:
+        """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores; here the softmax."""
+        return scores.softmax(1)
 
     def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor | None, Tensor | None]:
         """Normalised multi-scale CAMs ``(cam, aux_cam)`` at image size, without gradient."""
-        raise NotImplementedError
+        raise self._unable("make CAMs")
+
+    def stored_cams(self, image: Tensor, scales: Sequence[float]) -> StoredCAMs:
+        """What tools/infer_cam.py stores: the maps of ``localize``, and strided ones where there are any."""
+        return StoredCAMs(*self.localize(image, scales), None)
+
+    def propagate(self, image: Tensor, cam: Tensor) -> Tensor:
+        """Background and n classes after a random walk of their CAMs; the largest score is the pseudo label.
+
+        Args:
+            image: (1, 3, H, W) normalised.
+            cam: (n, ., .) in [0, 1] of the n >= 1 classes of the image, best of the method's ``walk_stride``.
+
+        Returns:
+            (1 + n, H, W) float32, background first.
+        """
+        raise self._unable("propagate CAMs")
+
+    def _unable(self, what: str) -> ValueError:
+        return ValueError(f"{type(self).__name__} does not {what}")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters as ``{"name", "params", "lr_scale"}``; a group learns at ``lr * lr_scale``."""
@@ -83,6 +142,27 @@ class Method(nn.Module):
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         """The augmentation that makes this method's batch out of a sample."""
         raise NotImplementedError
+
+
+def groups_by_origin(method: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups of PSA and SEAM: ``backbone`` and new layers, which learn ten times as fast.
+
+    Biases learn twice as fast as weights and do not decay.
+    """
+    chosen: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            origin = "backbone" if name.startswith("backbone.") else "new"
+            chosen.setdefault((origin, "bias" if name.endswith("bias") else "weight"), []).append(parameter)
+    return [
+        {
+            "name": f"{origin}_{kind}",
+            "params": params,
+            "lr_scale": (10.0 if origin == "new" else 1.0) * (2.0 if kind == "bias" else 1.0),
+            "decay_scale": 0.0 if kind == "bias" else 1.0,
+        }
+        for (origin, kind), params in chosen.items()
+    ]
 
 
 def resize_like(logits: Tensor, label: Tensor) -> Tensor:

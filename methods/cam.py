@@ -1,20 +1,38 @@
-"""Plain classification network with CAMs: the baseline, and the first stage of multi-stage methods.
+"""Plain classification networks with CAMs: the baseline, and the first stage of multi-stage methods.
 
-"Learning Deep Features for Discriminative Localization" (Zhou et al., CVPR 2016), here with the backbone,
-the two classifiers and the CAM inference of the single-stage methods.
+"Learning Deep Features for Discriminative Localization" (Zhou et al., CVPR 2016). ``CAMNetwork`` has the
+backbone, the two classifiers and the CAM inference of the single-stage methods; ``PooledCAMNetwork`` is the
+classifier of PSA and IRN on a CNN.
+
+B images, C foreground classes, (H, W) pixels, (h, w) pixels of the deep map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from datasets.stage_transforms import StageView
 from datasets.transforms import PlainView
 from losses.classification import multilabel_loss
-from methods.base import Batch, Transform
+from methods.base import Batch, Method, Prediction, StoredCAMs, Transform
 from methods.vit_base import SingleStageViT
+from models.backbones import create_backbone
+from utils.cam import divide_by_maximum, summed_cam
+from utils.image import strided_size
+from utils.precision import full_precision
+
+# Keys of the authors' checkpoints -> ours (regular expressions); what repeats other entries of IRN's files.
+PUBLISHED_KEYS = (
+    (r"^resnet50\.", "backbone."),  # IRN and CDA
+    (r"^(conv1a|b\d|bn7)(?=[._])", r"backbone.\1"),  # PSA
+    (r"^fc8\.", "classifier."),
+)
+PUBLISHED_IGNORED = (r"^stage\d\.", r"^backbone\.\d\.", r"^newly_added\.")
 
 
 class CAMNetwork(SingleStageViT):
@@ -51,3 +69,89 @@ class CAMNetwork(SingleStageViT):
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         return PlainView(crop_size, scale_range)
+
+
+class PooledCAMNetwork(Method):
+    """The multi-label classifier of PSA and IRN: averaged features, then a 1x1 classifier without bias.
+
+    Because pooling and classifier are linear, the classifier applied to every pixel gives the CAM.
+
+    Args:
+        num_classes: with background.
+        backbone: arguments of ``create_backbone`` for a backbone that gives a list of maps. IRN: ``resnet50``
+            with ``frozen: [conv1, bn1, layer1, layer2]`` and ``train_affine: true``; PSA: ``resnet38d``.
+        loss_weights: of ``cls``.
+        background_threshold: CAM score up to which a pixel is background in scores; IRN uses 0.15, PSA 0.2.
+        cam_scales: factors of the image size; scale 1 is always used.
+        dropout: share of channels that are dropped before the pooling (PSA: 0.5).
+        cam_size: what the maps of all scales are resized to before they are summed: ``image`` (PSA), or
+            ``stride16``, the image size rounded up to whole steps of 16 pixels and then cut (IRN).
+        long_side: smallest and largest long side of a training image before the crop, in pixels (IRN: 320,
+            640; PSA: 256, 512); None: rescaled by a factor from ``data.scale_range`` instead.
+        colour_jitter: change the colours of training images (PSA).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        background_threshold: float = 0.15,
+        cam_scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
+        dropout: float = 0.0,
+        cam_size: Literal["image", "stride16"] = "image",
+        long_side: tuple[int, int] | None = None,
+        colour_jitter: bool = False,
+    ) -> None:
+        super().__init__(num_classes, loss_weights or {"cls": 1.0}, background_threshold, cam_scales)
+        if cam_size not in ("image", "stride16"):
+            raise ValueError(f"cam_size '{cam_size}' is neither 'image' nor 'stride16'")
+        self.cam_size = cam_size
+        self.long_side = None if long_side is None else tuple(long_side)
+        self.colour_jitter = colour_jitter
+        self.backbone = create_backbone(**backbone)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes - 1, 1, bias=False)
+        nn.init.xavier_uniform_(self.classifier.weight)
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return {"cls": multilabel_loss(self.class_logits(batch["image"]), batch["class_label"])}
+
+    def class_logits(self, image: Tensor) -> Tensor:
+        """Logits (B, C) of normalised images (B, 3, H, W)."""
+        features = self.dropout(self.backbone(image)[-1])  # (B, D, h, w)
+        return self.classifier(features.mean((2, 3), keepdim=True)).flatten(1)
+
+    def activation_of(self, image: Tensor) -> Tensor:
+        """Rectified activation maps (B, C, h, w) float32 of normalised images, without gradient."""
+        with torch.no_grad():
+            features = self.backbone(image)[-1]
+            with full_precision(features):
+                return F.conv2d(features.float(), self.classifier.weight.float()).relu()
+
+    def stored_cams(self, image: Tensor, scales: Sequence[float]) -> StoredCAMs:
+        height, width = size = image.shape[-2:]
+        if self.cam_size == "stride16":
+            rows, columns = strided_size(size, 16)
+            size = 16 * rows, 16 * columns
+        sizes = [size, strided_size((height, width), 4)]
+        cam, strided = summed_cam(self.activation_of, image, scales, sizes)
+        return StoredCAMs(divide_by_maximum(cam[..., :height, :width]), None, divide_by_maximum(strided))
+
+    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor | None, None]:
+        return self.stored_cams(image, scales).cam, None
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Prediction:
+        cam, _ = self.localize(image, self.cam_scales)
+        return Prediction(cam, None, self.class_logits(image), None)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Backbone, and the classifier, which learns ten times faster."""
+        return [
+            {"name": "backbone", "params": list(self.backbone.parameters()), "lr_scale": 1.0},
+            {"name": "classifier", "params": list(self.classifier.parameters()), "lr_scale": 10.0},
+        ]
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return StageView(crop_size, scale_range, self.long_side, self.colour_jitter)

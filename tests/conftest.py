@@ -60,6 +60,12 @@ class GoldenCase(Formula, Mapping):
         """Names in front of the first slash, in the order of the file."""
         return list(dict.fromkeys(key.split("/")[0] for key in self.entries if "/" in key))
 
+    def input(self, key: str) -> Tensor:
+        """The input ``key`` as ``meta["inputs"]`` describes it: name, shape, range and, if given, type."""
+        recipe = self.meta["inputs"][key]
+        values = self.arr(recipe["name"], recipe["shape"], recipe["low"], recipe["high"])
+        return values.to(getattr(torch, recipe["astype"])) if "astype" in recipe else values
+
     def full_shape(self, entry: str, strides: tuple[int, ...], default: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that ``entry`` was cut from with ``strides``: of ``meta``, or the default if it fits."""
         stored = self[entry].shape

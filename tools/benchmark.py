@@ -2,6 +2,7 @@
 
     python tools/benchmark.py crf --labels 21 --threads 1 2 --original_python ~/venv/bin/python
     python tools/benchmark.py energy --threads 1 2
+    python tools/benchmark.py walk --labels 1 3 --rounds 1 --repeats 1 --squaring
 
 Every measurement runs in a process of its own; the methods take turns, so that a change of the machine's load
 meets all of them. The table holds medians over the rounds, and the ratio to the original is the median of the
@@ -44,7 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
     energy = commands.add_parser("energy", help="dense-energy loss")
     energy.add_argument("--labels", type=int, nargs="+", default=[21])
     energy.set_defaults(prepare=prepare_energy, methods=energy_methods, size=[224, 224])
-    for command, batch in ((crf, 1), (energy, 4)):
+    walk = commands.add_parser("walk", help="IRN's random walk of the CAMs of one image, sparse and dense")
+    walk.add_argument("--labels", type=int, nargs="+", default=[3], help="classes (default %(default)s)")
+    walk.add_argument("--exp_times", type=int, default=8, help="2 ** exp_times steps (default %(default)s)")
+    walk.add_argument(
+        "--squaring",
+        action="store_true",
+        help="also measure the authors' formulation, which squares the dense matrix: minutes on a CPU",
+    )
+    walk.set_defaults(prepare=prepare_walk, methods=walk_methods, size=[375, 500])
+    for command, batch in ((crf, 1), (energy, 4), (walk, 1)):
         command.add_argument(
             "--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (default %(default)s)"
         )
@@ -88,15 +98,16 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 def worker(task: dict[str, Any]) -> None:
     """Time one method in this process; prints one line of JSON."""
     call = WORKERS[task["method"]](task)
-    before = _peak_memory()
-    call()  # warm up
+    before = _peak_memory(task["device"])
+    if task.get("warm_up", True):
+        call()
     wall, cpu = [], []
     for _ in range(task["repeats"]):
         clock = time.perf_counter(), time.process_time()
         call()
         wall.append(time.perf_counter() - clock[0])
         cpu.append(time.process_time() - clock[1])
-    peak = _peak_memory()
+    peak = _peak_memory(task["device"])
     print(json.dumps({"wall": min(wall), "cpu": min(cpu), "peak_mb": peak, "added_mb": peak - before}))
 
 
@@ -112,8 +123,15 @@ def _measure(python: str, task: dict[str, Any], threads: int) -> dict[str, float
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _peak_memory() -> float:
-    """Largest resident memory so far in MB; getrusage would count what the parent held when it forked."""
+def _peak_memory(device: str) -> float:
+    """Largest memory so far in MB: of a GPU what torch allocated, else what was resident.
+
+    The latter from the kernel: getrusage would count what the parent held when it forked.
+    """
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if not status.is_file():
         return float("nan")
@@ -379,6 +397,108 @@ def _energy_original(task: dict[str, Any]) -> Callable[[], object]:
     return call
 
 
+# --- random walk ---
+
+
+def prepare_walk(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """One case for every number of classes: boundaries and CAMs at a quarter of the image size."""
+    from PIL import Image
+
+    random = np.random.RandomState(0)
+    height, width = (-(-side // 4) for side in options.size)
+
+    def smooth() -> np.ndarray:
+        coarse = Image.fromarray(random.random_sample((9, 12)).astype(np.float32))
+        return np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR))
+
+    cases = []
+    for labels in options.labels:
+        path = folder / f"walk_{labels}.npz"
+        np.savez(path, edge=smooth() ** 2, cam=np.stack([smooth() for _ in range(labels)]))
+        shown = {"size": "x".join(map(str, options.size)), "classes": labels, "steps": 2**options.exp_times}
+        cases.append({"file": str(path), "shown": shown})
+    return cases
+
+
+def walk_methods(
+    options: argparse.Namespace, case: dict[str, Any], threads: int
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """The project's walk, the same steps with the dense matrix, and the squaring of that matrix."""
+    task = {"file": case["file"], "repeats": options.repeats, "device": options.device}
+    task["exp_times"] = options.exp_times
+    methods = [
+        ("sparse", sys.executable, {**task, "method": "walk"}),
+        ("dense, products", sys.executable, {**task, "method": "walk_dense"}),
+    ]
+    if options.squaring:
+        dense = {**task, "method": "walk_squaring", "warm_up": False}
+        methods.append(("dense, squaring", sys.executable, dense))
+    return methods
+
+
+def _walk(task: dict[str, Any]) -> Callable[[], object]:
+    import torch
+
+    from models.refiners.random_walk import propagate_to_edge
+
+    cam, edge = _walk_inputs(task)
+
+    def call() -> None:
+        propagate_to_edge(cam, edge, exp_times=task["exp_times"])
+        if cam.is_cuda:
+            torch.cuda.synchronize()
+
+    return call
+
+
+def _walk_dense(task: dict[str, Any], squaring: bool = False) -> Callable[[], object]:
+    """The (hw, hw) transition matrix of the authors' program, applied step by step, or squared."""
+    import torch
+    import torch.nn.functional as F
+
+    from utils.pairs import PathPairs
+
+    cam, edge = _walk_inputs(task)
+    height, width = edge.shape
+    radius, beta = 5, 10
+
+    def call() -> None:
+        pairs = PathPairs(radius)
+        walled = F.pad(edge, (radius, radius, 0, radius), value=1.0)
+        affinity = 1 - pairs.path_max(walled)
+        src, dst = (index.to(edge.device) for index in pairs.indices((walled.shape[0], walled.shape[1])))
+        # Numbers of the pixels without the border; -1 in it.
+        inside = torch.arange(height * width, device=edge.device).view(height, width)
+        number = F.pad(inside, (radius, radius, 0, radius), value=-1).flatten()
+        rows, columns = number[src].expand_as(dst), number[dst]
+        kept = (rows >= 0) & (columns >= 0)
+        rows, columns, values = rows[kept], columns[kept], affinity[kept] ** beta
+        transition = torch.eye(height * width, device=edge.device)
+        transition[rows, columns] = values
+        transition[columns, rows] = values
+        transition /= transition.sum(0)
+        walked = (cam * (1 - edge)).flatten(1)
+        if squaring:
+            for _ in range(task["exp_times"]):
+                transition = transition @ transition
+            walked = walked @ transition
+        else:
+            for _ in range(2 ** task["exp_times"]):
+                walked = walked @ transition
+        if cam.is_cuda:
+            torch.cuda.synchronize()
+
+    return call
+
+
+def _walk_inputs(task: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
+
+    torch.set_num_threads(task["threads"])
+    with np.load(task["file"]) as data:
+        return tuple(torch.from_numpy(data[name]).to(task["device"]) for name in ("cam", "edge"))
+
+
 WORKERS: dict[str, Callable[[dict[str, Any]], Callable[[], object]]] = {
     "crf": _crf,
     "crf_new_size": lambda task: _crf(task, new_size=True),
@@ -386,6 +506,9 @@ WORKERS: dict[str, Callable[[dict[str, Any]], Callable[[], object]]] = {
     "energy_filter": _energy_filter,
     "energy_loss": _energy_loss,
     "energy_original": _energy_original,
+    "walk": _walk,
+    "walk_dense": _walk_dense,
+    "walk_squaring": lambda task: _walk_dense(task, squaring=True),
 }
 
 

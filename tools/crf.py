@@ -22,7 +22,8 @@ import argparse
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,24 +128,32 @@ def run(cfg: Mapping[str, Any]) -> Path:
     )
     left = [name for name in names if not label_path(job.out, name).is_file()]
     check_images(job, left)
-    on_gpu = torch.device(device).type == "cuda"
-    workers = (
-        2 if on_gpu else options.processes if options.processes is not None else len(os.sched_getaffinity(0))
-    )
+    with workers(job, len(names), len(left), options.processes) as submit:
+        for name in left:
+            submit(refine_file, job, name)
+    return job.out
+
+
+@contextmanager
+def workers(job: Job, count: int, left: int, processes: int | None) -> Iterator[Callable[..., None]]:
+    """A function ``submit(work, *arguments)`` whose calls run in processes, or in threads beside a GPU.
+
+    Args:
+        count: files in all; ``left`` of them are to do.
+        processes: on the CPU; None: one for each core.
+    """
+    on_gpu = torch.device(job.device).type == "cuda"
+    wanted = 2 if on_gpu else processes if processes is not None else len(os.sched_getaffinity(0))
     print(
-        f"output   {job.out}   ({len(names)} files, {len(left)} to do, {crf.protocol}, "
-        f"{workers} {'threads' if on_gpu else 'processes'})"
+        f"output   {job.out}   ({count} files, {left} to do, {job.crf.protocol}, "
+        f"{wanted} {'threads' if on_gpu else 'processes'})"
     )
     with (
-        tqdm(
-            total=len(names), initial=len(names) - len(left), desc="crf", unit="img", dynamic_ncols=True
-        ) as bar,
-        WorkerPool(min(workers, len(left)), threads=on_gpu) as pool,
+        tqdm(total=count, initial=count - left, desc="crf", unit="img", dynamic_ncols=True) as bar,
+        WorkerPool(min(wanted, left), threads=on_gpu) as pool,
     ):
-        for name in left:
-            pool.submit(refine_file, job, name, then=lambda _: bar.update())
+        yield lambda work, *arguments: pool.submit(work, *arguments, then=lambda _: bar.update())
         pool.drain()
-    return job.out
 
 
 def find_names(folder: Path) -> list[str]:
@@ -177,26 +186,39 @@ def refine_file(job: Job, name: str) -> None:
     """One image from .npz to PNG."""
     path = find_image(job.images, name)
     assert path is not None
-    image_rgb = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).to(job.device)
+    image_rgb = read_pixels(path, job.device)
     source = cam_path(job.source, name)
     read = read_probs if job.recipe == "probs" else read_cam
     class_ids, maps = read(source)
     if len(maps) == 0:  # no class: nothing to decide
         write_mask(label_path(job.out, name), np.zeros(image_rgb.shape[1:], np.uint8))
         return
-    maps = F.interpolate(
-        maps[None].to(job.device), image_rgb.shape[1:], mode="bilinear", align_corners=False
-    )[0]
+    maps = enlarge(maps, image_rgb)
     try:
         label = (
             refine_probs(job, image_rgb, maps) if job.recipe == "probs" else refine_cam(job, image_rgb, maps)
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    # Columns of the CRF -> class ids; 255 stays.
+    write_mask(label_path(job.out, name), named(label, class_ids))
+
+
+def read_pixels(path: Path, device: str) -> Tensor:
+    """(3, H, W) uint8 of an image file."""
+    return torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).to(device)
+
+
+def enlarge(maps: Tensor, image_rgb: Tensor) -> Tensor:
+    """Maps (K, h, w), K > 0, at the size and on the device of an image (3, H, W)."""
+    maps = maps[None].to(image_rgb.device)
+    return F.interpolate(maps, image_rgb.shape[1:], mode="bilinear", align_corners=False)[0]
+
+
+def named(label: Tensor, class_ids: Tensor) -> np.ndarray:
+    """Channel numbers (H, W) as class ids, uint8; 255 stays."""
     table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
     table[: len(class_ids)] = class_ids.to(table)
-    write_mask(label_path(job.out, name), table[label].cpu().numpy())
+    return table[label].cpu().numpy()
 
 
 def read_probs(path: Path) -> tuple[Tensor, Tensor]:
@@ -231,9 +253,13 @@ def refine_probs(job: Job, image_rgb: Tensor, probs: Tensor) -> Tensor:
 
 def refine_cam(job: Job, image_rgb: Tensor, cam: Tensor) -> Tensor:
     """(n, H, W) CAMs -> (H, W) 0 background, 1..n channel + 1, 255 ignore."""
-    unaries = [cam_unary(job.recipe, cam, value) for value in job.values]
-    runs = [q.argmax(0) for q in job.crf.infer_together(image_rgb, unaries)]
+    runs = [q.argmax(0) for q in cam_probs(job, image_rgb, cam)]
     return merge_confident_labels(*runs) if len(runs) == 2 else runs[0]
+
+
+def cam_probs(job: Job, image_rgb: Tensor, cam: Tensor) -> list[Tensor]:
+    """(n, H, W) CAMs -> (n + 1, H, W) probabilities, background first, for every value of the recipe."""
+    return job.crf.infer_together(image_rgb, [cam_unary(job.recipe, cam, value) for value in job.values])
 
 
 def cam_unary(recipe: str, cam: Tensor, value: float) -> Tensor:

@@ -36,7 +36,7 @@ from tools.options import (
 from utils.artifacts import CamFile, cam_path, claim_folder, load_cam, save_cam
 from utils.cli import run_main
 from utils.distributed import barrier, init_process_group, is_main
-from utils.image import normalize
+from utils.image import normalize, strided_size
 from utils.precision import autocast
 
 
@@ -123,17 +123,19 @@ def run(cfg: Mapping[str, Any]) -> Path:
         if size != "native":
             image = resize(image, (int(size), int(size)))
         with autocast(device, options.precision):
-            maps = method.localize(image, scales)
+            maps = method.stored_cams(image, scales)
             tags = torch.tensor(
                 record.tags if record.tags is not None else found_tags(image), dtype=torch.int64
             )
         stored = (max(1, height // options.stride), max(1, width // options.stride))
-        cam, aux_cam = (
-            None if m is None else resize(m[:, (tags - 1).to(m.device)].float(), stored)[0] for m in maps
+        cam, aux_cam, strided = (
+            None if m is None else resize(m[:, (tags - 1).to(m.device)].float(), target)[0]
+            for m, target in zip(maps, (stored, stored, strided_size((height, width), 4)), strict=True)
         )
         if cam is None:
             raise ValueError(f"{loaded.cfg.method.target} makes no CAM")
-        save_cam(cam_path(out, record.name), CamFile(tags, cam, aux_cam, (height, width)), options.dtype)
+        cams = CamFile(tags, cam, aux_cam, (height, width), strided)
+        save_cam(cam_path(out, record.name), cams, options.dtype)
         sweep.add(record, load_cam(cam_path(out, record.name)))
 
     def found_tags(image: Tensor) -> list[int]:

@@ -76,12 +76,15 @@ class CamFile:
         cam: (n, h, w) float32 in [0, 1]; h, w may be smaller than the image.
         aux_cam: the same from the auxiliary block, or None.
         size: (H, W) of the image.
+        strided: (n, ceil(H / 4), ceil(W / 4)) the CAMs summed and normalised at stride 4, where IRN's random
+            walk starts, or None.
     """
 
     class_ids: Tensor
     cam: Tensor
     aux_cam: Tensor | None
     size: tuple[int, int]
+    strided: Tensor | None = None
 
 
 def cam_path(folder: Path, name: str) -> Path:
@@ -90,8 +93,8 @@ def cam_path(folder: Path, name: str) -> Path:
 
 
 def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
-    """Write a CAM file: ``class_ids`` int16, ``cam`` and, if there is one, ``aux_cam`` as ``dtype``, ``size``
-    int32.
+    """Write a CAM file: ``class_ids`` int16, ``cam`` and, if there are any, ``aux_cam`` and ``strided`` as
+    ``dtype``, ``size`` int32.
 
     Half precision moves a value by at most 2.5e-4, far less than the step of a threshold sweep.
     """
@@ -100,8 +103,9 @@ def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
         "cam": cams.cam.float().cpu().numpy().astype(dtype),
         "size": np.array(cams.size, dtype=np.int32),
     }
-    if cams.aux_cam is not None:
-        arrays["aux_cam"] = cams.aux_cam.float().cpu().numpy().astype(dtype)
+    for name, maps in (("aux_cam", cams.aux_cam), ("strided", cams.strided)):
+        if maps is not None:
+            arrays[name] = maps.float().cpu().numpy().astype(dtype)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
@@ -118,17 +122,67 @@ def load_cam(path: Path) -> CamFile:
         raise FileNotFoundError(f"there is no CAM file {path}: run tools/infer_cam.py first")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            aux = torch.from_numpy(arrays["aux_cam"]).float() if "aux_cam" in arrays else None
+            aux_cam, strided = (
+                torch.from_numpy(arrays[name]).float() if name in arrays else None
+                for name in ("aux_cam", "strided")
+            )
             height, width = (int(v) for v in arrays["size"])
             return CamFile(
                 class_ids=torch.from_numpy(arrays["class_ids"]).long(),
                 cam=torch.from_numpy(arrays["cam"]).float(),
-                aux_cam=aux,
+                aux_cam=aux_cam,
                 size=(height, width),
+                strided=strided,
             )
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a CAM file of this project, or damaged ({error}); delete it and run again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Two readings of where an image's classes are, with much and with little background (PSA).
+
+    Args:
+        class_ids: (n,) int64 mask values 1..C of the channels after the first, ascending.
+        scores: (2, 1 + n, H, W) float32 in [0, 1]: with much background (low alpha), then with little (high
+            alpha). Channel 0 is the background.
+    """
+
+    class_ids: Tensor
+    scores: Tensor
+
+
+def save_scores(path: Path, file: ScoreFile) -> None:
+    """Write a score file: ``class_ids`` int16, ``scores`` float16; training averages 64 of them."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        class_ids=file.class_ids.cpu().numpy().astype(np.int16),
+        scores=file.scores.float().cpu().numpy().astype(np.float16),
+    )
+    write_atomic(path, buffer.getvalue())
+
+
+def load_scores(path: Path) -> ScoreFile:
+    """Read a score file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged or is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no score file {path}: run tools/make_affinity_label.py first")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return ScoreFile(
+                class_ids=torch.from_numpy(arrays["class_ids"]).long(),
+                scores=torch.from_numpy(arrays["scores"]).float(),
+            )
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a score file of this project, or damaged ({error}); delete it and run again"
         ) from error
 
 

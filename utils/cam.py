@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.image import rescale
 from utils.precision import full_precision
 
 IGNORE_INDEX = 255
@@ -102,10 +103,54 @@ def _larger_of_pair(
     return torch.maximum(upright, mirrored).relu_()
 
 
+@torch.no_grad()
+def summed_cam(
+    activation: Callable[[Tensor], Tensor],
+    image: Tensor,
+    scales: Sequence[float],
+    sizes: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """Sum over scales of the maps of image and mirrored image (PSA, IRN, SEAM), not normalised.
+
+    Args:
+        activation: images (N, 3, ., .) -> maps (N, C, h, w), rectified already where the method rectifies.
+        image: (B, 3, H, W) normalised.
+        scales: factors of the image size. Scale 1 is always used, listed or not.
+        sizes: what the maps are resized to (bilinear) before they are summed.
+
+    Returns:
+        (B, C, *size) float32 for each of ``sizes``.
+    """
+    totals: list[Tensor] = []
+    for scale in (1.0, *(s for s in scales if s != 1.0)):
+        scaled = image if scale == 1.0 else rescale(image, scale)
+        upright, mirrored = activation(torch.cat([scaled, scaled.flip(-1)])).float().chunk(2)
+        with full_precision(image):
+            both = upright + mirrored.flip(-1)
+            maps = [F.interpolate(both, size=size, mode="bilinear", align_corners=False) for size in sizes]
+        totals = [t.add_(m) for t, m in zip(totals, maps)] if totals else maps
+    return totals
+
+
+def divide_by_maximum(cam: Tensor, eps: float = 1e-5) -> Tensor:
+    """Divide every channel of (B, C, H, W) by its maximum + ``eps`` (PSA, IRN)."""
+    return cam / (cam.amax((2, 3), keepdim=True) + eps)
+
+
+def background_score(cam: Tensor, alpha: float) -> Tensor:
+    """(..., H, W) score of the background, the share that the strongest class leaves to the power ``alpha``.
+
+    Large exponents leave little background (PSA equation 2).
+
+    Args:
+        cam: (..., P, H, W) of the P >= 1 present classes, at most 1.
+    """
+    return (1 - cam.amax(-3)) ** alpha
+
+
 def normalize_cam(cam: Tensor, eps: float = 1e-5) -> Tensor:
     """Stretch channels of (B, C, H, W) to [0, 1]: subtract the minimum, divide by maximum + ``eps``."""
-    cam = cam - cam.amin((2, 3), keepdim=True)
-    return cam / (cam.amax((2, 3), keepdim=True) + eps)
+    return divide_by_maximum(cam - cam.amin((2, 3), keepdim=True), eps)
 
 
 def best_class(cam: Tensor, class_label: Tensor, class_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:

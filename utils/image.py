@@ -6,6 +6,7 @@ H, W: pixels. Images are RGB; masks hold class indices (0 background, 255 ignore
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +37,26 @@ def normalize(image_rgb: Tensor) -> Tensor:
 def denormalize(image: Tensor) -> Tensor:
     """Undo `normalize`: (..., 3, H, W) on 0..255, neither rounded nor clipped (what is next decides that)."""
     return image * _channels(IMAGENET_STD, image) + _channels(IMAGENET_MEAN, image)
+
+
+def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:
+    """Rows and columns of a map with one pixel for every started ``stride`` pixels of an image (H, W)."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def rescale(image: Tensor, scale: float) -> Tensor:
+    """Normalised images (B, 3, H, W) at another scale, as Pillow enlarges and shrinks their pictures.
+
+    Bicubic and antialiased on whole grey levels: what the programs of PSA, IRN, SEAM, 1-stage-wseg and WS-FCN
+    do with every scale of an image. Sides become ``round(side * scale)``. Done by Pillow itself:
+    torchvision's kernel for tensors rounds one pixel in a hundred to another grey level.
+    """
+    height, width = (max(round(side * scale), 1) for side in image.shape[-2:])
+    pixels = denormalize(image.float()).round().clamp(0, 255).to(torch.uint8).cpu()
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pixels]
+    arrays = [np.array(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
+    resized = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    return normalize(resized.to(image.device)).to(image.dtype)
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:

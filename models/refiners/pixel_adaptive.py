@@ -48,12 +48,89 @@ def propagate(maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]]
     return maps
 
 
-class PAR:
-    """Pixel-adaptive refinement of "Learning Affinity from Attention" (Ru et al., CVPR 2022).
+def spread(samples: Sequence[Tensor]) -> Tensor:
+    """Unbiased standard deviation over tensors of equal shape, element by element."""
+    # One pass per tensor instead of one stack of all: a fifth of the time on a CPU, and no large tensors.
+    mean = sum(samples) / len(samples)
+    return (sum((x - mean).square_() for x in samples) / (len(samples) - 1)).sqrt()
+
+
+class LocalFilter:
+    """Average score maps over neighbours, weighted by the ``affinity`` of an image; a subclass defines it.
 
     Args:
         dilations: distances of the neighbours in pixels; eight neighbours each.
         iterations: filter passes.
+    """
+
+    def __init__(self, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24), iterations: int = 10) -> None:
+        self.dilations = tuple(dilations)
+        self.iterations = iterations
+        self.offsets = neighbour_offsets(self.dilations)
+
+    def affinity(self, image: Tensor) -> Tensor:
+        """Weights of the neighbours, (B, K, H, W) float32, for an image (B, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
+        """Refine scores.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            scores: (B, M, h, w), resized to the image where the sizes differ; the M maps do not interact.
+
+        Returns:
+            (B, M, H, W) float32; sums over channels grow by what the weights of a pixel add up to.
+        """
+        with full_precision(image):
+            scores = scores.float()
+            if scores.shape[-2:] != image.shape[-2:]:
+                scores = F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=True)
+            return propagate(scores, self.affinity(image), self.offsets, self.iterations)
+
+
+class PAMR(LocalFilter):
+    """Pixel-adaptive mask refinement of 1-stage-wseg (Araslanov & Roth, CVPR 2020).
+
+    The weights of a pixel add up to 1.
+
+    Args:
+        dilations, iterations: of ``LocalFilter``.
+        softness: bandwidth of the kernel in units of the local standard deviation.
+    """
+
+    def __init__(
+        self,
+        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+        iterations: int = 10,
+        softness: float = 0.1,
+    ) -> None:
+        super().__init__(dilations, iterations)
+        self.softness = softness
+
+    @torch.no_grad()
+    def affinity(self, image: Tensor) -> Tensor:
+        with full_precision(image):
+            image = image.float()
+            views = shifted_views(image, self.offsets)
+            scale = 1e-8 + self.softness * self.local_spread(image)
+            distance = torch.stack([((view - image).abs_() / scale).mean(1) for view in views], 1)
+            return torch.softmax(-distance, 1)
+
+    def local_spread(self, image: Tensor) -> Tensor:
+        """Standard deviation (B, 3, H, W) of the colours around each pixel.
+
+        The pixel itself counts once for every dilation: the authors take nine samples of each stencil.
+        """
+        return spread([*shifted_views(image, self.offsets), *[image] * len(self.dilations)])
+
+
+class PAR(LocalFilter):
+    """Pixel-adaptive refinement of "Learning Affinity from Attention" (Ru et al., CVPR 2022).
+
+    Args:
+        dilations, iterations: of ``LocalFilter``.
         softness: bandwidth of both kernels in units of the local standard deviation (``w1`` of the authors'
             code).
         position_weight: share of the position kernel (``w2``).
@@ -66,11 +143,9 @@ class PAR:
         softness: float = 0.3,
         position_weight: float = 0.01,
     ) -> None:
-        self.dilations = tuple(dilations)
-        self.iterations = iterations
+        super().__init__(dilations, iterations)
         self.softness = softness
         self.position_weight = position_weight
-        self.offsets = neighbour_offsets(self.dilations)
 
     @property
     def growth(self) -> float:
@@ -83,16 +158,11 @@ class PAR:
 
     @torch.no_grad()
     def affinity(self, image: Tensor) -> Tensor:
-        """Weights of the neighbours, (B, K, H, W), for an image (B, 3, H, W) in [0, 1]."""
         with full_precision(image):
             image = image.float()
-            # One pass per neighbour instead of one stack of all: a fifth of the time on a CPU, and no large
-            # tensors.
             views = shifted_views(image, self.offsets)
-            mean = sum(views) / len(views)
-            # Spread of the neighbours alone, without the pixel itself, per colour channel, unbiased.
-            variance = sum((view - mean).square_() for view in views) / (len(views) - 1)
-            scale = self.softness * (variance.sqrt() + 1e-8)
+            # Spread of the neighbours alone, without the pixel itself, per colour channel.
+            scale = self.softness * (spread(views) + 1e-8)
             distance = torch.stack(
                 [((view - image) / scale).square_().mean(1) for view in views], 1
             )  # (B, K, H, W)
@@ -103,20 +173,3 @@ class PAR:
         """Weights (K,) that depend on the distance of the neighbours alone."""
         length = image.new_tensor([math.hypot(dy, dx) for dy, dx in self.offsets])
         return torch.softmax(-((length / (length.std() + 1e-8) / self.softness) ** 2), 0)
-
-    @torch.no_grad()
-    def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
-        """Refine scores.
-
-        Args:
-            image: (B, 3, H, W) in [0, 1].
-            scores: (B, M, h, w), resized to the image where the sizes differ; the M maps do not interact.
-
-        Returns:
-            (B, M, H, W) float32, grown by ``growth``.
-        """
-        with full_precision(image):
-            scores = scores.float()
-            if scores.shape[-2:] != image.shape[-2:]:
-                scores = F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=True)
-            return propagate(scores, self.affinity(image), self.offsets, self.iterations)

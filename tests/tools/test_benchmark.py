@@ -8,7 +8,8 @@ from tools import benchmark
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"), [("crf", ["--presets", "toco", "--steps", "1"]), ("energy", [])]
+    ("command", "extra"),
+    [("crf", ["--presets", "toco", "--steps", "1"]), ("energy", []), ("walk", ["--squaring"])],
 )
 def test_every_method_is_measured(command, extra, tmp_path, capsys):
     out = tmp_path / "times.json"

@@ -9,7 +9,9 @@ from utils.config import CONFIGS, ROOT, differences, documented_keys, find_confi
 from utils.schedule import Schedule
 
 EXPERIMENTS = sorted(
-    str(p.relative_to(ROOT)) for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("configs", "datasets")
+    str(p.relative_to(ROOT))
+    for p in CONFIGS.rglob("*.yaml")
+    if p.parent.name not in ("configs", "datasets", "stages")
 )
 
 

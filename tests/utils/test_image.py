@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.image import denormalize, normalize, read_image, read_mask, voc_palette, write_mask
+from utils.image import denormalize, normalize, read_image, read_mask, rescale, voc_palette, write_mask
 
 INDICES = np.array([[0, 1, 20], [255, 5, 0]], dtype=np.uint8)
 
@@ -84,6 +84,15 @@ def test_masks_read_back_from_palette_grey_and_voc_colours(tmp_path):
         assert mask.dtype == np.uint8 and (mask == INDICES).all()
     write_mask(tmp_path / "new" / "t.png", torch.from_numpy(INDICES).long())
     assert (read_mask(tmp_path / "new" / "t.png") == INDICES).all()
+
+
+def test_rescaled_tensors_are_pictures_that_pillow_rescales():
+    pixels = np.random.RandomState(0).randint(0, 256, (12, 17, 3)).astype(np.uint8)
+    image = normalize(torch.from_numpy(pixels).permute(2, 0, 1))[None]
+    for scale, size in ((0.5, (8, 6)), (1.5, (26, 18)), (2.0, (34, 24))):
+        picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+        expected = normalize(torch.from_numpy(np.array(picture)).permute(2, 0, 1))[None]
+        torch.testing.assert_close(rescale(image, scale), expected)
 
 
 def test_foreign_colours_and_values_are_refused(tmp_path):

@@ -51,6 +51,38 @@ def test_matches_reference_values(golden, tag):
         )
 
 
+@pytest.mark.parametrize("system", ["wsfcn", "onestage"])
+def test_matches_the_evaluation_of_the_single_stage_cnns(golden, system):
+    """Their means count classes that never occur as 0; ours leave them out, so the tables are compared."""
+    case = golden(f"{system}_evaluation")
+    truth, prediction, k = case["gt"], case["pred"], len(case["confusion"])
+    scores = matrix_of(truth, prediction, k).scores()
+    assert torch.equal(scores.matrix.double(), case["confusion"])
+    iou, precision, recall = (100 * x.nan_to_num(0.0) for x in (scores.iou, scores.precision, scores.recall))
+    exact = {"rtol": 0, "atol": 1e-9}
+    assert_close(iou, case["iou"], **exact)
+    assert_close(iou.mean(), case["miou_with_bg"], **exact)
+    assert_close(iou[1:].mean(), case["miou_without_bg"], **exact)
+    for name, value in (("", iou), ("_precision", precision), ("_recall", recall)):
+        assert_close(value / 100, case[f"jaccard{name}"], **exact)
+    present = scores.matrix.sum(1) > 0
+    assert scores.miou == pytest.approx(float(case["iou"][present].mean() / 100), abs=1e-12)
+
+    lines = [line.split("|") for line in str(case["report"]).splitlines() if line.count("|") == 4][1:]
+    for i, line in enumerate(lines):
+        printed = [float(number) for number in line[2:]]
+        assert printed == pytest.approx([float(x[i]) for x in (iou, precision, recall)], abs=0.051)
+
+    matrices = [matrix_of(t[None], p[None], k).scores().matrix for t, p in zip(truth, prediction)]
+    log = []
+    for i, line in enumerate(lines):
+        log.append(line[0].strip())
+        shown = [n for n, m in enumerate(matrices) if m[i].any()]
+        gain = {n: int(3 * m[i, i] - m[i].sum() - m[:, i].sum()) for n, m in enumerate(matrices)}
+        log += [f"{gain[n]:05d} | img{n}" for n in sorted(shown, key=lambda n: -gain[n])]
+    assert log == str(case["score_log"]).split("\n")[: len(log)]
+
+
 def test_tag_f1_matches_reference_values(golden):
     case = golden("vit_metrics")
     n = len(case["f1"])

@@ -1,0 +1,76 @@
+"""Labels and losses of pixel pairs."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
+from utils.pairs import PathPairs, PixelPairs, search_directions
+
+KINDS = ("bg_pos", "fg_pos", "neg")
+
+
+def random_label(*shape):
+    """Classes 0..3, and 255."""
+    label = torch.randint(0, 5, shape, generator=torch.Generator().manual_seed(0))
+    return label.masked_fill(label == 4, 255)
+
+
+@pytest.mark.parametrize("file, pairs_of", [("ms_irn_pair_labels", PathPairs), ("ms_psa_pairs", PixelPairs)])
+def test_pair_labels_match_reference_values(golden, file, pairs_of):
+    case = golden(file)
+    count = len(case["neg"])
+    pairs = pairs_of(next(r for r in range(2, 30) if len(search_directions(r)) == count))
+    label = pair_label(case["label_map"].long()[None], pairs)
+    for kind in KINDS:
+        assert torch.equal(getattr(label, kind)[0], case[kind].bool()), kind
+
+
+def test_a_pair_is_of_one_kind_or_ignored():
+    pairs, map_ = PixelPairs(4), random_label(2, 12, 13)
+    label = torch.stack(pair_label(map_, pairs)).sum(0)
+    ignored = (pairs.source(map_)[:, None] == 255) | (pairs.destination(map_) == 255)
+    assert torch.equal(label == 1, ~ignored) and label.max() == 1
+
+
+def test_means_are_cross_entropies_of_each_kind():
+    pairs = PixelPairs(3)
+    label = pair_label(random_label(2, 9, 9), pairs)
+    affinity = torch.rand(label.neg.shape, generator=torch.Generator().manual_seed(1))
+    losses = pair_affinity_loss(affinity, label)
+    for kind in KINDS[:2]:
+        assert_close(losses[kind], -(affinity + 1e-5).log()[getattr(label, kind)].mean(), rtol=1e-4, atol=0)
+    assert_close(losses["neg"], -(1 + 1e-5 - affinity).log()[label.neg].mean(), rtol=1e-4, atol=0)
+
+
+def test_ignored_pairs_have_no_gradient_and_an_empty_label_no_loss():
+    pairs = PathPairs(3)
+    map_ = torch.full((1, 8, 8), 255)
+    label = pair_label(map_, pairs)
+    affinity = torch.full(label.neg.shape, 0.3, requires_grad=True)
+    displacement = torch.randn(1, 2, 8, 8, requires_grad=True)
+    losses = pair_affinity_loss(affinity, label) | pair_displacement_loss(displacement, label, pairs)
+    assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert not affinity.grad.any() and not displacement.grad.any()
+
+
+def test_displacements_to_one_place_cost_nothing():
+    pairs = PathPairs(5)
+    grid = torch.stack(torch.meshgrid(torch.arange(12.0), torch.arange(14.0), indexing="ij"))
+    to_centre = (torch.tensor([5.0, 6.0])[:, None, None] - grid)[None]
+    one_object = pair_label(torch.full((1, 12, 14), 3), pairs)
+    background = pair_label(torch.zeros(1, 12, 14, dtype=torch.long), pairs)
+    assert pair_displacement_loss(to_centre, one_object, pairs)["dp_fg"] == 0
+    assert pair_displacement_loss(to_centre, background, pairs)["dp_bg"] > 0.5
+    constant = torch.full_like(to_centre, 2.5)
+    assert pair_displacement_loss(constant, background, pairs)["dp_bg"] == 0
+
+
+def test_half_precision_affinities_are_summed_in_full():
+    pairs = PixelPairs(5)
+    label = pair_label(torch.zeros(4, 64, 64, dtype=torch.long), pairs)
+    affinity = torch.full(label.neg.shape, 0.5, dtype=torch.bfloat16)
+    loss = pair_affinity_loss(affinity, label)["bg_pos"]
+    assert loss.dtype == torch.float32
+    assert_close(loss, torch.tensor(0.5).log().neg(), rtol=1e-4, atol=0)

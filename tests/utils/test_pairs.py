@@ -1,0 +1,95 @@
+"""Pixel pairs and the paths between them."""
+
+import pytest
+import torch
+
+from utils.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions
+
+
+def configs(case):
+    """(tag, radius, size) of the recorded cases of a file."""
+    tags = [key.split("_")[0] for key in case if key.endswith("_config")]
+    return [(tag, int(r), (int(h), int(w))) for tag in tags for r, h, w in [case[f"{tag}_config"]]]
+
+
+def test_paths_match_reference_values(golden):
+    case = golden("ms_path_index")
+    for tag, radius, size in configs(case):
+        pairs = PathPairs(radius)
+        assert torch.equal(pairs.directions, case[f"{tag}_search_dst"])
+        src, dst = pairs.indices(size)
+        numbers = torch.arange(size[0] * size[1]).view(size)
+        paths = [pairs.at(numbers, group) for group in pairs.paths]  # (n, L, N) each
+        assert [list(p.shape) for p in paths] == case[f"{tag}_group_shapes"].tolist()
+        assert [x.sum().item() for x in (src, dst, *paths)] == case[f"{tag}_sums"].tolist()
+        for i, group in enumerate(pairs.paths):
+            assert torch.equal(group, case[f"{tag}_paths{i}"].long())
+        stored = {"src": src, "dst": dst} | {f"path_indices{i}": path for i, path in enumerate(paths)}
+        for name, values in stored.items():
+            if f"{tag}_{name}" in case:
+                assert torch.equal(values, case[f"{tag}_{name}"].long())
+
+
+def test_plain_pairs_match_reference_values(golden):
+    case = golden("ms_psa_pairs")
+    for tag, radius, size in configs(case):
+        src, dst = PixelPairs(radius).indices(size)
+        to = dst.flatten()
+        assert [len(src), len(to)] == case[f"{tag}_shapes"].tolist()
+        weighted = (to * torch.arange(len(to))).sum()
+        assert [src.sum().item(), to.sum().item(), weighted.item()] == case[f"{tag}_sums"].tolist()
+        for name, values in {"from": src, "to": to}.items():
+            if f"{tag}_{name}" in case:
+                assert torch.equal(values, case[f"{tag}_{name}"].long())
+
+
+@pytest.mark.parametrize("radius, count", [(1, 0), (2, 4), (3, 12), (5, 34), (10, 152)])
+def test_every_neighbour_within_the_radius_comes_once(radius, count):
+    directions = search_directions(radius)
+    assert len(directions) == count == len(PathPairs(radius).directions)
+    both_ways = {*directions, *((-dy, -dx) for dy, dx in directions)}
+    across = range(-radius, radius + 1)
+    near = {(y, x) for y in across for x in across if 0 < y * y + x * x < radius**2}
+    assert both_ways == near and len(both_ways) == 2 * count
+
+
+def test_a_path_connects_its_ends():
+    for direction in search_directions(7):
+        points = path_points(*direction)
+        assert points[0] == direction and points[-1] == (0, 0)
+        # Each pixel but the last touches one that is nearer to the source.
+        for i, (y, x) in enumerate(points[:-1]):
+            assert any(max(abs(y - v), abs(x - u)) == 1 for v, u in points[i + 1 :])
+
+
+@pytest.mark.parametrize("radius, size", [(3, (4, 7)), (5, (9, 12))])
+def test_path_maximum_and_its_gradient_are_those_of_the_gathered_paths(radius, size):
+    pairs = PathPairs(radius)
+    numbers = torch.arange(size[0] * size[1]).view(size)
+    maps = torch.randn(2, *size, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    gathered = [maps.flatten(1)[:, pairs.at(numbers, group)].amax(2) for group in pairs.paths]
+    expected = torch.cat(gathered, 1)
+    found = pairs.path_max(maps)
+    assert torch.equal(found, expected)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((x * weight).sum(), maps)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_source_and_destination_are_views_at_the_indices():
+    pairs, size = PixelPairs(4), (8, 11)
+    maps = torch.randn(2, 3, *size)
+    src, dst = pairs.indices(size)
+    assert torch.equal(pairs.source(maps), maps.flatten(2)[..., src])
+    assert torch.equal(pairs.destination(maps), maps.flatten(2)[..., dst])
+
+
+def test_a_map_without_pairs_is_an_error_and_a_fitting_radius_avoids_it():
+    with pytest.raises(ValueError, match="4 x 20 has no pixel pairs of radius 5"):
+        PixelPairs(5).source(torch.zeros(4, 20))
+    with pytest.raises(ValueError, match="at least 1"):
+        PixelPairs(0)
+    assert fitting_radius(5, (11, 40)) == 5 and fitting_radius(5, (10, 40)) == 4
+    for height in range(1, 12):
+        size = (height, 3)
+        assert PixelPairs(fitting_radius(5, size)).source(torch.zeros(size)).numel() > 0

@@ -1,0 +1,166 @@
+"""Confident labels for affinity networks, from a folder of CAMs and the images.
+
+    python tools/make_affinity_label.py --cam logs/run/cam --out logs/run/seeds config=configs/irn/voc.yaml
+    python tools/make_affinity_label.py --cam logs/run/cam --out logs/run/seeds --images photos --mode psa
+
+DenseCRF runs twice on every image. ``irn`` writes label images: what beats a high threshold is foreground,
+what stays below a low one is background, the rest is ignored (255). ``psa`` and ``seam`` write both runs as
+scores (utils/artifacts.py, ``ScoreFile``), because training averages them over the cells of its grid. Run
+again, it skips what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from models.refiners.dense_crf import DenseCRF
+from tools.crf import RECIPES, Job, cam_probs, enlarge, find_image, find_names, named, read_pixels, refine_cam
+from tools.crf import workers as crf_workers
+from utils.artifacts import (
+    CamFile,
+    ScoreFile,
+    cam_path,
+    claim_folder,
+    label_path,
+    load_cam,
+    missing_files,
+    save_scores,
+)
+from utils.cli import run_main
+from utils.image import write_mask
+
+MODES = ("irn", "psa", "seam")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="further arguments: config=FILE and key=value changes of it",
+    )
+    p.add_argument("--cam", required=True, help="folder of CAM files <name>.npz (tools/infer_cam.py)")
+    p.add_argument("--images", help="folder of the images; default: those of the config's data set")
+    p.add_argument("--split", help="split or list file (.txt) of the config; default: data.train_set")
+    p.add_argument("--model_path", help="checkpoint whose config describes the data set; or give config=FILE")
+    p.add_argument("--data_root", help="folder of the data set; default: that of the config")
+    p.add_argument("--mode", default="irn", choices=MODES, help="what is written (default %(default)s)")
+    p.add_argument(
+        "--foreground_threshold", type=float, help="irn: CAM above it is foreground (default 0.30)"
+    )
+    p.add_argument(
+        "--background_threshold", type=float, help="irn: CAM up to it is background (default 0.05)"
+    )
+    p.add_argument("--low_alpha", type=float, help="psa, seam: exponent for much background (default 4)")
+    p.add_argument(
+        "--high_alpha", type=float, help="psa, seam: exponent for little background (default 32, seam 24)"
+    )
+    p.add_argument("--steps", type=int, default=10, help="mean-field steps (default %(default)s)")
+    p.add_argument("--out", required=True, help="folder for the label files <name>.png or <name>.npz")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument("--processes", type=int, help="worker processes on the CPU; default: one for each core")
+    return p
+
+
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Make every label that is not there yet; returns the output folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    # Here, because workers import this file and need none of the networks behind it.
+    from tools.options import complete
+
+    options = complete(parser(), cfg)
+    preset, values = RECIPES[options.mode]
+    is_irn = options.mode == "irn"
+    names = ("foreground_threshold", "background_threshold") if is_irn else ("low_alpha", "high_alpha")
+    values = tuple(
+        default if getattr(options, name) is None else getattr(options, name)
+        for name, default in zip(names, values, strict=True)
+    )
+    if not (values[0] > values[1] if is_irn else values[0] < values[1]):
+        relation = "below" if is_irn else "above"
+        raise ValueError(f"{names[1]}={values[1]} must be {relation} {names[0]}={values[0]}")
+    device = options.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    crf = DenseCRF.preset(preset, steps=options.steps)
+    job = Job(
+        Path(options.cam), Path(options.images or ""), Path(options.out), options.mode, values, crf, device
+    )
+    images = find_images(options)
+    path_of, work = (label_path, write_label) if is_irn else (cam_path, write_scores)
+    settings = {"cam": str(job.source.absolute()), "mode": options.mode, "crf": crf.protocol}
+    claim_folder(job.out, settings | dict(zip(names, values, strict=True)))
+    left = {name: path for name, path in images.items() if not path_of(job.out, name).is_file()}
+    with crf_workers(job, len(images), len(left), options.processes) as submit:
+        for name, path in left.items():
+            submit(work, job, name, path)
+    return job.out
+
+
+def find_images(options: argparse.Namespace) -> dict[str, Path]:
+    """Image file of every name: of all CAM files, or of all images of a split.
+
+    Raises:
+        FileNotFoundError: images or CAM files are missing.
+    """
+    folder = Path(options.cam)
+    if options.images:
+        found = {name: find_image(Path(options.images), name) for name in find_names(folder)}
+        missing = [name for name, path in found.items() if path is None]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(found)} images are missing in {options.images}, "
+                f"first {missing[0]}.jpg"
+            )
+        return {name: path for name, path in found.items() if path is not None}
+    from engine.data import load_split
+    from tools.evaluate import data_config
+
+    data = data_config(options).data
+    split = load_split(data, options.split or data.train_set)
+    missing_files(
+        (cam_path(folder, record.name) for record in split.records),
+        f"CAM files of split '{split.name}'",
+        folder,
+        "finish tools/infer_cam.py on that split, or name another with --split",
+    )
+    return {record.name: record.image for record in split.records}
+
+
+def write_label(job: Job, name: str, image: Path) -> None:
+    """A label image: 0 background, a class, 255 ignored."""
+    cams, image_rgb = load_cam(cam_path(job.source, name)), read_pixels(image, job.device)
+    if len(cams.class_ids):
+        label = refine_cam(job, image_rgb, enlarge(cams.cam, image_rgb))
+    else:
+        label = image_rgb.new_zeros(image_rgb.shape[1:]).long()
+    write_mask(label_path(job.out, name), named(label, _ids_with_background(cams)))
+
+
+def write_scores(job: Job, name: str, image: Path) -> None:
+    """A score file: the probabilities with much and with little background."""
+    cams, image_rgb = load_cam(cam_path(job.source, name)), read_pixels(image, job.device)
+    if len(cams.class_ids):
+        scores = torch.stack(cam_probs(job, image_rgb, enlarge(cams.cam, image_rgb)))
+    else:
+        scores = torch.ones(2, 1, *image_rgb.shape[1:])
+    save_scores(cam_path(job.out, name), ScoreFile(cams.class_ids, scores))
+
+
+def _ids_with_background(cams: CamFile) -> torch.Tensor:
+    return torch.cat([cams.class_ids.new_zeros(1), cams.class_ids])
+
+
+if __name__ == "__main__":
+    from tools.options import parse
+
+    run_main(lambda: run(parse(parser())))

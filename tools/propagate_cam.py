@@ -1,0 +1,145 @@
+"""Pseudo labels: a random walk of CAMs over the affinities of a trained network, scored where masks are.
+
+    python tools/propagate_cam.py --model_path logs/run/irn_net/last.pth --cam logs/run/cam --infer train
+
+The checkpoint says which walk (IRN, PSA, SEAM) and its constants; ``method.beta=8`` changes one. An image
+without classes becomes background. Run again, it skips what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from datasets.base import Record, Sample, WeakSegDataset
+from engine.evaluator import provenance
+from engine.inference import for_each_image, load_method
+from models.refiners.dense_crf import DenseCRF, unary_from_probs
+from tools.crf import named
+from tools.options import (
+    checkpoint_parser,
+    complete,
+    count_pixels,
+    data_overrides,
+    find_split,
+    output_folder,
+    parse,
+    report_labels,
+    short_name,
+)
+from utils.artifacts import cam_path, claim_folder, label_path, load_cam, missing_files, read_json
+from utils.cli import run_main
+from utils.distributed import barrier, init_process_group, is_main
+from utils.image import normalize, read_mask, write_mask
+from utils.metrics import ConfusionMatrix
+from utils.precision import autocast
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = checkpoint_parser(__doc__)
+    p.add_argument("--cam", required=True, help="folder of CAM files <name>.npz (tools/infer_cam.py)")
+    p.add_argument(
+        "--crf_steps",
+        type=int,
+        default=0,
+        help="mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1; default 0, none)",
+    )
+    p.add_argument(
+        "--out",
+        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "auto"),
+        help="of the network (default %(default)s)",
+    )
+    p.add_argument(
+        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
+    )
+    return p
+
+
+@torch.no_grad()
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Write and score pseudo labels; returns the output folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    options = complete(parser(), cfg)
+    device = init_process_group(options.device)
+    loaded = load_method(options.model_path, device, data_overrides(options))
+    method = loaded.method
+    split = find_split(loaded, options.infer)
+    cam_folder = Path(options.cam).expanduser()
+    missing_files(
+        (cam_path(cam_folder, record.name) for record in split.records),
+        f"CAM files of {short_name(split)}",
+        cam_folder,
+        "finish tools/infer_cam.py on the same images",
+    )
+    crf = DenseCRF.preset("psa", steps=options.crf_steps) if options.crf_steps else None
+    protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
+    made_by = cam_folder / "settings.json"
+    settings = {
+        "protocol": protocol,
+        "checkpoint_sha256": loaded.sha256,
+        "split": short_name(split),
+        "data_fingerprint": split.fingerprint(),
+        "cam": str(cam_folder.absolute()),
+        "cam_settings": read_json(made_by) if made_by.is_file() else {},
+        "precision": options.precision,
+        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
+    }
+    out = output_folder(options.out, loaded, protocol)
+    if is_main():
+        print(loaded.describe())
+        claim_folder(out, settings)
+        print(f"output   {out}   ({len(split)} images, protocol {protocol})")
+    barrier()
+    matrix = ConfusionMatrix(split.num_classes, device)
+
+    def work(sample: Sample) -> None:
+        record, image_rgb = split.records[int(sample["index"])], sample["image"]
+        label = pseudo_label(record, image_rgb)
+        write_mask(label_path(out, record.name), label)
+        count_pixels(matrix, record, label)
+
+    def pseudo_label(record: Record, image_rgb: torch.Tensor) -> np.ndarray:
+        cams = load_cam(cam_path(cam_folder, record.name))
+        if not len(cams.class_ids):
+            return np.zeros(image_rgb.shape[1:], np.uint8)
+        is_strided = method.walk_stride > 1 and cams.strided is not None
+        cam = (cams.strided if is_strided else cams.cam).to(device)
+        with autocast(device, options.precision):
+            scores = method.propagate(normalize(image_rgb.to(device))[None], cam)
+        if crf is not None:
+            (scores,) = crf.infer_together(image_rgb.to(device), [unary_from_probs(scores)])
+        return named(scores.argmax(0), torch.cat([cams.class_ids.new_zeros(1), cams.class_ids]))
+
+    for_each_image(
+        WeakSegDataset(split),
+        work,
+        text="walk",
+        num_workers=options.num_workers,
+        finished=lambda record: label_path(out, record.name).is_file(),
+        revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
+    )
+    source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    report_labels(out, matrix, split, protocol, settings, source)
+    return out
+
+
+if __name__ == "__main__":
+    run_main(lambda: run(parse(parser())))

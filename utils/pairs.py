@@ -1,0 +1,155 @@
+"""Pairs of neighbouring pixels, and the pixels on the path between them (PSA, SEAM, IRN).
+
+A pair is a source pixel and a destination within the radius, to its right or below, so that every pair comes
+once. Values of pairs are shifted views of a map, not look-ups by index.
+
+r radius, (h, w) pixels of a map, P directions, N = (h - r + 1) * (w - 2r + 2) sources, the pixels that have
+all P destinations; L points of a path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def search_directions(radius: int) -> list[tuple[int, int]]:
+    """Offsets (dy, dx) of the destinations: first to the right, then row by row, all closer than the radius.
+
+    Args:
+        radius: in pixels; a destination is strictly closer. 5 gives 34 directions, 10 gives 152.
+    """
+    across = range(1 - radius, radius)
+    right = [(0, dx) for dx in range(1, radius)]
+    return right + [
+        (dy, dx) for dy in range(1, radius) for dx in across if dx * dx + dy * dy < radius * radius
+    ]
+
+
+def path_points(dy: int, dx: int) -> list[tuple[int, int]]:
+    """The pixels within less than one pixel of the line from (dy, dx) to the origin, both ends among them.
+
+    In the order of decreasing ``|y| + |x|``, so the destination comes first and the source last.
+    """
+    rows = range(min(dy, 0), max(dy, 0) + 1)
+    columns = range(min(dx, 0), max(dx, 0) + 1)
+    near = [(y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
+    return sorted(near, key=lambda point: -abs(point[0]) - abs(point[1]))
+
+
+def fitting_radius(radius: int, size: tuple[int, int]) -> int:
+    """The radius, or the largest smaller one that leaves a map of that size with sources (SEAM's rule)."""
+    smaller = min(size)
+    return radius if smaller > 2 * radius else max((smaller - 1) // 2, 1)
+
+
+class PixelPairs:
+    """All pairs of pixels closer than a radius, in the order of ``search_directions`` (PSA, SEAM).
+
+    Args:
+        radius: r in pixels, at least 1 (which gives no pair).
+    """
+
+    def __init__(self, radius: int) -> None:
+        if radius < 1:
+            raise ValueError(f"the radius of pixel pairs is at least 1, not {radius}")
+        self.radius = radius
+        self.reach = radius - 1
+        # (P, 2) dy, dx; indices stay on the CPU whatever the default device is.
+        self.directions = torch.tensor(self._directions(), dtype=torch.int64, device="cpu").view(-1, 2)
+
+    def _directions(self) -> list[tuple[int, int]]:
+        return search_directions(self.radius)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the sources in a map of ``size``; N is their product.
+
+        Raises:
+            ValueError: the map is too small to hold a source.
+        """
+        rows, columns = size[0] - self.reach, size[1] - 2 * self.reach
+        if rows < 1 or columns < 1:
+            raise ValueError(
+                f"a map of {size[0]} x {size[1]} has no pixel pairs of radius {self.radius}: it needs at "
+                f"least {self.reach + 1} rows and {2 * self.reach + 1} columns; use a larger crop or a "
+                "smaller radius"
+            )
+        return rows, columns
+
+    def view(self, maps: Tensor, offset: tuple[int, int]) -> Tensor:
+        """Maps (..., h, w) at every source plus (dy, dx), (..., rows, columns); not a copy.
+
+        One offset at a time has a cheap gradient, which ``at`` has not.
+        """
+        rows, columns = self.grid((maps.shape[-2], maps.shape[-1]))
+        top, left = offset[0], self.reach + offset[1]
+        return maps[..., top : top + rows, left : left + columns]
+
+    def at(self, maps: Tensor, offsets: Tensor) -> Tensor:
+        """Values of maps (..., h, w) at every source plus ``offsets`` (*S, 2) -> (..., *S, N).
+
+        Offsets are (dy, dx) with 0 <= dy < r and -r < dx < r.
+        """
+        rows, columns = self.grid((maps.shape[-2], maps.shape[-1]))
+        # All shifted windows as one view: (..., r, 2r - 1, rows, columns).
+        windows = maps.unfold(-2, rows, 1).unfold(-2, columns, 1)
+        dy, dx = offsets.to(maps.device).unbind(-1)
+        return windows[..., dy, dx + self.reach, :, :].flatten(-2)
+
+    def source(self, maps: Tensor) -> Tensor:
+        """Values (..., N) of maps (..., h, w) at the sources."""
+        return self.at(maps, self.directions.new_zeros(2))
+
+    def destination(self, maps: Tensor) -> Tensor:
+        """Values (..., P, N) of maps (..., h, w) at the destinations."""
+        return self.at(maps, self.directions)
+
+    def indices(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Pixel numbers, row by row, of the sources (N,) and of the destinations (P, N)."""
+        numbers = _pixel_numbers(size)
+        return self.source(numbers), self.destination(numbers)
+
+
+class PathPairs(PixelPairs):
+    """Pixel pairs with the path between them, in the order of increasing path length (IRN).
+
+    ``paths`` holds one tensor (n, L, 2) for each length: the points of n directions, destination first.
+    """
+
+    def _directions(self) -> list[tuple[int, int]]:
+        # Sorting is stable: directions with paths of one length keep their order.
+        return sorted(super()._directions(), key=lambda direction: len(path_points(*direction)))
+
+    def __init__(self, radius: int) -> None:
+        super().__init__(radius)
+        by_length: dict[int, list[list[tuple[int, int]]]] = {}
+        for dy, dx in self.directions.tolist():
+            points = path_points(dy, dx)
+            by_length.setdefault(len(points), []).append(points)
+        self.paths = [torch.tensor(group, device="cpu") for group in by_length.values()]
+
+    def path_max(self, maps: Tensor) -> Tensor:
+        """The largest value on the path of every pair, ends included: (..., h, w) -> (..., P, N).
+
+        The gradient goes to the pixel where the maximum was found, the one nearest to the destination if
+        there are several.
+        """
+        with torch.no_grad():
+            index = torch.cat([self._path_argmax(maps, points) for points in self.paths], dim=-2)
+        return maps.flatten(-2).gather(-1, index.flatten(-2)).view_as(index)
+
+    def _path_argmax(self, maps: Tensor, paths: Tensor) -> Tensor:
+        """Pixel numbers (..., n, N) of the maxima on paths (n, L, 2), one point of all paths at a time."""
+        numbers = _pixel_numbers((maps.shape[-2], maps.shape[-1])).to(maps.device)
+        first = paths[:, 0]
+        best = self.at(maps, first)
+        index = self.at(numbers, first).expand(best.shape)
+        for points in paths[:, 1:].unbind(1):
+            value = self.at(maps, points)
+            index = torch.where(value > best, self.at(numbers, points), index)
+            best = torch.maximum(value, best)
+        return index
+
+
+def _pixel_numbers(size: tuple[int, int]) -> Tensor:
+    return torch.arange(size[0] * size[1]).view(size)

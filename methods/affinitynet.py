@@ -1,0 +1,229 @@
+"""PSA: Learning Pixel-level Semantic Affinity with Image-level Supervision (Ahn & Kwak, CVPR 2018).
+
+AffinityNet learns from confident areas of CAMs which neighbouring pixels belong together; a random walk then
+spreads the CAMs over such pixels. SEAM trains the same network with other numbers. PSA's classifier is
+``PooledCAMNetwork`` (methods/cam.py).
+
+B images, P present classes, (H, W) pixels, (h, w) the grid of the affinities at stride 8, D its features; R
+directions and N sources of pixel pairs (utils/pairs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.transforms.v2 import functional as VF
+
+from datasets.base import Sample
+from datasets.stage_transforms import colour_jitter_of_psa, crop, crop_box, random_draw
+from datasets.transforms import flip_box
+from losses.affinity import pair_affinity_loss, pair_label
+from methods.base import Batch, Method, Transform, groups_by_origin, resize_like
+from models.backbones import create_backbone
+from models.refiners.random_walk import random_walk
+from utils.cam import IGNORE_INDEX, background_score
+from utils.image import normalize
+from utils.pairs import PixelPairs, fitting_radius
+from utils.precision import full_precision
+
+# The authors' names of our layers; everything else is the backbone. SEAM's affinity network has the same.
+PUBLISHED_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^f8_3\.", "branches.0."),
+    (r"^f8_4\.", "branches.1."),
+    (r"^f8_5\.", "branches.2."),
+    (r"^f9\.", "embed."),
+    (r"^(?=conv1a\.|b\d|bn7\.)", "backbone."),
+)
+PUBLISHED_IGNORED: tuple[str, ...] = ()
+
+
+class AffinityNet(Method):
+    """Features whose distance says whether two neighbouring pixels belong together.
+
+    It is trained on score files (``data.label_dir``) and not scored by itself, so ``data.val_set`` is null.
+
+    Args:
+        backbone: arguments of ``create_backbone``; any with ``dims``, published is ``resnet38d``. Its last
+            maps are read, as many as there are ``branch_dims``.
+        loss_weights: of ``bg_pos, fg_pos, neg``; 1/4, 1/4, 1/2 by default.
+        branch_dims: channels that each map is reduced to, from shallow to deep.
+        radius: of the pixel pairs, in positions of the grid; smaller on images that hold less than two of it.
+        stride: pixels per position of the grid. Maps of other strides are resized to it.
+        alpha: exponent of the background score of walked CAMs; 16 in PSA, 6 in SEAM.
+        beta: exponent of the affinities in the random walk.
+        exp_times: squarings of the transition matrix, so 2 ** exp_times steps; 8 in PSA, 6 in SEAM.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        branch_dims: Sequence[int] = (64, 128, 256),
+        radius: int = 5,
+        stride: int = 8,
+        alpha: float = 16.0,
+        beta: float = 8.0,
+        exp_times: int = 8,
+    ) -> None:
+        super().__init__(num_classes, loss_weights or {"bg_pos": 0.25, "fg_pos": 0.25, "neg": 0.5})
+        self.radius = radius
+        self.stride = stride
+        self.alpha = alpha
+        self.beta = beta
+        self.exp_times = exp_times
+        self.backbone = create_backbone(**backbone)
+        dims = self.backbone.dims[-len(branch_dims) :]
+        self.branches = nn.ModuleList(
+            nn.Conv2d(dim, branch_dim, 1, bias=False)
+            for dim, branch_dim in zip(dims, branch_dims[-len(dims) :], strict=True)
+        )
+        width = sum(branch.out_channels for branch in self.branches)
+        self.embed = nn.Conv2d(width, width, 1, bias=False)
+        for branch in self.branches:
+            nn.init.kaiming_normal_(branch.weight)
+        nn.init.xavier_uniform_(self.embed.weight, gain=4)
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, D, h, w) of normalised images (B, 3, H, W); h, w are H, W over the stride, rounded up."""
+        grid = image[:, :1, :: self.stride, :: self.stride]
+        maps = self.backbone(image)[-len(self.branches) :]
+        parts = [resize_like(F.elu(branch(m)), grid) for branch, m in zip(self.branches, maps, strict=True)]
+        return F.elu(self.embed(torch.cat(parts, 1)))
+
+    def pairs(self, size: Sequence[int]) -> PixelPairs:
+        """The pixel pairs of an (h, w) grid."""
+        return PixelPairs(fitting_radius(self.radius, (size[0], size[1])))
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        features = self.features(batch["image"])  # (B, D, h, w)
+        pairs = self.pairs(features.shape[-2:])
+        affinity = pair_affinity(features, pairs)  # (B, R, N) in (0, 1]
+        return pair_affinity_loss(affinity, pair_label(batch["pseudo_label"], pairs))
+
+    @torch.no_grad()
+    def propagate(self, image: Tensor, cam: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        walked = self.walk(image, resize_like(cam[None], image)[0])
+        enlarged = F.interpolate(walked[None], scale_factor=self.stride, mode="bilinear", align_corners=False)
+        return enlarged[0, :, :height, :width]
+
+    @torch.no_grad()
+    def walk(self, image: Tensor, cam: Tensor) -> Tensor:
+        """Walked scores (1 + P, h, w) from an image (1, 3, H, W) and CAMs (P, H, W) in [0, 1]."""
+        scores = torch.cat([background_score(cam, self.alpha)[None], cam])
+        height, width = image.shape[-2:]
+        # Padding is neither background nor object: it dilutes the scores along two borders.
+        padding = (0, -width % self.stride, 0, -height % self.stride)
+        image, scores = F.pad(image, padding), F.pad(scores, padding)
+        features = self.features(image)
+        pairs = self.pairs(features.shape[-2:])
+        affinity = pair_affinity(features, pairs)[0]
+        return random_walk(
+            F.avg_pool2d(scores, self.stride), affinity, pairs, self.beta, steps=2**self.exp_times
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return groups_by_origin(self)
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        """Not rescaled, as published: ``scale_range`` is not used."""
+        return AffinityView(crop_size, self.stride)
+
+
+def pair_affinity(features: Tensor, pairs: PixelPairs) -> Tensor:
+    """(B, R, N) in (0, 1]: exp of minus the mean absolute difference of features (PSA equation 3).
+
+    Args:
+        features: (B, D, h, w).
+    """
+    with full_precision(features):
+        features = features.float()
+
+        # One direction at a time, computed again in the backward pass: all differences of a published batch
+        # at once take more than a gigabyte.
+        def distance(destination: Tensor, source: Tensor) -> Tensor:
+            return (destination - source).abs().mean(1, keepdim=True).flatten(2)
+
+        source = pairs.view(features, (0, 0))
+        distances = [
+            checkpoint(
+                distance,
+                pairs.view(features, (dy, dx)),
+                source,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for dy, dx in pairs.directions.tolist()
+        ]
+        none = source.new_zeros(len(source), 0, source[0, 0].numel())  # an image of one position has no pair
+        return torch.exp(-torch.cat([none, *distances], 1))
+
+
+class AffinityView:
+    """A randomly cropped and mirrored image with changed colours, and its labels at the stride of the grid.
+
+    The image is not rescaled, and its padding is black before the normalisation, as published.
+
+    Args:
+        crop_size: S in pixels, a multiple of the stride.
+        stride: of the grid.
+
+    A sample needs ``label_scores``, the arrays of a file of ``utils.artifacts.save_scores``. It gets
+
+    * ``image`` (3, S, S) normalised, and ``valid_box`` (4,) int64 y0, y1, x0, x1;
+    * ``pseudo_label`` (S / stride, S / stride) int64: 0 background, p the p-th present class, 255 ignored.
+    """
+
+    def __init__(self, crop_size: int, stride: int) -> None:
+        if crop_size < 1 or crop_size % stride:
+            raise ValueError(f"crop_size={crop_size} is not a positive multiple of the stride {stride}")
+        self.crop_size = crop_size
+        self.stride = stride
+        self.jitter = colour_jitter_of_psa()
+
+    def __call__(self, sample: Sample) -> Sample:
+        sample = dict(sample)
+        arrays = sample.pop("label_scores", {})
+        if "scores" not in arrays:
+            raise ValueError(
+                f"image '{sample['name']}' comes without label scores: set data.label_dir to a folder that "
+                "tools/make_affinity_label.py made"
+            )
+        scores = torch.as_tensor(arrays["scores"]).float()
+        image = self.jitter(sample["image"])
+        image_rgb = image if isinstance(image, Tensor) else VF.pil_to_tensor(image)
+        if image_rgb.shape[-2:] != scores.shape[-2:]:
+            raise ValueError(
+                f"the label scores of image '{sample['name']}' are {tuple(scores.shape[-2:])}, but the image "
+                f"is {tuple(image_rgb.shape[-2:])} (rows, columns): were they made from other images?"
+            )
+        box = crop_box((image_rgb.shape[-2], image_rgb.shape[-1]), self.crop_size)
+        image_rgb, scores = (crop(x, self.crop_size, box, fill=0) for x in (image_rgb, scores))
+        valid_box = box.valid_box
+        if random_draw(2):
+            image_rgb, scores = image_rgb.flip(-1), scores.flip(-1)
+            valid_box = flip_box(valid_box, self.crop_size)
+        pseudo_label = confident_label(F.avg_pool2d(scores, self.stride))
+        return sample | {"image": normalize(image_rgb), "valid_box": valid_box, "pseudo_label": pseudo_label}
+
+
+def confident_label(scores: Tensor) -> Tensor:
+    """Where two readings of an image are sure (PSA section 3.2); everything else is ignored.
+
+    Args:
+        scores: (2, 1 + P, h, w): with much background (low alpha), then with little (high alpha). Channel 0
+            is the background; 0 in all channels outside of the image.
+
+    Returns:
+        (h, w) int64: p where class p wins against much background, but 0 where even little background wins,
+        and 255 elsewhere.
+    """
+    against_much, against_little = scores.max(1).indices
+    label = against_much.masked_fill(against_much == 0, IGNORE_INDEX).masked_fill(against_little == 0, 0)
+    return label.masked_fill(scores.amax((0, 1)) < 1e-5, IGNORE_INDEX)

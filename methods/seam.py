@@ -1,0 +1,253 @@
+"""SEAM: Self-supervised Equivariant Attention Mechanism for WSSS (Wang et al., CVPR 2020).
+
+A classifier whose CAMs must not change when the image shrinks, and whose CAMs are refined by the similarity
+of pixels. What follows it (labels, pixel affinities, random walk) is PSA's, with other numbers.
+
+B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of the deepest map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.stage_transforms import StageView
+from losses.classification import multilabel_loss
+from losses.equivariance import (
+    equivariant_cross_regularization,
+    equivariant_regularization,
+    max_norm,
+    min_pool_loss,
+    strongest_only,
+    with_background,
+)
+from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
+from models.backbones import create_backbone
+from utils.cam import summed_cam
+from utils.precision import full_precision
+
+# The authors' names of our layers; everything else is the backbone.
+PUBLISHED_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^fc8\.", "classifier."),
+    (r"^f8_3\.", "correlation.branches.0."),
+    (r"^f8_4\.", "correlation.branches.1."),
+    (r"^f9\.", "correlation.embed."),
+    (r"^(?=conv1a\.|b\d|bn7\.)", "backbone."),
+)
+PUBLISHED_IGNORED: tuple[str, ...] = ()
+
+# Entries of the similarity matrix that are held at once: 256 MB of float32.
+_MAX_PAIRS = 2**26
+
+
+class Output(NamedTuple):
+    """One forward pass; raw maps (B, K, H, W), float32, of which channel 0 is the background."""
+
+    cam: Tensor
+    refined: Tensor
+
+
+class SEAM(Method):
+    """Classifier, pixel correlation module and a second, smaller view.
+
+    Args:
+        backbone: arguments of ``create_backbone``; any with ``dims``, published is ``resnet38d``.
+        loss_weights: of ``cls, min_pool, er, ecr``, 1 by default.
+        small_scale: of the second view.
+        hard_share: of the entries of an image that enter the cross regularisation, the worst ones.
+        quiet_share: of the pixels of an image whose activation is pushed down, the least active ones.
+        dropout: of channels, before the classifier.
+        branch_dims, embed_dim: widths of the pixel correlation module.
+        long_side: smallest and largest long side of a training image before the crop, in pixels; None:
+            rescaled by a factor from ``data.scale_range`` instead.
+        colour_jitter: change the colours of training images.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        background_threshold: float = 0.26,
+        cam_scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
+        small_scale: float = 0.3,
+        hard_share: float = 0.2,
+        quiet_share: float = 0.25,
+        dropout: float = 0.5,
+        branch_dims: Sequence[int] = (64, 128),
+        embed_dim: int = 192,
+        long_side: tuple[int, int] | None = (448, 768),
+        colour_jitter: bool = True,
+    ) -> None:
+        weights = loss_weights or dict.fromkeys(("cls", "min_pool", "er", "ecr"), 1.0)
+        super().__init__(num_classes, weights, background_threshold, cam_scales)
+        if not 0 < small_scale < 1:
+            raise ValueError(f"small_scale, of the second view, lies between 0 and 1, not at {small_scale}")
+        self.small_scale = small_scale
+        self.hard_share = hard_share
+        self.quiet_share = quiet_share
+        self.long_side = None if long_side is None else tuple(long_side)
+        self.colour_jitter = colour_jitter
+        self.backbone = create_backbone(**backbone)
+        self.dropout = nn.Dropout2d(dropout)
+        # The background has a channel that no tag supervises; only its place in the maps is used.
+        self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes, 1, bias=False)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        self.correlation = PixelCorrelation(low_level(self.backbone.dims), branch_dims, embed_dim)
+
+    # -- forward passes
+
+    def network(self, image: Tensor) -> Output:
+        """Raw and refined maps of normalised images (B, 3, H, W).
+
+        Refined maps train the correlation module alone, plain maps everything else.
+        """
+        maps = self.backbone(image)
+        cam = self.classifier(self.dropout(maps[-1])).float()
+        refined = self.correlation(attention_maps(cam), image, [m.detach() for m in low_level(maps)])
+        size = image.shape[-2:]
+        return Output(resize_corners(cam, size), resize_corners(refined, size))
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        image, class_label = batch["image"], batch["class_label"]
+        present = F.pad(class_label, (1, 0), value=1.0)[:, :, None, None]  # (B, K, 1, 1) with background
+        size = [max(int(side * self.small_scale), 1) for side in image.shape[-2:]]
+
+        out, small = self.network(image), self.network(resize_corners(image, size))
+        cam, refined = (resize_corners(max_norm(m), size) * present for m in out)  # (B, K, *size) in [0, 1]
+        small_cam, small_refined = (max_norm(m) * present for m in small)
+        target, small_target = (with_background(m[:, 1:]) for m in (cam, small_cam))
+
+        return {
+            "cls": _mean(multilabel_loss(class_logits(view), class_label) for view in (out, small)),
+            "min_pool": _mean(
+                min_pool_loss((view.refined * present)[:, 1:], self.quiet_share) for view in (out, small)
+            ),
+            "er": equivariant_regularization(cam[:, 1:], small_cam[:, 1:]),
+            "ecr": equivariant_cross_regularization(refined, small_target, self.hard_share)
+            + equivariant_cross_regularization(small_refined, target, self.hard_share),
+        }
+
+    # -- inference
+
+    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, None]:
+        # Values below 0 (see ``stretch``) are background to every later step, whatever their size.
+        return stretch(self.summed_maps(image, scales)).clamp_(min=0), None
+
+    @torch.no_grad()
+    def summed_maps(self, image: Tensor, scales: Sequence[float]) -> Tensor:
+        """Sum (B, C, H, W) of the refined foreground maps over scales and mirror images."""
+        size = image.shape[-2], image.shape[-1]
+        return summed_cam(lambda views: self.network(views).refined[:, 1:], image, scales, [size])[0]
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Prediction:
+        cam, _ = self.localize(image, self.cam_scales)
+        return Prediction(cam, None, class_logits(self.network(image)), None)
+
+    def segment(self, image: Tensor) -> Tensor:
+        raise ValueError("SEAM has no segmentation decoder; use its CAMs")
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return groups_by_origin(self)
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return StageView(crop_size, scale_range, self.long_side, self.colour_jitter)
+
+
+class PixelCorrelation(nn.Module):
+    """Averages attention maps over all pixels, weighted by how similar their shallow features are (PCM).
+
+    Weights are cosine similarities, negative ones cut off, and those of a pixel sum to 1.
+
+    Args:
+        dims: channels of the two shallow maps.
+        branch_dims: channels that each is reduced to.
+        embed_dim: channels that are compared.
+    """
+
+    def __init__(self, dims: Sequence[int], branch_dims: Sequence[int], embed_dim: int) -> None:
+        super().__init__()
+        if len(branch_dims) != len(dims):
+            raise ValueError(
+                f"branch_dims={list(branch_dims)} must name {len(dims)} widths, one for each map"
+            )
+        self.branches = nn.ModuleList(
+            nn.Conv2d(dim, branch_dim, 1, bias=False) for dim, branch_dim in zip(dims, branch_dims)
+        )
+        self.embed = nn.Conv2d(3 + sum(branch_dims), embed_dim, 1, bias=False)
+        for branch in self.branches:
+            nn.init.kaiming_normal_(branch.weight)
+        nn.init.xavier_uniform_(self.embed.weight, gain=4)
+
+    def forward(self, attention: Tensor, image: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """(B, K, h, w) attention, (B, 3, H, W) image and shallow maps of any size -> (B, K, h, w) refined."""
+        size = attention.shape[-2:]
+        parts = [F.relu(branch(m)) for branch, m in zip(self.branches, maps)]
+        features = torch.cat([resize_corners(x.float(), size) for x in (image, *parts)], 1)
+        return self.correlate(attention, features)
+
+    def correlate(self, attention: Tensor, features: Tensor) -> Tensor:
+        """Attention (B, K, ., .), brought to the (h, w) of the features (B, 3 + sum(branch_dims), h, w)."""
+        attention = resize_corners(attention, features.shape[-2:]).flatten(2)
+        unit = self.embed(features).flatten(2)
+        with full_precision(unit):
+            unit = unit.float()
+            unit = unit / (unit.norm(dim=1, keepdim=True) + 1e-5)
+            # Block by block: at twice the size of a photo the whole matrix has 140 million entries.
+            block = max(_MAX_PAIRS // (len(unit) * unit.shape[2]), 1)
+            parts = []
+            for columns in unit.split(block, dim=2):
+                similarity = (unit.mT @ columns).relu()  # (B, hw, block)
+                parts.append(attention.float() @ similarity / (similarity.sum(1, keepdim=True) + 1e-5))
+        return torch.cat(parts, 2).unflatten(2, features.shape[-2:])
+
+
+def low_level(values: Sequence[Any]) -> Sequence[Any]:
+    """Of the entries of a backbone's maps those that pixels are compared by: the two before the deepest.
+
+    A backbone with two maps gives both.
+    """
+    return values[-3:-1] if len(values) > 2 else values[-2:]
+
+
+@torch.no_grad()
+def attention_maps(cam: Tensor) -> Tensor:
+    """Raw maps (B, K, h, w) -> maps in [0, 1] that hold background and strongest class of every pixel.
+
+    All classes compete: image-level tags are not used here.
+    """
+    cam = cam.relu()
+    cam = F.relu(cam - 1e-5) / (cam.amax((2, 3), keepdim=True) + 1e-5)
+    return strongest_only(with_background(cam[:, 1:]))
+
+
+def stretch(total: Tensor, eps: float = 1e-5) -> Tensor:
+    """Summed maps (B, C, H, W) -> maps of at most 1, each stretched from its minimum to its maximum.
+
+    As published: pixels at the minimum are set to 0 first and lose the minimum all the same, so they end
+    slightly below 0, and clearly below it in a map that is nowhere 0. An empty map becomes -1.
+    """
+    total = total.relu()
+    low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
+    return (total.masked_fill(total < low + eps, 0.0) - low - eps) / (high - low + eps)
+
+
+def class_logits(out: Output) -> Tensor:
+    """(B, C): the mean of the enlarged maps, as in the published program."""
+    return out.cam[:, 1:].mean((2, 3))
+
+
+def resize_corners(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize with aligned corners, which SEAM uses everywhere."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()

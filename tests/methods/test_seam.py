@@ -1,0 +1,241 @@
+"""SEAM: the authors' network, losses and merging of scales, and what must hold for any input."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import methods.seam
+from methods.seam import PUBLISHED_KEYS, SEAM, Output, PixelCorrelation, stretch
+from tests.conftest import GOLDEN
+from tests.methods.recorded import assert_recorded_gradients, recorded_network
+from utils.cam import background_score, cam_to_label
+
+AUTHORS = list(json.loads((GOLDEN / "state_dict_seam_seam.json").read_text())["canonical"])
+RESNET = {"name": "resnet38d"}
+SMALL = {"name": "resnet38d", "width": 4, "dropout": (0.0, 0.0)}
+PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+class GivenMaps(SEAM):
+    """Maps come from a recorded case instead of the network, the first for the large view."""
+
+    def given(self, *outputs):
+        self.outputs = list(outputs)
+        return self
+
+    def network(self, image):
+        return self.outputs.pop(0)
+
+
+def parts(case):
+    """The stored loss terms under our names; the two views of a term are one."""
+    return {
+        "cls": (case["cls1"] + case["cls2"]) / 2,
+        "min_pool": (case["rvmin1"] + case["rvmin2"]) / 2,
+        "er": case["er"],
+        "ecr": case["ecr1"] + case["ecr2"],
+    }
+
+
+def test_loss_of_given_maps_matches_the_authors(golden):
+    case = golden("ms_seam_loss")
+    cam, rv, small_cam, small_rv = maps = [
+        case.input(key).requires_grad_() for key in ("cam1", "rv1", "cam2", "rv2")
+    ]
+    b, k, h, w = cam.shape
+    method = GivenMaps(k, SMALL).given(Output(cam, rv), Output(small_cam, small_rv))
+    losses = method({"image": torch.zeros(b, 3, h, w), "class_label": case["label"][:, 1:].float()}, 0)
+    for name, value in parts(case).items():
+        assert_close(losses[name], value, rtol=1e-5, atol=1e-5)
+    assert_close(losses["cls"] + losses["min_pool"], case["loss_cls"], rtol=1e-5, atol=1e-5)
+    assert_close(sum(losses.values()), case["total"], rtol=1e-5, atol=1e-5)
+    channels = case.meta["grad_channels"]
+    gradients = torch.autograd.grad(sum(losses.values()), maps)
+    for name, gradient, stride in zip(("cam1", "rv1", "cam2", "rv2"), gradients, (4, 4, 2, 2)):
+        expected = case[f"grad_{name}"]
+        assert_close(gradient[:, channels, ::stride, ::stride], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_pixel_correlation_matches_reference_values_and_gradient(golden):
+    case = golden("ms_seam_pcm")
+    cam, features = case.input("cam"), case.input("f").requires_grad_()
+    widths = (64, features.shape[1] - 3 - 64)
+    module = PixelCorrelation((8, 8), widths, case.setting("embed_dim", 192))
+    module.embed.weight.data = case.weight("f9.weight", module.embed.weight.shape)
+    out = module.correlate(cam, features)
+    assert_close(out, case["out"], rtol=1e-5, atol=1e-5)
+    assert_close(
+        module.correlate(cam[:, :, ::2, ::2], features), case["out_low_res_cam"], rtol=1e-5, atol=1e-5
+    )
+    (out * case.input("w")).sum().backward()
+    assert_close(features.grad[:, ::13], case["grad_f_sub"], rtol=1e-4, atol=1e-5)
+    gradient = module.embed.weight.grad
+    assert_close(gradient.norm(), case["grad_f9_norm"].float(), rtol=1e-5, atol=1e-5)
+    assert_close(gradient.flatten()[::585][:64], case["grad_f9_sub"], rtol=1e-4, atol=1e-5)
+
+
+def test_network_matches_the_authors(golden):
+    case = golden("ms_seam_net")
+    classes = case["cam_mean"].shape[1]
+    method = recorded_network(lambda: SEAM(classes, RESNET), case, PUBLISHED_KEYS, AUTHORS)
+    with torch.no_grad():
+        out = method.network(case.input("image"))
+    for maps, name in ((out.cam, "cam"), (out.refined, "cam_rv")):
+        assert_close(maps[:, :, ::6, ::6], case[f"{name}_sub"], **CLOSE)
+        assert_close(maps.double().mean((2, 3)), case[f"{name}_mean"], **CLOSE)
+
+
+def test_step_matches_the_authors(golden):
+    case = golden("ms_seam_step")
+    classes = case["label"].shape[1]
+    method = recorded_network(lambda: SEAM(classes, RESNET), case, PUBLISHED_KEYS, AUTHORS)
+    views = []
+    method.backbone.register_forward_pre_hook(lambda module, inputs: views.append(inputs[0]))
+    losses = method({"image": case.input("image"), "class_label": case["label"][:, 1:].float()}, 0)
+    assert list(views[1].shape) == case["img2_shape"].tolist()
+    assert_close(views[1][:, :, ::3, ::3], case["img2_sub"], **CLOSE)
+    for name, value in parts(case).items():
+        assert_close(losses[name], value, **CLOSE)
+    total = sum(losses.values())
+    assert_close(losses["cls"] + losses["min_pool"], case["loss_cls"], **CLOSE)
+    assert_close(total, case["total"], **CLOSE)
+    total.backward()
+    assert_recorded_gradients(method, case, PUBLISHED_KEYS, rtol=2e-3)
+    assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
+
+
+def test_merging_of_scales_matches_the_authors(golden):
+    case = golden("ms_seam_cam_merge")
+    scales = case.meta["scales"]
+    maps = [case.input(f"cam{i}") for i in range(2 * len(scales))]
+    pairs = {scale: torch.cat(maps[2 * i : 2 * i + 2]) for i, scale in enumerate(scales)}
+    order = sorted(scales, key=lambda scale: scale != 1.0)
+    method = GivenMaps(maps[0].shape[1], SMALL).given(*(Output(None, pairs[scale]) for scale in order))
+    total = method.summed_maps(torch.zeros(1, 3, *case.meta["size"]), scales)
+    label = case["label"][None].float()
+    published = stretch(total * label[:, :, None, None])
+    present = label[0] > 0
+    assert_close(published[0, present], case["norm_cam"], rtol=1e-5, atol=1e-5)
+    absent = published[0, ~present]
+    assert_close(torch.stack([absent.min(), absent.max()]), case["absent_value"], rtol=0, atol=1e-5)
+    for name, threshold in (("026", 0.26), ("060", 0.60)):
+        assert torch.equal(cam_to_label(published, label, threshold)[0], case[f"pred_{name}"].long())
+    for key in (key for key in case if key.startswith("bg_alpha")):
+        score = background_score(published[0, present], float(key.removeprefix("bg_alpha")))
+        assert_close(score[::2, ::2], case[key], rtol=1e-5, atol=1e-5)
+
+
+# -- any input
+
+
+def small_batch(classes=3, size=48):
+    torch.manual_seed(0)
+    return {"image": torch.randn(2, 3, size, size), "class_label": torch.eye(2, classes)}
+
+
+@pytest.mark.parametrize("backbone", [SMALL, PYRAMID], ids=["resnet38d", "vit pyramid"])
+def test_it_learns_tags_and_localises(backbone):
+    torch.manual_seed(0)
+    method = SEAM(4, backbone, branch_dims=(8, 8), embed_dim=16, dropout=0.0)
+    batch = small_batch()
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    history = []
+    for step in range(16):
+        losses = method(batch, step)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append(losses["cls"].item())
+    assert min(history[-3:]) < 0.7 * history[0]
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    prediction = method.eval().predict(torch.randn(2, 3, 50, 37))
+    assert prediction.cam.shape == (2, 3, 50, 37) and prediction.class_logits.shape == (2, 3)
+    assert prediction.cam.ge(0).all() and prediction.cam.le(1).all()
+    assert prediction.aux_cam is None and prediction.seg_logits is None
+
+
+@pytest.mark.parametrize("tags", [0, 1])
+def test_images_without_tags_and_with_all_tags_give_finite_losses(tags):
+    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
+    batch = small_batch() | {"class_label": torch.full((2, 3), float(tags))}
+    losses = method(batch, 0)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and method.loss_weight(name, 0) == 1 for name, loss in losses.items())
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
+def test_refined_maps_train_the_correlation_alone():
+    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
+    losses = method(small_batch(), 0)
+    for name in ("ecr", "min_pool"):
+        method.zero_grad()
+        losses[name].backward(retain_graph=True)
+        moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+        assert moved == {"correlation"}
+    for name in ("cls", "er"):
+        method.zero_grad()
+        losses[name].backward(retain_graph=True)
+        moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+        assert moved == {"backbone", "classifier"}
+
+
+def test_mirrored_image_has_mirrored_cam():
+    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8).eval()
+    image = torch.randn(1, 3, 48, 64)
+    cam, mirrored = (method.localize(x, (1.0, 0.5))[0] for x in (image, image.flip(-1)))
+    assert cam.any()
+    assert_close(mirrored.flip(-1), cam, rtol=1e-3, atol=1e-4)
+
+
+def test_correlation_averages():
+    """Weights of a pixel sum to 1, so a constant stays itself, and equal pixels share one mean."""
+    module = PixelCorrelation((4, 4), (4, 4), 8)
+    same = torch.ones(1, 11, 3, 4)
+    attention = torch.rand(1, 5, 3, 4)
+    assert_close(
+        module.correlate(attention, same), attention.mean((2, 3), keepdim=True).expand_as(attention),
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    constant = module.correlate(torch.full((1, 5, 3, 4), 0.7), torch.randn(1, 11, 3, 4))
+    assert_close(constant, torch.full_like(constant, 0.7), rtol=1e-4, atol=1e-4)
+
+
+def test_large_images_are_correlated_block_by_block(monkeypatch):
+    module = PixelCorrelation((4, 4), (4, 4), 8)
+    attention, features = torch.rand(2, 5, 7, 9), torch.randn(2, 11, 7, 9)
+    whole = module.correlate(attention, features)
+    monkeypatch.setattr(methods.seam, "_MAX_PAIRS", 2 * 63 * 10)
+    assert_close(module.correlate(attention, features), whole)
+
+
+def test_new_layers_learn_ten_times_as_fast_as_published(golden):
+    (weights, _, new, _) = golden("ms_seam_net").meta["group_sizes_before_train"]
+    with torch.device("meta"):
+        groups = SEAM(21, RESNET).parameter_groups()
+    sizes = {group["name"]: (len(group["params"]), group["lr_scale"]) for group in groups}
+    # The authors' groups hold the eight frozen convolutions too.
+    assert sizes == {"backbone_weight": (weights - 8, 1), "new_weight": (new, 10)}
+
+
+def test_mixed_precision_gives_finite_float32_losses():
+    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(small_batch(), 0)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
+def test_impossible_options_are_named():
+    with pytest.raises(ValueError, match="branch_dims=.* must name 2 widths"):
+        SEAM(4, SMALL, branch_dims=(8, 8, 8))
+    with pytest.raises(ValueError, match="small_scale"):
+        SEAM(4, SMALL, small_scale=1.0)
+
+
+def test_it_cannot_segment():
+    with pytest.raises(ValueError, match="no segmentation decoder"):
+        SEAM(4, SMALL).segment(torch.zeros(1, 3, 32, 32))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -39,6 +40,45 @@ class PlainView:
     def __call__(self, sample: Sample) -> Sample:
         sample = random_crop(sample, self.crop_size, self.scale_range)
         return sample | {"image": _to_input(sample["image"])}
+
+
+class ResizedView:
+    """A random part of the image, stretched to a square, mirrored and recoloured (1-stage-wseg, WS-FCN).
+
+    Nothing is padded: an image smaller than the crop is enlarged.
+
+    Args:
+        crop_size: S.
+        area_range: smallest and largest share of the image's area; the aspect ratio changes by up to 4/3.
+
+    A sample gets ``image`` (3, S, S) normalised, ``valid_box`` (4,) int64, the whole crop, and, if it had
+    one, ``mask`` (S, S), which follows the image.
+    """
+
+    def __init__(self, crop_size: int, area_range: tuple[float, float] = (0.9, 1.0)) -> None:
+        self.crop_size, area = _checked(crop_size, area_range)
+        if area[1] > 1:
+            raise ValueError(
+                f"data.scale_range {list(area)} is a share of the image's area here, so at most 1: the "
+                "published values are [0.9, 1.0]"
+            )
+        # Masks are told by their type, and resized to the nearest pixel.
+        self.geometry = v2.Compose(
+            [
+                v2.RandomResizedCrop(crop_size, scale=area, interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+        self.colour = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+
+    def __call__(self, sample: Sample) -> Sample:
+        changed: Sample = {"valid_box": torch.tensor([0, self.crop_size, 0, self.crop_size])}
+        if "mask" in sample:
+            image, mask = self.geometry(_as_pil(sample["image"]), tv_tensors.Mask(sample["mask"]))
+            changed["mask"] = mask.as_subclass(Tensor)
+        else:
+            image = self.geometry(_as_pil(sample["image"]))
+        return sample | changed | {"image": _to_input(self.colour(image))}
 
 
 class WeakStrongViews:

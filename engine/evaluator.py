@@ -114,8 +114,9 @@ def validate(
                 totals["images"] += 1
                 if out.seg_logits is not None:
                     totals["seg"] += 1
-                    logits = resize(out.seg_logits[i : i + 1].float(), mask.shape)
-                    matrices["seg"].update(mask, logits.argmax(1)[0])
+                    scores = resize(out.seg_logits[i : i + 1].float(), mask.shape)
+                    scores = method.finish_scores(scores, out.class_logits[None, i : i + 1].float())
+                    matrices["seg"].update(mask, scores.argmax(1)[0])
                 if "class_label" not in sample:
                     continue
                 class_label = sample["class_label"].to(device)

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
@@ -31,8 +32,10 @@ from utils.build import suggest
 from utils.checkpoint import FORMAT, load_checkpoint
 from utils.config import load_config, to_plain
 from utils.distributed import barrier, is_main, shard
+from utils.image import rescale
 
-Merge = Literal["sum", "max"]
+Merge = Literal["sum", "mean", "max"]
+MERGES = get_args(Merge)
 
 
 class _Data(NamedTuple):
@@ -132,42 +135,161 @@ def multi_scale_segment(
     flip: bool = True,
     merge_flips: Merge = "sum",
     merge_scales: Merge = "max",
+    resample: Literal["bilinear", "bicubic"] = "bilinear",
+    pad_to: int | Sequence[int] | None = None,
+    class_label: Tensor | None = None,
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """Segmentation logits of one image, merged over scales and mirror images.
+    """Segmentation scores of one image, merged over scales and mirror images.
 
-    The image is brought to its base size, then to ``(int(s * h), int(s * w))`` for every scale; logits are
-    resized to the output size, the mirrored ones turned back, the two merged, then the scales (all resizing
-    bilinear, no corner alignment).
+    The image is brought to its base size, then to every scale; scores are resized to the output size, the
+    mirrored ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner
+    alignment), and the method finishes them (``Method.finish_scores``).
 
     Args:
         image: (1, 3, H, W) normalised.
         size: ``native``, or the side of the square that the image is resized to first.
+        resample: how an image gets to a scale s: ``bilinear``, to ``(int(s * h), int(s * w))``, as the ViT
+            programs do, or ``bicubic``, as Pillow resizes pictures, to rounded sides (CNN programs).
+        pad_to: side, or height and width, of a canvas in whose middle the network sees every image, or None.
+            What is around it is 0 after normalisation.
+        class_label: (1, C) true image tags where a protocol allows them.
         output_size: size of the result; None: that of ``image``.
 
     Returns:
-        (1, K, *output_size) merged logits, float32. Only their order and their softmax mean anything: a sum
-        of two is twice as sharp.
+        (1, K, *output_size) finished scores, float32. Of logits only the order and the softmax mean
+        anything: a sum of two is twice as sharp.
+
+    Raises:
+        ValueError: a wrong setting, or a canvas that is smaller than the image at some scale.
     """
     for name, value in (("merge_flips", merge_flips), ("merge_scales", merge_scales)):
-        if value not in ("sum", "max"):
-            raise ValueError(f"{name} is '{value}', not sum or max")
+        if value not in MERGES:
+            raise ValueError(f"{name} is '{value}', not {', '.join(MERGES)}")
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive numbers, not {list(scales)}")
     output_size = tuple(output_size or image.shape[-2:])
     base = image if size == "native" else resize(image, (size, size))
-    h, w = base.shape[-2:]
     merged: Tensor | None = None
-    # Merged as they come: memory holds two maps of logits, however many scales there are.
+    class_logits = []
+    # Merged as they come: memory holds two maps of scores, however many scales there are.
     for scale in scales:
-        scaled = resize(base, (max(int(scale * h), 1), max(int(scale * w), 1)))
+        scaled = scaled_image(base, scale, resample)
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        logits = resize(method.segment(views).float(), output_size)
+        if pad_to is None:
+            scores, view_logits = method.segment_views(views)
+        else:
+            canvas, inside = on_canvas(views, pad_to)
+            scores, view_logits = method.segment_views(canvas)
+            scores = resize(scores, canvas.shape[-2:])[inside]
+        scores = resize(scores.float(), output_size)
         if flip:
-            logits = _merge(logits[:1], logits[1:].flip(-1), merge_flips)
-        merged = logits if merged is None else _merge(merged, logits, merge_scales)
+            scores = _merge(scores[:1], scores[1:].flip(-1), merge_flips)
+            scores = scores / 2 if merge_flips == "mean" else scores
+        merged = scores if merged is None else _merge(merged, scores, merge_scales)
+        if view_logits is not None:
+            class_logits.append(view_logits.float())
     assert merged is not None
-    return merged
+    if merge_scales == "mean":
+        merged = merged / len(scales)
+    return method.finish_scores(merged, torch.cat(class_logits)[None] if class_logits else None, class_label)
+
+
+def multi_crop_segment(
+    method: Method,
+    image: Tensor,
+    *,
+    pad_to: int | Sequence[int],
+    window: Sequence[int],
+    grid: Sequence[int],
+    flip: bool = True,
+    class_label: Tensor | None = None,
+) -> Tensor:
+    """Segmentation scores of one image out of overlapping windows at its own scale.
+
+    The image lies in the middle of a canvas, which a grid of windows covers; scores of a place are averaged
+    over the windows, and their mirror images, that show it. The method finishes them.
+
+    Args:
+        image: (1, 3, H, W) normalised.
+        pad_to: side, or height and width, of the canvas.
+        window: height and width of a window.
+        grid: windows along height and width.
+        class_label: (1, C) true image tags where a protocol allows them.
+
+    Returns:
+        (1, K, H, W) finished scores, float32.
+
+    Raises:
+        ValueError: a canvas that is smaller than the image, or that the windows do not cover.
+    """
+    canvas, inside = on_canvas(image, pad_to)
+    total = count = image.new_zeros(())
+    class_logits = []
+    for rows, columns in window_slices(canvas.shape[-2:], window, grid):
+        part = canvas[..., rows, columns]
+        scores, view_logits = method.segment_views(torch.cat([part.flip(-1), part]) if flip else part)
+        scores = resize(scores.float(), window)
+        if flip:
+            scores = scores[:1].flip(-1) + scores[1:]
+        if not total.ndim:
+            total = scores.new_zeros(1, scores.shape[1], *canvas.shape[-2:])
+            count = scores.new_zeros(1, 1, *canvas.shape[-2:])
+        total[..., rows, columns] += scores
+        count[..., rows, columns] += 2 if flip else 1
+        if view_logits is not None:
+            class_logits.append(view_logits.float())
+    merged = (total / count)[inside]
+    return method.finish_scores(merged, torch.cat(class_logits)[None] if class_logits else None, class_label)
+
+
+def window_slices(
+    canvas: Sequence[int], window: Sequence[int], grid: Sequence[int]
+) -> list[tuple[slice, slice]]:
+    """Rows and columns of a grid of windows, row by row; the last ones are moved inside.
+
+    Raises:
+        ValueError: if the windows are larger than the canvas, or leave a part of it out.
+    """
+    axes = []
+    for side, length, number in zip(canvas, window, grid, strict=True):
+        stride = -(-side // number)
+        if length > side or length < stride:
+            raise ValueError(
+                f"{number} windows of {length} pixels along {side} of the canvas: infer.crops.window must be "
+                f"between {stride}, to leave no gap, and {side}"
+            )
+        starts = [min(i * stride, side - length) for i in range(number)]
+        axes.append([slice(start, start + length) for start in starts])
+    return [(rows, columns) for rows in axes[0] for columns in axes[1]]
+
+
+def scaled_image(image: Tensor, scale: float, resample: str) -> Tensor:
+    """A normalised image (B, 3, H, W) at a scale, see ``multi_scale_segment``."""
+    if resample not in ("bilinear", "bicubic"):
+        raise ValueError(f"resample is '{resample}', not bilinear or bicubic")
+    if resample == "bicubic":
+        return image if scale == 1 else rescale(image, scale)
+    h, w = image.shape[-2:]
+    return resize(image, (max(int(scale * h), 1), max(int(scale * w), 1)))
+
+
+def on_canvas(image: Tensor, size: int | Sequence[int]) -> tuple[Tensor, tuple[Any, slice, slice]]:
+    """Normalised images (B, 3, h, w) in the middle of zeros, and the index of that part in the canvas.
+
+    Raises:
+        ValueError: if the canvas is smaller.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    h, w = image.shape[-2:]
+    if h > height or w > width:
+        raise ValueError(
+            f"an image of {h} x {w} pixels (rows, columns; at the largest scale) does not fit on the canvas "
+            f"infer.pad_to of {height} x {width}: enlarge it, set it to null, or take smaller infer.scales"
+        )
+    top, left = (height - h) // 2, (width - w) // 2
+    canvas = F.pad(image, (left, width - w - left, top, height - h - top))
+    return canvas, (..., slice(top, top + h), slice(left, left + w))
 
 
 def for_each_image(
@@ -273,7 +395,8 @@ def _load_published(
 
 
 def _merge(a: Tensor, b: Tensor, how: Merge) -> Tensor:
-    return a + b if how == "sum" else torch.maximum(a, b)
+    """Two maps into one; whoever asks for a mean divides the sum."""
+    return torch.maximum(a, b) if how == "max" else a + b
 
 
 def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

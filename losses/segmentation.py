@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,3 +29,36 @@ def balanced_cross_entropy(seg_logits: Tensor, pseudo_label: Tensor, ignore_inde
             global_mean((loss * part).sum(), part.sum(), offset=1e-6) for part in (background, foreground)
         ]
         return 0.5 * (means[0] + means[1])
+
+
+def mask_loss(
+    seg_logits: Tensor, pseudo_label: Tensor, class_label: Tensor, ignore_index: int = 255
+) -> Tensor:
+    """Class-balanced cross entropy with the network's own refined masks (1-stage-wseg, self-supervised loss).
+
+    A pixel of class c weighs ``(N - n_c) / (1 + N)``, with n_c of the N labelled pixels of its image in the
+    class: rare classes count more. An image counts only if its background and every class that it is tagged
+    with got at least one pixel; the label of the others is not to be trusted.
+
+    Everything is counted per image, so the mean over a batch does not depend on how it is split.
+
+    Args:
+        seg_logits: (B, K, H, W).
+        pseudo_label: (B, H, W) int64: 0 background, tagged classes, ``ignore_index`` not counted.
+        class_label: (B, C), 0 or 1.
+
+    Returns:
+        (B,) losses of the images: means over all pixels, ignored ones (which add 0) included, as published.
+    """
+    with full_precision(seg_logits):
+        b, k = seg_logits.shape[:2]
+        loss = F.cross_entropy(seg_logits.float(), pseudo_label, ignore_index=ignore_index, reduction="none")
+        ignored = pseudo_label == ignore_index
+        label = pseudo_label.masked_fill(ignored, k)  # one bin more, for what is ignored
+        bins = label + (k + 1) * torch.arange(b, device=label.device)[:, None, None]
+        count = torch.bincount(bins.flatten(), minlength=b * (k + 1)).view(b, k + 1)[:, :k].float()
+        total = count.sum(1, keepdim=True)
+        weight = F.pad((total - count) / (1 + total), (0, 1))  # (B, K + 1), 0 for what is ignored
+        complete = (count > 0).sum(1) == class_label.sum(1) + 1
+        pixel_weight = weight.gather(1, label.flatten(1)).view_as(loss)
+        return complete * (pixel_weight * loss).mean((1, 2))

@@ -25,8 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table
-from engine.inference import LoadedMethod, for_each_image, is_photo, load_method, multi_scale_segment
+from engine.evaluator import provenance
+from engine.inference import (
+    MERGES,
+    LoadedMethod,
+    for_each_image,
+    is_photo,
+    load_method,
+    multi_crop_segment,
+    multi_scale_segment,
+)
 from engine.worker_pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF
 from tools.options import (
@@ -35,10 +43,9 @@ from tools.options import (
     count_pixels,
     data_overrides,
     find_split,
-    has_mask,
     output_folder,
     parse,
-    report,
+    report_labels,
     short_name,
 )
 from utils.artifacts import claim_folder, label_path
@@ -63,8 +70,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="add mirrored images; default: infer.flip"
     )
-    p.add_argument("--merge_flips", choices=("sum", "max"), help="default: infer.merge_flips")
-    p.add_argument("--merge_scales", choices=("sum", "max"), help="default: infer.merge_scales")
+    p.add_argument("--merge_flips", choices=MERGES, help="default: infer.merge_flips")
+    p.add_argument("--merge_scales", choices=MERGES, help="default: infer.merge_scales")
+    p.add_argument(
+        "--tags",
+        action=argparse.BooleanOptionalAction,
+        help="rule out classes that an image is not tagged with, which makes pseudo labels and is no test "
+        "of a network; default: infer.tags",
+    )
     p.add_argument(
         "--crf",
         nargs="?",
@@ -130,8 +143,15 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
     split = find_split(loaded, options.infer)
     refine = DenseCRF.from_config(infer["crf"]) if infer["crf"] else None
     protocol = protocol_id(
-        "seg", short_name(split), infer["scales"], infer["flip"], refine.protocol if refine else None
+        "seg",
+        short_name(split),
+        infer["scales"],
+        infer["flip"],
+        refine.protocol if refine else None,
+        infer["tags"],
     )
+    if infer["tags"] and not split.has_tags:
+        raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
     settings = {
         "protocol": protocol,
         "checkpoint_sha256": loaded.sha256,
@@ -160,12 +180,14 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
                 write_picture(out / "overlay" / f"{record.name}.jpg", label_overlay(pixels, prediction))
             count_pixels(matrix, record, prediction)
 
+        tags = sample["class_label"].to(device) if infer["tags"] else None
+        arguments = loaded, image_rgb.to(device), infer
         if workers:
-            image, logits = segment_logits(loaded, image_rgb.to(device), infer, options.precision)
-            arrays = image.cpu().numpy(), logits.cpu().numpy()
+            image, scores = segment_scores(*arguments, options.precision, tags)
+            arrays = image.cpu().numpy(), loaded.method.crf_probs(scores).cpu().numpy()
             pool.submit(refine_and_write, *arrays, refine, image_rgb.shape[-2:], path, then=finish)
         else:
-            prediction = segment_image(loaded, image_rgb.to(device), infer, refine, options.precision)
+            prediction = segment_image(*arguments, refine, options.precision, tags)
             write_mask(path, prediction)
             finish(prediction)
 
@@ -182,80 +204,93 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             ),
             revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
         )
-    scores = matrix.reduce().scores()
-    if is_main():
-        scored = sum(has_mask(record) for record in split.records)
-        if not scored:
-            print(f"no masks for {short_name(split)}: nothing to score; the label images are in {out}")
-            return out
-        if scored < len(split):
-            print(f"only {scored} of {len(split)} images have a mask: the score is theirs")
-        print(score_table({"seg": scores}, split.class_names))
-        print(confusion_table({"seg": scores}, split.class_names))
-        print(pair_table(scores, split.class_names))
-        source = {
-            **provenance(loaded.cfg, split),
-            **loaded.provenance(),
-            "scored_images": scored,
-            "precision": options.precision,
-        }
-        report(out, [score_record(protocol, scores, split.class_names, settings, source)])
+    source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    report_labels(out, matrix, split, protocol, settings, source)
     return out
 
 
 def segment_image(
-    loaded: LoadedMethod, image_rgb: Tensor, infer: Mapping[str, Any], refine: Refine | None, precision: str
+    loaded: LoadedMethod,
+    image_rgb: Tensor,
+    infer: Mapping[str, Any],
+    refine: Refine | None,
+    precision: str,
+    class_label: Tensor | None = None,
 ) -> np.ndarray:
     """Label (H, W) uint8 of one (3, H, W) uint8 image by the ``infer`` section of a config.
 
     Args:
         refine: maps the image (1, 3, H, W) and probabilities (1, K, H, W) to better probabilities.
+        class_label: (C,) true tags, to which the label is restricted.
     """
-    image, logits = segment_logits(loaded, image_rgb, infer, precision)
-    return label_image(image, logits, refine, image_rgb.shape[-2:])
+    image, scores = segment_scores(loaded, image_rgb, infer, precision, class_label)
+    if refine is not None:
+        scores = loaded.method.crf_probs(scores)
+    return label_image(image, scores, refine, image_rgb.shape[-2:])
 
 
-def segment_logits(
-    loaded: LoadedMethod, image_rgb: Tensor, infer: Mapping[str, Any], precision: str
+def segment_scores(
+    loaded: LoadedMethod,
+    image_rgb: Tensor,
+    infer: Mapping[str, Any],
+    precision: str,
+    class_label: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The image (1, 3, h, w), with sides of at most ``max_side``, and its logits (1, K, h, w)."""
+    """The image (1, 3, h, w), with sides of at most ``max_side``, and its scores (1, K, h, w)."""
     height, width = image_rgb.shape[-2:]
     shrink = min(1.0, infer["max_side"] / max(height, width)) if infer["size"] == "native" else 1.0
     image = image_rgb[None]
     if shrink < 1:
         small = (max(1, round(height * shrink)), max(1, round(width * shrink)))
         image = F.interpolate(image.float(), small, mode="bilinear", antialias=True).round().to(torch.uint8)
+    tags = None if class_label is None else class_label[None]
     with autocast(image.device, precision):
-        logits = multi_scale_segment(
-            loaded.method,
-            normalize(image),
-            size=infer["size"],
-            scales=infer["scales"],
-            flip=infer["flip"],
-            merge_flips=infer["merge_flips"],
-            merge_scales=infer["merge_scales"],
-        )
-    return image, logits
+        if infer.get("crops"):
+            scores = multi_crop_segment(
+                loaded.method,
+                normalize(image),
+                pad_to=infer["pad_to"],
+                flip=infer["flip"],
+                class_label=tags,
+                **infer["crops"],
+            )
+        else:
+            scores = multi_scale_segment(
+                loaded.method,
+                normalize(image),
+                size=infer["size"],
+                scales=infer["scales"],
+                flip=infer["flip"],
+                merge_flips=infer["merge_flips"],
+                merge_scales=infer["merge_scales"],
+                resample=infer.get("resample", "bilinear"),
+                pad_to=infer.get("pad_to"),
+                class_label=tags,
+            )
+    return image, scores
 
 
-def label_image(image: Tensor, logits: Tensor, refine: Refine | None, size: Sequence[int]) -> np.ndarray:
-    """Label of the given size, uint8, from an image (1, 3, h, w) and its logits (1, K, h, w)."""
+def label_image(image: Tensor, scores: Tensor, refine: Refine | None, size: Sequence[int]) -> np.ndarray:
+    """Label of the given size, uint8, from an image (1, 3, h, w) and its scores (1, K, h, w).
+
+    With ``refine`` the scores are the probabilities that it starts from.
+    """
     if refine is not None:
-        logits = refine(image, logits.softmax(1))
-    label = logits.argmax(1).to(torch.uint8)
+        scores = refine(image, scores)
+    label = scores.argmax(1).to(torch.uint8)
     if label.shape[1:] != tuple(size):
         label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
     return label[0].cpu().numpy()
 
 
 def refine_and_write(
-    image: np.ndarray, logits: np.ndarray, refine: Refine, size: Sequence[int], path: Path
+    image: np.ndarray, probs: np.ndarray, refine: Refine, size: Sequence[int], path: Path
 ) -> np.ndarray:
     """`label_image` in a worker, which writes the label too, so that the network waits for neither.
 
     Arrays, because tensors travel between processes in shared memory, of which containers have little.
     """
-    prediction = label_image(torch.from_numpy(image), torch.from_numpy(logits), refine, size)
+    prediction = label_image(torch.from_numpy(image), torch.from_numpy(probs), refine, size)
     write_mask(path, prediction)
     return prediction
 
@@ -269,10 +304,13 @@ def crf_workers(asked: int | None, refine: Refine | None, device: torch.device, 
     return max(1, len(os.sched_getaffinity(0)) // world_size() - 1) if images >= 20 else 0
 
 
-def protocol_id(kind: str, split: str, scales: list[float], flip: bool, crf: str | None = None) -> str:
+def protocol_id(
+    kind: str, split: str, scales: list[float], flip: bool, crf: str | None = None, tags: bool = False
+) -> str:
     """The id that a score is quoted with, for example ``seg/val/ms+flip`` (docs/evaluation.md)."""
     scale = "ms" if len(scales) > 1 else "ss" if scales[0] == 1 else f"ss({scales[0]:g})"
-    return f"{kind}/{split}/{scale}" + ("+flip" if flip else "") + (f"+{crf}" if crf else "")
+    steps = [scale, *(["flip"] if flip else []), *(["tags"] if tags else []), *([crf] if crf else [])]
+    return f"{kind}/{split}/{'+'.join(steps)}"
 
 
 def _positive(name: str, value: int) -> int:
@@ -284,7 +322,12 @@ def _positive(name: str, value: int) -> int:
 def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, Any]:
     """The ``infer`` section with what the command line says instead."""
     config = loaded.cfg.infer
-    choose = lambda key: getattr(options, key) if getattr(options, key) is not None else config[key]  # noqa: E731
+    choose = lambda key: getattr(options, key) if getattr(options, key) is not None else config.get(key)  # noqa: E731
+    # Checkpoints of earlier versions have none of these keys.
+    pad_to, crops = (to_plain(config).get(key) for key in ("pad_to", "crops"))
+    crops = crops if crops and crops["window"] else None
+    if crops and pad_to is None:
+        raise ValueError("infer.crops needs the canvas infer.pad_to that the windows cover")
     size = str(choose("size"))
     if size != "native" and not (size.isdigit() and int(size) > 0):
         raise ValueError(f"size is '{size}', not native or a number of pixels")
@@ -297,6 +340,10 @@ def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, An
         "flip": bool(choose("flip")),
         "merge_flips": choose("merge_flips"),
         "merge_scales": choose("merge_scales"),
+        "resample": config.get("resample") or "bilinear",
+        "pad_to": pad_to,
+        "crops": crops,
+        "tags": bool(choose("tags")),
         "crf": None if crf == "none" else crf,
         "max_side": _positive("max_side", options.max_side),
     }

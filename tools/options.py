@@ -15,6 +15,7 @@ import torch
 
 from datasets.base import Record, Split
 from engine.data import load_split
+from engine.evaluator import confusion_table, pair_table, score_record, score_table
 from engine.inference import LoadedMethod, image_split, is_photo
 from utils.artifacts import write_scores
 from utils.distributed import is_main
@@ -152,6 +153,31 @@ def count_pixels(
     elif ignored == "skip":
         truth = np.where(prediction == IGNORE_INDEX, IGNORE_INDEX, truth)
     matrix.update(torch.from_numpy(truth), torch.from_numpy(prediction))
+
+
+def report_labels(
+    folder: Path,
+    matrix: ConfusionMatrix,
+    split: Split,
+    protocol: str,
+    settings: Mapping[str, Any],
+    source: Mapping[str, Any],
+) -> None:
+    """Sum label counts over processes, print the tables and add the score of a split to ``scores.json``."""
+    scores = matrix.reduce().scores()
+    if not is_main():
+        return
+    scored = sum(has_mask(record) for record in split.records)
+    if not scored:
+        print(f"no masks for {short_name(split)}: nothing to score; the label images are in {folder}")
+        return
+    if scored < len(split):
+        print(f"only {scored} of {len(split)} images have a mask: the score is theirs")
+    print(score_table({"seg": scores}, split.class_names))
+    print(confusion_table({"seg": scores}, split.class_names))
+    print(pair_table(scores, split.class_names))
+    source = {**source, "scored_images": scored}
+    report(folder, [score_record(protocol, scores, split.class_names, settings, source)])
 
 
 def report(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from datasets.base import Record, Split, WeakSegDataset, collate
-from datasets.transforms import PlainView, WeakStrongViews, flip_box, random_crop, resized_window
+from datasets.transforms import PlainView, ResizedView, WeakStrongViews, flip_box, random_crop, resized_window
 from utils.image import denormalize
 
 
@@ -194,7 +194,44 @@ def test_a_view_is_a_function_of_image_and_seed(tmp_path):
     assert not torch.equal(first["image"], other["image"])
 
 
+@pytest.mark.parametrize("size", [(70, 50), (5, 90), (1, 1), (300, 20)])
+def test_resized_view_fills_the_crop(size):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        view = ResizedView(32, (0.9, 1.0))(sample(*size))
+        assert view["image"].shape == (3, 32, 32) and view["image"].dtype == torch.float32
+        assert view["valid_box"].tolist() == [0, 32, 0, 32]
+        assert view["mask"].shape == (32, 32) and view["mask"].dtype == torch.int64
+        assert type(view["mask"]) is torch.Tensor and set(view["mask"].unique().tolist()) <= {0, 1, 2, 3}
+    assert "mask" not in ResizedView(32)(sample(*size, with_mask=False))
+
+
+def test_resized_view_moves_mask_and_image_together():
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        source = grey_ramp(60, 40) | {"mask": (torch.arange(60) // 30).expand(40, 60).contiguous()}
+        view = ResizedView(48)(source)
+        seen.add(runs_right(view["image"], view["valid_box"]))
+        right = view["mask"][:, -10:].float().mean() > view["mask"][:, :10].float().mean()
+        assert runs_right(view["image"], view["valid_box"]) == bool(right)
+    assert seen == {True, False}
+
+
+def test_resized_view_shows_its_share_of_the_area():
+    """The ramp of a crop covers what the crop covers of the image."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        view = ResizedView(64, (0.9, 1.0))
+        view.colour = lambda image: image
+        red, green = denormalize(view(sample(300, 200))["image"])[:2]
+        spans = [(x[..., -1] - x[..., 0]).abs().mean() / 230 for x in (red, green.T)]
+        assert 0.85 <= spans[0] * spans[1] <= 1.02
+
+
 def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="share of the image's area"):
+        ResizedView(32, (0.5, 2.0))
     with pytest.raises(ValueError, match="choose augmented or plain"):
         WeakStrongViews(32, main_view="weak")
     with pytest.raises(ValueError, match="two rising positive factors"):

@@ -7,9 +7,22 @@ from torch.testing import assert_close
 
 from datasets.base import WeakSegDataset
 from engine.data import load_split
-from engine.inference import for_each_image, image_split, load_method, multi_scale_segment
+from engine.inference import (
+    for_each_image,
+    image_split,
+    load_method,
+    multi_crop_segment,
+    multi_scale_segment,
+    on_canvas,
+    scaled_image,
+    window_slices,
+)
 from methods.base import Method
+from methods.one_stage import OneStage
+from methods.ws_fcn import WSFCN
+from tests.methods.single_stage import assert_stored, case_input, grey_levels, small_method
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.image import denormalize, normalize
 
 
 class Gradient(Method):
@@ -74,10 +87,132 @@ def test_mirrored_image_gives_the_mirrored_result(image):
     assert_close(here, there.flip(-1))
 
 
-@pytest.mark.parametrize("wrong", [{"merge_flips": "mean"}, {"scales": ()}, {"scales": (1.0, -0.5)}])
+WRONG = [
+    {"merge_flips": "median"},
+    {"scales": ()},
+    {"scales": (1.0, -0.5)},
+    {"resample": "nearest"},
+    {"pad_to": 55},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_settings_are_refused(image, wrong):
     with pytest.raises(ValueError):
         multi_scale_segment(Gradient(), image, **wrong)
+
+
+def test_mean_of_views_is_the_mean(image):
+    found = multi_scale_segment(
+        Gradient(), image, scales=(1.0, 1.5, 0.75), merge_flips="mean", merge_scales="mean"
+    )
+    assert_close(found, torch.stack([v for s in (1.0, 1.5, 0.75) for v in views(image, s)]).mean(0))
+
+
+def test_canvas_centres_the_image_in_zeros(image):
+    method = Gradient()
+    multi_scale_segment(method, image, scales=(1.0, 0.5), flip=False, pad_to=(48, 61))
+    assert method.seen == [(1, 3, 48, 61)] * 2
+    canvas, inside = on_canvas(image, (48, 61))
+    assert torch.equal(canvas[inside], image) and inside[1:] == (slice(4, 44), slice(2, 58))
+    canvas[inside] = 0
+    assert not canvas.any()
+
+
+def test_true_tags_rule_out_other_classes(image):
+    found = multi_scale_segment(Gradient(), image, class_label=torch.tensor([[1.0, 0.0]]))
+    assert set(found.argmax(1).unique().tolist()) <= {0, 1}
+    assert_close(found[:, :2], multi_scale_segment(Gradient(), image)[:, :2])
+
+
+def test_windows_cover_the_canvas_and_agree_with_the_whole(image):
+    """Where a network looks at single pixels, windows, however they overlap, give what the image gives."""
+    method = Gradient()
+    method.segment = lambda x: x
+    whole = multi_scale_segment(method, image, scales=(1.0,), flip=False)
+    for window, grid in (((40, 60), (2, 1)), ((32, 32), (2, 3))):
+        found = multi_crop_segment(method, image, pad_to=(50, 60), window=window, grid=grid)
+        assert_close(found, whole)
+    with pytest.raises(ValueError, match="to leave no gap"):
+        multi_crop_segment(method, image, pad_to=(50, 60), window=(20, 60), grid=(2, 1))
+
+
+SYSTEMS = {"wsfcn": WSFCN, "onestage": OneStage}
+PUBLISHED = {"merge_flips": "mean", "merge_scales": "mean", "resample": "bicubic"}
+SCALES = (1.0, 0.5, 1.5, 2.0)
+
+
+def replayed(method, masks):
+    """The method, whose network says ``masks`` (N, K, h, w) in turn, whatever it sees."""
+    left = list(masks)
+
+    def segment_views(image):
+        said = torch.stack([left.pop(0) for _ in image])
+        return said, said.new_zeros(len(said), said.shape[1] - 1)
+
+    method.segment_views = segment_views
+    return method
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_merging_of_masks_matches_reference_values(golden, system):
+    case = golden(f"{system}_merge")
+    labels, masks = case["labels"][None], case_input(case, "masks")
+    method = replayed(small_method(SYSTEMS[system], masks.shape[1]).eval(), masks)
+    h, w = case["image_hw"].tolist()
+    merged = multi_scale_segment(
+        method,
+        torch.zeros(1, 3, h, w),
+        scales=SCALES,
+        pad_to=masks.shape[-2:],
+        class_label=labels,
+        **PUBLISHED,
+    )
+    assert_stored(case, "merged", merged[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(merged.argmax(1)[0], case["pred"].long())
+    if "crf_unary_prob__sub" in case:
+        assert_stored(case, "crf_unary_prob", method.crf_probs(merged)[0], rtol=1e-5, atol=1e-6)
+
+    crops = case_input(case, "crop_masks")
+    # The recorded one stands before the background's rule.
+    method = small_method(SYSTEMS[system], masks.shape[1], background=("power", 1.0))
+    method = replayed(method.eval(), crops)
+    h, w = case["crop_image_hw"].tolist()
+    merged = multi_crop_segment(
+        method,
+        torch.zeros(1, 3, h, w),
+        pad_to=masks.shape[-2:],
+        window=crops.shape[-2:],
+        grid=(2, 2),
+        class_label=labels,
+    )
+    assert_stored(case, "crop_merged", merged[0], rtol=1e-5, atol=1e-6)
+
+
+def test_network_inputs_match_reference_values(golden):
+    case = golden("wsfcn_msloader")
+    image = normalize(grey_levels(case_input(case, "image")))[None]
+    shape = case["batch__shape"].tolist()
+    close = {"rtol": 1e-3, "atol": 5e-3}
+    batch, pads = [], []
+    for scale in SCALES:
+        scaled = scaled_image(image, scale, "bicubic")
+        canvas, (_, rows, columns) = on_canvas(torch.cat([scaled, scaled.flip(-1)]), shape[-2:])
+        batch.append(canvas)
+        pads += 2 * [[rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start]]
+    assert pads == case["pads"].tolist()
+    assert_stored(case, "batch", torch.cat(batch), **close)
+    assert_stored(case, "image_norm", image[0], **close)
+    assert_stored(case, "denorm", denormalize(image[0]) / 255, **close)
+
+    side = case["crop_batch__shape"].tolist()[-2:]
+    canvas, (_, rows, columns) = on_canvas(image, shape[-2:])
+    windows = window_slices(shape[-2:], side, (2, 2))
+    crops = [view for y, x in windows for view in (canvas[..., y, x].flip(-1), canvas[..., y, x])]
+    assert_stored(case, "crop_batch", torch.cat(crops), **close)
+    corner = [rows.start, columns.start]
+    expected = [[y.start, y.stop, x.start, x.stop, *corner] for y, x in windows for _ in range(2)]
+    assert expected == case["crop_pads"].tolist()
 
 
 def test_every_image_is_visited_once_and_finished_ones_are_not_read(split):
@@ -124,7 +259,7 @@ def test_weights_without_a_place_are_listed_and_missing_ones_refused(checkpoint,
 
 def test_foreign_checkpoint_is_a_clear_error(tmp_path):
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match=r"foreign\.pth.*ToCo, MCC or SeCo"):
+    with pytest.raises(ValueError, match=r"foreign\.pth.*not those of ours"):
         load_method(tmp_path / "foreign.pth", "cpu")
     with pytest.raises(FileNotFoundError):
         load_method(tmp_path / "absent.pth", "cpu")

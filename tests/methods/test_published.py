@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from methods.published import recognise
+from methods.published import PROGRAMS, recognise
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
 from models.heads import ProjectionHead
@@ -14,6 +14,7 @@ from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.authors import author_name, author_state
 from utils.build import build
+from utils.config import load_config, to_plain
 
 NET = dict(rtol=1e-4, atol=1e-4)
 
@@ -153,3 +154,157 @@ def test_foreign_and_incomplete_checkpoints_are_refused():
             ValueError, match=r"decoder\.conv8\.weight is \(20, 512, 1, 1\) instead of \(21, "
         ):
             published.load_into(method, state)
+
+
+# -- programs with a CNN
+
+
+def cnn_tables():
+    """Every listed state dict of a CNN program: (file, entry or None, program, backbone)."""
+    yield "wsfcn", None, "ws_fcn", "resnet38d"
+    yield "onestage", None, "one_stage", "resnet38d"
+    for system, name in (("wsfcn", "ws_fcn"), ("onestage", "one_stage")):
+        for variant in json.loads((GOLDEN / f"state_dict_{system}_variants.json").read_text()):
+            backbone, kind = variant.rsplit("_", 1)
+            program = name if kind == "ae" else "one_stage_baseline"
+            yield (
+                f"{system}_variants",
+                variant,
+                program,
+                {"resnet38": "resnet38d", "vgg16": "vgg16d"}.get(backbone, backbone),
+            )
+    yield "irn_cam", None, "irn_cam", "resnet50"
+    yield "irn_irn", None, "irn", "resnet50"
+    yield "irn_irn_train", None, "irn", "resnet50"
+    yield "psa_cls", None, "psa_cam", "resnet38d"
+    yield "psa_aff", None, "psa_affinity", "resnet38d"
+    yield "seam_aff", None, "psa_affinity", "resnet38d"
+    yield "seam_seam", None, "seam", "resnet38d"
+
+
+def cnn_state(table, variant=None, prefix=""):
+    """The listed keys, aliases among them, with values that take no memory; see ``build_recognised``."""
+    listed = json.loads((GOLDEN / f"state_dict_{table}.json").read_text())
+    if "canonical" in listed:
+        shapes = listed["canonical"]
+        shapes |= {alias: shapes[key] for alias, key in listed["aliases"].items()}
+    else:
+        shapes = {key: shape for key, shape, _ in (listed[variant] if variant else listed["entries"])}
+    value = torch.zeros((), device="cpu" if table.startswith("irn_irn") else "meta")
+    return {prefix + key: value.expand(shape) for key, shape in shapes.items()}
+
+
+def build_recognised(published):
+    """The method of a recognised checkpoint; without memory where its constructor computes nothing."""
+    with torch.device("cpu" if published.name == "irn" else "meta"):
+        return build(published.config["method"], num_classes=published.num_classes)
+
+
+@pytest.mark.parametrize("table, variant, program, backbone", cnn_tables())
+def test_every_listed_checkpoint_of_a_cnn_loads_completely(table, variant, program, backbone):
+    state = cnn_state(table, variant)
+    published = recognise(state)
+    assert (published.name, published.num_classes) == (program, 21)
+    assert published.config["method"]["backbone"]["name"] == backbone
+    method = build_recognised(published)
+    report = published.load_into(method, state)
+    assert not report.lines() and not report.missing
+    # Whatever has no alias or constant in the list has its own place in our network.
+    placed = published.rename({key: key for key in state if key not in report.ignored})
+    assert set(placed) == set(method.state_dict()) and len(placed) + len(report.ignored) == len(state)
+
+
+def test_no_program_is_without_a_listed_checkpoint():
+    assert {program for *_, program, _ in cnn_tables()} == {program.name for program in PROGRAMS}
+
+
+def test_aliases_carry_nothing_of_their_own():
+    """What is left out repeats an entry, is a constant, or is never called by the authors' program."""
+    for table in ("irn_cam", "irn_irn", "irn_irn_train"):
+        aliases = json.loads((GOLDEN / f"state_dict_{table}.json").read_text())["aliases"]
+        state = cnn_state(table)
+        published = recognise(state)
+        report = published.load_into(build_recognised(published), state)
+        constants = {key for key in report.ignored if key.startswith(("path_indices", "disp_target"))}
+        assert set(report.ignored) - constants == set(aliases)
+
+
+def test_values_land_where_their_names_say():
+    """In a narrow network, with the wrappers of distributed training, without counters, as in old files."""
+    keys = [key for key in cnn_state("psa_cls") if "num_batches_tracked" not in key]
+    published = recognise(cnn_state("psa_cls"))
+    spec = published.config["method"] | {"backbone": {"name": "resnet38d", "width": 4}}
+    method = build(spec, num_classes=21)
+    own, names = method.state_dict(), published.rename({key: key for key in keys})
+    state = {f"module.{key}": torch.rand(own[name].shape) for name, key in names.items()}
+    report = published.load_into(method, {"state_dict": state})
+    assert not report.missing
+    for name, value in (("classifier", "fc8"), ("backbone.b5_2.conv_branch2a", "b5_2.conv_branch2a")):
+        assert torch.equal(method.get_parameter(f"{name}.weight"), state[f"module.{value}.weight"])
+    assert torch.equal(method.backbone.bn7.running_var, state["module.bn7.running_var"])
+
+
+def test_changed_programs_are_refused():
+    state = cnn_state("seam_seam")
+    published = recognise(state)
+    method = build_recognised(published)
+    with pytest.raises(ValueError, match=r"seam checkpoint has 1 weights .*first extra\.weight"):
+        published.load_into(method, state | {"extra.weight": torch.zeros(3)})
+    del state["b3_1.bn_branch2a.running_mean"]
+    with pytest.raises(ValueError, match=r"lacks 1 weights, first backbone\.b3_1\.bn_branch2a\.running_mean"):
+        published.load_into(method, state)
+    with pytest.raises(ValueError, match="not those of ours or of the authors' ToCo"):
+        recognise({"conv1a.weight": torch.zeros(1), "b7.conv_branch1.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "table, key, rows, num_classes",
+    [
+        ("wsfcn", "last_conv.8", 80, 81),
+        ("onestage", "last_conv.8", 3, 4),
+        ("psa_cls", "fc8", 80, 81),
+        ("seam_seam", "fc8", 81, 81),
+    ],
+)
+def test_number_of_classes_follows_the_weights(table, key, rows, num_classes):
+    state = cnn_state(table)
+    for name in [name for name in state if name.startswith(f"{key}.")]:
+        state[name] = torch.empty(rows, *state[name].shape[1:], device="meta")
+    published = recognise(state)
+    assert published.num_classes == num_classes
+    published.load_into(build_recognised(published), state)
+
+
+def test_protocols_of_the_cnns_follow_program_and_backbone():
+    published = recognise(cnn_state("wsfcn_variants", "vgg16_ae")).config
+    assert published["method"]["backbone"]["conv4_stride"] == 2
+    assert published["infer"]["scales"] == [1.0, 0.5, 1.5, 2.0] and published["infer"]["pad_to"] == 1024
+    published = recognise(cnn_state("onestage_variants", "vgg16_ae")).config
+    assert "conv4_stride" not in published["method"]["backbone"]
+    assert published["method"]["background"] == ["power", 1.0]
+    assert published["infer"]["scales"] == [1.0, 0.75, 1.25, 1.5] and published["infer"]["pad_to"] == 768
+    assert recognise(cnn_state("irn_cam")).config["method"]["cam_size"] == "stride16"
+
+
+@pytest.mark.parametrize(
+    "table, classes, config",
+    [
+        ("wsfcn", 21, "ws_fcn/voc.yaml"),
+        ("wsfcn", 81, "ws_fcn/coco.yaml"),
+        ("onestage", 21, "one_stage/voc.yaml"),
+    ],
+)
+def test_protocol_is_that_of_the_config_we_train_with(table, classes, config):
+    state = cnn_state(table)
+    state["last_conv.8.weight"] = torch.empty(classes - 1, 256, 1, 1, device="meta")
+    recognised, ours = recognise(state).config, load_config(config)
+    assert recognised["method"]["target"] == ours.method.target
+    assert {key: ours.infer[key] for key in recognised["infer"]} == recognised["infer"]
+    # The arguments that a recognised checkpoint leaves to their defaults are those of the config.
+    with torch.device("meta"):
+        theirs = build(recognised["method"], num_classes=classes)
+        trained = build(
+            to_plain(ours.method) | {"backbone": recognised["method"]["backbone"]}, num_classes=classes
+        )
+    for name in ("class_threshold", "background_rule", "background_value", "crf_background_power"):
+        assert getattr(theirs, name) == getattr(trained, name)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from models.refiners.pixel_adaptive import PAR, neighbour_offsets, propagate
+from models.refiners.pixel_adaptive import PAMR, PAR, neighbour_offsets, propagate
 from tests.formula import stats
+from tests.methods.single_stage import assert_stored, case_input
 
 MASK_SIZE = {"same": (40, 48), "resize": (20, 15)}
 
@@ -69,3 +70,34 @@ def test_propagation_moves_values_by_their_offset():
     moved = propagate(maps, affinity, offsets, 1)
     assert_close(moved[..., :4], maps[..., 2:])
     assert_close(moved[..., 4:], maps[..., 5:].expand(-1, -1, -1, 2))
+
+
+def test_pamr_matches_reference_values(golden):
+    case = golden("wsfcn_pamr")
+    tags = [tag for tag in case.meta["inputs"] if tag.startswith("image")]
+    for i in range(len(tags)):
+        image, mask = case_input(case, f"image{i}"), case_input(case, f"mask{i}")
+        pamr = PAMR(iterations=case.meta["inputs"][f"mask{i}"]["iterations"])
+        assert_stored(case, f"out{i}", pamr(image, mask), rtol=1e-4, atol=1e-5)
+    image = case_input(case, "image0")
+    assert_stored(case, "std0", PAMR().local_spread(image)[:, :, None], rtol=1e-4, atol=1e-6)
+    assert_stored(case, "weights0", PAMR().affinity(image)[:, None], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("image", [torch.full((1, 3, 20, 30), 0.4), torch.rand(1, 3, 20, 30)])
+def test_pamr_keeps_constant_maps(image):
+    maps = torch.full((1, 2, 20, 30), 0.5)
+    assert_close(PAMR(iterations=3)(image, maps), maps)
+
+
+def test_pamr_handles_images_of_a_batch_alone():
+    pamr, image, maps = PAMR((1, 3), iterations=2), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
+    assert_close(pamr(image[1:], maps[1:, :1]), pamr(image, maps)[1:, :1])
+
+
+def test_pamr_computes_in_float32():
+    image, maps = torch.rand(1, 3, 16, 16), torch.rand(1, 2, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        refined = PAMR(iterations=2)(image.bfloat16(), maps.bfloat16())
+    assert refined.dtype == torch.float32
+    assert_close(refined, PAMR(iterations=2)(image.bfloat16().float(), maps.bfloat16().float()))

@@ -1,0 +1,519 @@
+"""1-stage-wseg: Single-Stage Semantic Segmentation from Image Labels (Araslanov & Roth, CVPR 2020).
+
+One network classifies by its own masks and learns them from their refinement. Its CAM baseline is here too.
+B images, V views of each, C foreground classes, P of them present, K = C + 1, D decoder width, (H, W) pixels,
+(h, w) places of the shallow feature map at stride 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.transforms import ResizedView
+from losses.classification import multilabel_hinge_loss, multilabel_loss
+from losses.segmentation import mask_loss
+from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
+from models.backbones import create_backbone
+from models.refiners.pixel_adaptive import PAMR
+from utils.cam import IGNORE_INDEX, PresentClasses, present_classes, summed_cam
+from utils.image import denormalize
+from utils.precision import full_precision
+
+CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
+VOC_LOSS_WEIGHTS = {"cls": 1.0, "mask": [[0, 0.0], [3305, 1.0]]}
+
+# The authors' names -> ours, the first that matches; what all of their programs share is in the second.
+SHARED_KEYS = (
+    (r"^last_conv\.", "head."),
+    (r"^fc8\.", "classifier."),
+    (r"^(?=conv\d|bn\d|b\d|layer\d|fc[67]\.)", "backbone."),
+)
+PUBLISHED_KEYS = (
+    *(
+        rule
+        for i in range(4)
+        for rule in (
+            (rf"^aspp\.aspp{i + 1}\.atrous_conv\.", f"context.branches.{i}.0."),
+            (rf"^aspp\.aspp{i + 1}\.bn\.", f"context.branches.{i}.1."),
+        )
+    ),
+    (r"^aspp\.global_avg_pool\.", "context.pooling."),
+    (r"^aspp\.conv1\.", "context.merge.0."),
+    (r"^aspp\.bn1\.", "context.merge.1."),
+    (r"^shallow_mask\.fc_deep\.", "cue_injection.cue."),
+    (r"^shallow_mask\.fc_skip\.", "cue_injection.shallow."),
+    (r"^shallow_mask\.fc_cls\.", "cue_injection.out."),
+    (r"^fc8_skip\.", "skip."),
+    (r"^fc8_x\.", "deep_and_skip."),
+    *SHARED_KEYS,
+)
+# Constant kernels of PAMR, and further names of the baseline's classifier.
+PUBLISHED_IGNORED = (r"^_aff\.", r"^cls_branch\.", r"^mask_branch\.")
+
+
+class Reading(NamedTuple):
+    """What a network says about images in one pass."""
+
+    class_logits: Tensor  # (B, C)
+    masks: Tensor  # (B, K, H, W) in [0, 1], background first
+
+
+class SingleStageCNN(Method):
+    """What 1-stage-wseg, its baseline and WS-FCN share: groups, augmentation and the rules of test time.
+
+    Args:
+        num_classes: with background.
+        backbone: arguments of ``create_backbone``, for a backbone that gives a list of maps.
+        class_threshold: a class counts as present at test time if its confidence exceeds this in any view.
+        background: the background's score at test time: ``[power, p]`` (its mean mask to the power p) or
+            ``[score, s]`` (s everywhere).
+        crf_background_power: the CRF's background is ``(1 - largest foreground score)`` to this power; None:
+            the background's score.
+        lr_scales: factors of the learning rate for ``backbone_weight, backbone_bias, new_weight, new_bias``.
+            The published ones depend on the backbone.
+        background_threshold, cam_scales: of ``Method``; ``cam`` is the foreground masks, mean over scales and
+            mirror images.
+    """
+
+    LR_SCALES: Mapping[str, float] = {
+        "backbone_weight": 1.0,
+        "backbone_bias": 2.0,
+        "new_weight": 10.0,
+        "new_bias": 20.0,
+    }
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any],
+        class_threshold: float = 0.1,
+        background: tuple[str, float] = ("power", 3.0),
+        crf_background_power: float | None = None,
+        lr_scales: Mapping[str, float] | None = None,
+        background_threshold: float = 0.25,
+        cam_scales: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
+        self.class_threshold = class_threshold
+        if len(background) != 2 or background[0] not in ("power", "score"):
+            raise ValueError(f"background is [power, p] or [score, s], not {background}")
+        self.background_rule, self.background_value = background
+        self.crf_background_power = crf_background_power
+        self.lr_scales = {**self.LR_SCALES, **(lr_scales or {})}
+        if unknown := set(self.lr_scales) - set(self.LR_SCALES):
+            raise ValueError(f"lr_scales has no '{unknown.pop()}', only {', '.join(self.LR_SCALES)}")
+        self.backbone = create_backbone(**backbone)
+        if not hasattr(self.backbone, "dims"):
+            raise ValueError(
+                f"{type(self).__name__} needs a backbone that gives maps from shallow to deep, such as "
+                f"resnet38d or a ViT with pyramid: true; '{backbone['name']}' does not"
+            )
+
+    def read(self, image: Tensor) -> Reading:
+        """Class scores and masks of normalised images (B, 3, H, W)."""
+        raise NotImplementedError
+
+    # -- test time
+
+    @torch.no_grad()
+    def segment_views(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.read(image)
+        return out.masks, out.class_logits
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Masks (B, K, H, W) in [0, 1] instead of logits: the papers merge masks."""
+        return self.segment_views(image)[0]
+
+    def finish_scores(
+        self, scores: Tensor, class_logits: Tensor | None, class_label: Tensor | None = None
+    ) -> Tensor:
+        """Keep the classes that any view is confident of, or the true ones, and set the background."""
+        if class_label is None:
+            assert class_logits is not None
+            class_label = class_logits.sigmoid().amax(1) > self.class_threshold
+        mean_background, foreground = scores[:, :1], scores[:, 1:]
+        if self.background_rule == "power":
+            background = mean_background**self.background_value
+        else:
+            background = torch.full_like(mean_background, self.background_value)
+        return torch.cat([background, foreground * class_label[:, :, None, None]], 1)
+
+    def crf_probs(self, scores: Tensor) -> Tensor:
+        if self.crf_background_power is None:
+            return scores
+        foreground = scores[:, 1:]
+        background = (1 - foreground.amax(1, keepdim=True)) ** self.crf_background_power
+        return torch.cat([background, foreground], 1)
+
+    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, None]:
+        return self.mean_masks(image, scales)[0], None
+
+    def predict(self, image: Tensor) -> Prediction:
+        cam, first = self.mean_masks(image, self.cam_scales)
+        return Prediction(cam, None, first.class_logits, first.masks)
+
+    def mean_masks(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, Reading]:
+        """Foreground masks (B, C, H, W), mean over scales and mirror images; and the reading of ``image``."""
+        readings: list[Reading] = []
+
+        def foreground(views: Tensor) -> Tensor:
+            with torch.no_grad():
+                out = self.read(views)
+            if not readings:  # scale 1 comes first: the images, then their mirror images
+                readings.append(Reading(*(x[: len(image)] for x in out)))
+            return out.masks[:, 1:]
+
+        size = image.shape[-2], image.shape[-1]
+        total = summed_cam(foreground, image, scales, [size])[0]
+        passes = 1 + sum(scale != 1 for scale in scales)
+        return total / (2 * passes), readings[0]
+
+    # -- training
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [g | {"lr_scale": self.lr_scales[g["name"]]} for g in groups_by_origin(self)]
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return ResizedView(crop_size, scale_range)
+
+
+class OneStage(SingleStageCNN):
+    """Classification by normalised global weighted pooling of masks that train on their own refinement.
+
+    The decoder's batch norms take the images of one process together, as those of one GPU in the authors'
+    program: numbers change with the number of processes.
+
+    Args:
+        loss_weights: of ``cls`` and ``mask``; VOC's schedule by default. The log also shows ``fg``, the mean
+            mask of the present classes, which trains nothing.
+        class_loss: ``soft_margin`` or ``hinge``.
+        focal_power, focal_floor: p and lambda of the focal mask penalty.
+        gate: psi of the stochastic gate, the share of the shallow branch.
+        foreground_share, background_share: a pixel is confident above this share of its class's maximum.
+        confidence_floor: and above this in any case.
+        context_dilations: of the dilated branches of the context module.
+        width: D.
+        pamr: arguments of the refinement.
+        **options: of ``SingleStageCNN``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        class_loss: Literal["soft_margin", "hinge"] = "soft_margin",
+        focal_power: float = 3.0,
+        focal_floor: float = 0.01,
+        gate: float = 0.3,
+        foreground_share: float = 0.6,
+        background_share: float = 0.7,
+        confidence_floor: float = 0.2,
+        context_dilations: Sequence[int] = (12, 24, 36),
+        width: int = 256,
+        pamr: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, backbone, loss_weights or VOC_LOSS_WEIGHTS, **options)
+        if class_loss not in CLASS_LOSSES:
+            raise ValueError(f"class_loss is {' or '.join(CLASS_LOSSES)}, not '{class_loss}'")
+        self.class_loss = CLASS_LOSSES[class_loss]
+        self.focal_power, self.focal_floor = focal_power, focal_floor
+        self.foreground_share, self.background_share = foreground_share, background_share
+        self.confidence_floor = confidence_floor
+        self.refiner = PAMR(**(pamr or {}))
+        shallow, deep = self.backbone.dims[self.backbone.shallow], self.backbone.dims[-1]
+        self.build_decoder(shallow, deep, width, tuple(context_dilations))
+        self.gate = StochasticGate(gate)
+        self.head = nn.Sequential(
+            *conv_norm_relu(width, width, 3),
+            nn.Dropout(0.5),
+            *conv_norm_relu(width, width, 3),
+            nn.Dropout(0.1),
+            nn.Conv2d(width, num_classes - 1, 1),
+        )
+        kaiming(self.head)
+
+    def build_decoder(self, shallow: int, deep: int, width: int, dilations: tuple[int, ...]) -> None:
+        """Make the modules of ``branches`` for maps of ``shallow`` and ``deep`` channels."""
+        self.context = AtrousPyramid(deep, width, dilations)
+        self.cue_injection = GlobalCueInjection(shallow, width)
+        self.skip = conv_norm_relu(shallow, 48, 1)
+        self.deep_and_skip = conv_norm_relu(width + 48, width, 3)
+        for module in (self.skip, self.deep_and_skip):
+            kaiming(module)
+
+    def branches(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gate mixes, deep and shallow, each (B, D, h, w), from two maps of the backbone."""
+        context = resize_aligned(self.context(deep), shallow.shape[-2:])
+        deep = self.deep_and_skip(torch.cat([context, self.skip(shallow)], 1))
+        return deep, self.cue_injection(shallow, deep)
+
+    def network(self, image: Tensor) -> Tensor:
+        """Logits (B, K, h, w) float32; that of the background is the constant 1."""
+        maps = self.backbone(image)
+        deep, shallow = self.branches(maps[self.backbone.shallow], maps[-1])
+        foreground = self.head(self.gate(deep, shallow)).float()
+        return torch.cat([torch.ones_like(foreground[:, :1]), foreground], 1)
+
+    def class_scores(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Image-level scores (B, C): weighted pooling and focal penalty of the foreground classes."""
+        with full_precision(logits):
+            penalty = focal_penalty(masks, self.focal_power, self.focal_floor)
+            return (weighted_pooling(logits, masks) + penalty)[:, 1:]
+
+    def read(self, image: Tensor) -> Reading:
+        logits = self.network(image)
+        masks = logits.softmax(1)
+        return Reading(self.class_scores(logits, masks), resize_aligned(masks, image.shape[-2:]))
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        image, class_label = batch["image"], batch["class_label"]
+        logits = self.network(image)  # (B, K, h, w)
+        masks = logits.softmax(1)
+        class_logits = self.class_scores(logits, masks)  # (B, C)
+
+        losses = {
+            "cls": self.class_loss(class_logits, class_label),
+            "fg": mean_foreground(masks, class_label).mean(),
+        }
+        if self.loss_weight("mask", step) > 0:
+            pseudo_label = self.pseudo_ground_truth(image, masks, class_label)  # (B, H, W)
+            seg_logits = resize_aligned(logits, image.shape[-2:])
+            losses["mask"] = mask_loss(seg_logits, pseudo_label, class_label).mean()
+        return losses
+
+    @torch.no_grad()
+    def pseudo_ground_truth(self, image: Tensor, masks: Tensor, class_label: Tensor) -> Tensor:
+        """The target (B, H, W) int64 that the masks (B, K, h, w) of an image give after refinement."""
+        present = present_classes(class_label)
+        refined = self.refine(image, masks, present)
+        class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is the background
+        return confident_label(
+            refined, class_ids, self.foreground_share, self.background_share, self.confidence_floor
+        )
+
+    @torch.no_grad()
+    def refine(self, image: Tensor, masks: Tensor, present: PresentClasses) -> Tensor:
+        """Masks (B, 1 + P, H, W) of background and present classes, refined on (h, w); padding is 0.
+
+        The authors refine all classes and remove the absent ones afterwards; maps do not interact.
+        """
+        with full_precision(image):
+            image_rgb = resize_aligned(denormalize(image.float()) / 255, masks.shape[-2:])
+            kept = torch.cat([masks[:, :1], present.select(masks[:, 1:])], 1)
+            refined = resize_aligned(self.refiner(image_rgb, kept), image.shape[-2:])
+            return refined * F.pad(present.label.float(), (1, 0), value=1)[:, :, None, None]
+
+
+class CAMBaseline(SingleStageCNN):
+    """The baseline of both papers: a classifier on averaged features; its CAMs are the masks.
+
+    Args:
+        loss_weights: of ``cls``.
+        background_score: constant mask of the background.
+        dropout: of the features, channel by channel.
+        **options: of ``SingleStageCNN``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        background_score: float = 0.1,
+        dropout: float = 0.5,
+        **options: Any,
+    ) -> None:
+        # The mask of the background is a constant already.
+        options = {"background": ("power", 1.0), "background_threshold": background_score} | options
+        super().__init__(num_classes, backbone, loss_weights or {"cls": 1.0}, **options)
+        self.background_score = background_score
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes - 1, 1, bias=False)
+        nn.init.xavier_uniform_(self.classifier.weight)
+
+    def class_scores(self, features: Tensor) -> Tensor:
+        """(B, C) from the deep map of the backbone."""
+        pooled = F.adaptive_avg_pool2d(self.dropout(features), 1)
+        return self.classifier(pooled).flatten(1).float()
+
+    def read(self, image: Tensor) -> Reading:
+        features = self.backbone(image)[-1]
+        cam = resize_aligned(self.classifier(features).float(), image.shape[-2:]).relu()
+        cam = cam / (1e-5 + cam.amax((2, 3), keepdim=True))
+        background = torch.full_like(cam[:, :1], self.background_score)
+        return Reading(self.class_scores(features), torch.cat([background, cam], 1))
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        class_logits = self.class_scores(self.backbone(batch["image"])[-1])
+        return {"cls": multilabel_loss(class_logits, batch["class_label"])}
+
+
+# -- from logits to image-level scores
+
+
+def weighted_pooling(logits: Tensor, masks: Tensor) -> Tensor:
+    """Normalised global weighted pooling (B, K): the mean of (B, K, h, w) logits, weighted by their masks.
+
+    The 1 in the denominator lets the score of a class without area go to 0.
+    """
+    return (masks * logits).sum((2, 3)) / (1 + masks.sum((2, 3)))
+
+
+def focal_penalty(masks: Tensor, power: float, floor: float) -> Tensor:
+    """Focal mask penalty (B, K) of masks (B, K, h, w): below 0 where a class covers little of the image."""
+    mean = masks.mean((2, 3))
+    return (1 - mean) ** power * torch.log(floor + mean)
+
+
+@torch.no_grad()
+def mean_foreground(masks: Tensor, class_label: Tensor) -> Tensor:
+    """(B,) mean mask of the present classes, 0 without any; only logged."""
+    mean = masks[:, 1:].mean((2, 3))
+    return (mean * class_label).sum(1) / class_label.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def confident_label(
+    masks: Tensor, class_ids: Tensor, foreground_share: float, background_share: float, floor: float
+) -> Tensor:
+    """Pixels near the maximum of exactly one mask.
+
+    Args:
+        masks: (B, M, H, W) in [0, 1], background first; a mask of zeros gives no pixel.
+        class_ids: (B, M) class numbers of the masks.
+        foreground_share, background_share: a pixel must exceed this share of the largest value of its mask.
+        floor: it must exceed this as well.
+
+    Returns:
+        (B, H, W) int64, ``IGNORE_INDEX`` where no mask or more than one is that large.
+    """
+    share = masks.new_full((masks.shape[1], 1, 1), foreground_share)
+    share[0] = background_share
+    confident = masks > (share * masks.amax((2, 3), keepdim=True)).clamp(min=floor)
+    channel = confident.to(torch.uint8).max(1).indices  # faster than argmax, see methods/vit_base.py
+    label = class_ids.gather(1, channel.flatten(1)).view_as(channel)
+    return label.masked_fill(confident.sum(1) != 1, IGNORE_INDEX)
+
+
+def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, M, h, w) maps at another size, bilinear with aligned corners."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+# -- blocks of the decoder
+
+
+class FixedStatisticsNorm(nn.BatchNorm2d):
+    """Batch norm that always uses its running statistics and never moves them; its affine map trains."""
+
+    def train(self, mode: bool = True) -> FixedStatisticsNorm:
+        super().train(False)
+        return self
+
+
+def conv_norm_relu(
+    dim_in: int,
+    dim_out: int,
+    kernel: int,
+    dilation: int = 1,
+    bias: bool = False,
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
+) -> nn.Sequential:
+    """Convolution that keeps the size, batch norm, ReLU."""
+    conv = nn.Conv2d(dim_in, dim_out, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
+    return nn.Sequential(conv, norm(dim_out), nn.ReLU(inplace=True))
+
+
+def kaiming(module: nn.Module) -> None:
+    """Kaiming-normal weights for every convolution of a module; biases stay."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+
+
+class ImagePooling(nn.Sequential):
+    """(B, F, h, w) -> (B, D, h, w): the mean over the image, projected and spread over the map again."""
+
+    def __init__(self, dim_in: int, width: int) -> None:
+        block = conv_norm_relu(dim_in, width, 1, norm=FixedStatisticsNorm)
+        super().__init__(nn.AdaptiveAvgPool2d(1), *block)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).expand(-1, -1, *features.shape[-2:])
+
+
+class AtrousPyramid(nn.Module):
+    """DeepLab v3's atrous spatial pyramid pooling, (B, F, h, w) -> (B, D, h, w).
+
+    The statistics of its norms stay at 0 and 1, as in the authors' program.
+    """
+
+    def __init__(self, dim_in: int, width: int, dilations: Sequence[int] = (12, 24, 36)) -> None:
+        super().__init__()
+        norm = FixedStatisticsNorm
+        self.branches = nn.ModuleList(
+            [
+                conv_norm_relu(dim_in, width, 1, norm=norm),
+                *(conv_norm_relu(dim_in, width, 3, dilation, norm=norm) for dilation in dilations),
+            ]
+        )
+        self.pooling = ImagePooling(dim_in, width)
+        self.merge = conv_norm_relu((len(dilations) + 2) * width, width, 1, norm=norm)
+        self.dropout = nn.Dropout(0.5)
+        kaiming(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = [branch(features) for branch in self.branches]
+        return self.dropout(self.merge(torch.cat([*parts, self.pooling(features)], 1)))
+
+
+class GlobalCueInjection(nn.Module):
+    """Shallow features, scaled and shifted channel by channel by what the deep ones say of the whole image.
+
+    (B, S, h, w) and (B, D, h, w) -> (B, D, h, w).
+    """
+
+    def __init__(self, dim_shallow: int, width: int) -> None:
+        super().__init__()
+        self.cue = conv_norm_relu(width, 2 * width, 1)
+        self.shallow = nn.Sequential(
+            nn.Conv2d(dim_shallow, width, 1, bias=False), nn.BatchNorm2d(width, affine=False)
+        )
+        self.out = conv_norm_relu(width, width, 1)
+        kaiming(self)
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        gamma, beta = self.cue(deep).amax((2, 3), keepdim=True).chunk(2, 1)
+        return self.out(F.relu(self.shallow(shallow) * (gamma + 1) + beta))
+
+
+class StochasticGate(nn.Module):
+    """Mix a deep and a shallow branch: element by element one of them in training, their mean at test time.
+
+    Args:
+        psi: probability of the shallow branch, in [0, 1).
+    """
+
+    def __init__(self, psi: float) -> None:
+        super().__init__()
+        if not 0 <= psi < 1:
+            raise ValueError(f"gate is a probability below 1, not {psi}")
+        self.psi = psi
+
+    def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
+        if not self.training:
+            # Not the expectation in training, which is `deep`: kept for parity with the authors' program.
+            return (1 - self.psi) * deep + self.psi * shallow
+        return torch.where(self.keep_mask(deep), (deep - self.psi * shallow) / (1 - self.psi), shallow)
+
+    def keep_mask(self, deep: Tensor) -> Tensor:
+        """Which elements come from the deep branch."""
+        return torch.rand(deep.shape, device=deep.device) >= self.psi

@@ -1,0 +1,221 @@
+"""WS-FCN: Coupling Global Context and Local Contents for Weakly-Supervised Semantic Segmentation.
+
+Wang et al., TNNLS 2023.
+
+1-stage-wseg with another decoder: context from large asymmetric kernels, deep features aligned by a flow and
+fused with shallow ones in both directions. Letters as in ``methods/one_stage.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.one_stage import (
+    SHARED_KEYS,
+    FixedStatisticsNorm,
+    ImagePooling,
+    OneStage,
+    conv_norm_relu,
+    kaiming,
+)
+from utils.precision import full_precision
+
+VOC_LOSS_WEIGHTS = {"cls": 1.0, "mask": [[0, 0.0], [4627, 1.0]]}
+
+# The authors' names -> ours, the first that matches.
+PUBLISHED_KEYS = (
+    *(
+        (rf"^fca\.fca{i + 1}\.conv{order}_{place}\.", f"context.branches.{i}.{ours}.{place - 1}.")
+        for i in range(4)
+        for order, ours in ((1, "column_row"), (2, "row_column"))
+        for place in (1, 2)
+    ),
+    (r"^fca\.ca\.sharedMLP\.", "context.channel_attention.mlp."),
+    (r"^fca\.sa\.conv\.", "context.spatial_attention."),
+    (r"^fca\.global_avg_pool\.", "context.pooling."),
+    (r"^fca\.conv1\.", "context.merge.0."),
+    (r"^fca\.bn1\.", "context.merge.1."),
+    (r"^align1\.down_h\.", "alignment.deep."),
+    (r"^align1\.down_l\.", "alignment.shallow."),
+    (r"^align1\.flow_make\.", "alignment.flow."),
+    *(
+        (rf"^sf2\.{layer}{i + 1}{way}\.", f"fusion.{ours}.{i}.{k}.")
+        for way, ours in (("h", "shallow"), ("v", "deep"))
+        for i in range(4)
+        for k, layer in enumerate(("conv", "bn"))
+    ),
+    *SHARED_KEYS,
+)
+# Constant kernels of PAMR, norms that the authors' forward pass never calls, and further names of the
+# baseline's classifier.
+PUBLISHED_IGNORED = (r"^_aff\.", r"^fca\.fca\d\.bn\.", r"^cls_branch\.", r"^mask_branch\.")
+
+
+class WSFCN(OneStage):
+    """Flexible context aggregation (FCA) and semantically consistent feature fusion (SF2).
+
+    Args:
+        loss_weights, background, crf_background_power: of ``OneStage``, with the values of this paper.
+        **options: of ``OneStage``.
+    """
+
+    LR_SCALES: Mapping[str, float] = {
+        "backbone_weight": 1.0,
+        "backbone_bias": 2.0,
+        "new_weight": 20.0,
+        "new_bias": 40.0,
+    }
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None = None,
+        background: tuple[str, float] = ("score", 0.25),
+        crf_background_power: float | None = 5.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            backbone,
+            loss_weights or VOC_LOSS_WEIGHTS,
+            background=background,
+            crf_background_power=crf_background_power,
+            **options,
+        )
+
+    def build_decoder(self, shallow: int, deep: int, width: int, dilations: tuple[int, ...]) -> None:
+        self.context = ContextAggregation(deep, width, dilations)
+        self.alignment = FlowAlignment(shallow, width)
+        self.fusion = ConsistentFusion(shallow, width)
+
+    def branches(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
+        aligned = self.alignment(shallow, self.context(deep))
+        return self.fusion(shallow, aligned)
+
+
+class GlobalConvolution(nn.Module):
+    """A k x k dilated convolution out of columns and rows, (B, F, h, w) -> (B, D, h, w): no norm, no ReLU."""
+
+    def __init__(self, dim_in: int, width: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        reach = dilation * (kernel // 2)
+        column = dict(kernel_size=(kernel, 1), padding=(reach, 0), dilation=dilation, bias=False)
+        row = dict(kernel_size=(1, kernel), padding=(0, reach), dilation=dilation, bias=False)
+        self.column_row = nn.Sequential(nn.Conv2d(dim_in, width, **column), nn.Conv2d(width, width, **row))
+        self.row_column = nn.Sequential(nn.Conv2d(dim_in, width, **row), nn.Conv2d(width, width, **column))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.column_row(features) + self.row_column(features)
+
+
+class ChannelAttention(nn.Module):
+    """Weights (B, D, 1, 1) in [0, 1] from the mean and the maximum of every channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(width, width, 1, bias=False), nn.ReLU(), nn.Conv2d(width, width, 1, bias=False)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean, top = features.mean((2, 3), keepdim=True), features.amax((2, 3), keepdim=True)
+        return torch.sigmoid(self.mlp(mean) + self.mlp(top))
+
+
+class ContextAggregation(nn.Module):
+    """Flexible context aggregation (FCA), (B, F, h, w) -> (B, D, h, w).
+
+    Global convolutions of growing size, which share one channel attention, and the image's mean; weighted
+    place by place. No ReLU at the end, and norm statistics that stay at 0 and 1, as in the authors' program.
+    """
+
+    def __init__(self, dim_in: int, width: int, dilations: Sequence[int] = (12, 24, 36)) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            GlobalConvolution(dim_in, width, 2 * i + 1, dilation)  # 1 x 1, 3 x 3, 5 x 5, ...
+            for i, dilation in enumerate((1, *dilations))
+        )
+        self.channel_attention = ChannelAttention(width)
+        self.pooling = ImagePooling(dim_in, width)
+        self.merge = nn.Sequential(
+            nn.Conv2d((len(dilations) + 2) * width, width, 1, bias=False), FixedStatisticsNorm(width)
+        )
+        self.spatial_attention = nn.Conv2d(2, 1, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(0.5)
+        kaiming(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = [branch(features) for branch in self.branches]
+        parts = [self.channel_attention(part) * part for part in parts]
+        merged = self.merge(torch.cat([*parts, self.pooling(features)], 1))
+        summary = torch.cat([merged.mean(1, keepdim=True), merged.amax(1, keepdim=True)], 1)
+        return self.dropout(torch.sigmoid(self.spatial_attention(summary)) * merged + merged)
+
+
+class FlowAlignment(nn.Module):
+    """Deep features, read at the shallow map's places, each shifted by a learned flow.
+
+    (B, S, h, w) and (B, D, h', w') -> (B, D, h, w). Outside of the deep map lie zeros.
+    """
+
+    def __init__(self, dim_shallow: int, width: int) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(width, width // 2, 1, bias=False)
+        self.shallow = nn.Conv2d(dim_shallow, width // 2, 1, bias=False)
+        self.flow = nn.Conv2d(2 * (width // 2), 2, 3, padding=1, bias=False)
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        flow = self.flow_field(shallow, deep)
+        with full_precision(flow):  # whole pixels are lost in half-precision coordinates
+            place = self.regular_grid(flow) + flow.float().permute(0, 2, 3, 1) / flow.new_tensor(
+                [flow.shape[3], flow.shape[2]], dtype=torch.float32
+            )
+            return F.grid_sample(deep.float(), place, align_corners=True).to(deep.dtype)
+
+    def flow_field(self, shallow: Tensor, deep: Tensor) -> Tensor:
+        """Offsets (B, 2, h, w), horizontal first.
+
+        1 is a shift by about half a place: the authors divide by width and height, while coordinates from -1
+        to 1 are twice as long.
+        """
+        size = shallow.shape[-2:]
+        deep = F.interpolate(self.deep(deep), size=size, mode="bilinear", align_corners=False)
+        return self.flow(torch.cat([deep, self.shallow(shallow)], 1))
+
+    @staticmethod
+    def regular_grid(like: Tensor) -> Tensor:
+        """Coordinates (h, w, 2) in [-1, 1], x first, of the places of a map (..., h, w)."""
+        y, x = (torch.linspace(-1, 1, n, device=like.device) for n in like.shape[-2:])
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+class ConsistentFusion(nn.Module):
+    """Semantically consistent feature fusion (SF2): two streams that meet in their product.
+
+    (B, S, h, w) and (B, D, h, w) -> deep and shallow branch, each (B, D, h, w).
+    """
+
+    def __init__(self, dim_shallow: int, width: int) -> None:
+        super().__init__()
+        self.shallow, self.deep = (
+            nn.ModuleList(conv_norm_relu(w, width, 3, bias=True) for w in (dim, width, width, width))
+            for dim in (dim_shallow, width)
+        )
+        kaiming(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
+        shallow1, deep1 = self.shallow[0](shallow), self.deep[0](deep)
+        fused = self.shallow[1](shallow1) * self.deep[1](deep1)
+        branches = []
+        for stream, own in ((self.deep, deep1), (self.shallow, shallow1)):
+            branches.append(stream[3](stream[2](fused) + own))
+        return branches[0], branches[1]

@@ -1,0 +1,93 @@
+"""Losses of 1-stage-wseg and WS-FCN: the authors' values, and what they promise for any input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from losses.classification import multilabel_hinge_loss, multilabel_loss
+from losses.segmentation import mask_loss
+from methods.one_stage import resize_aligned
+from tests.methods.single_stage import assert_stored, case_input
+
+
+@pytest.mark.parametrize("system", ["wsfcn", "onestage"])
+def test_mask_loss_matches_reference_values_and_gradient(golden, system):
+    case = golden(f"{system}_mask_loss")
+    logits = case_input(case, "logits").requires_grad_()
+    label = case["labelmap"].long()
+    resized = resize_aligned(logits, label.shape[-2:])
+    losses = mask_loss(resized, label, case["labels"])
+    assert_stored(case, "loss_per_image", losses, rtol=1e-5, atol=1e-7)
+    assert_stored(case, "loss", losses.mean(), rtol=1e-5, atol=1e-7)
+    plain = F.cross_entropy(resized, label, ignore_index=255)  # what the balanced loss is a variant of
+    assert_stored(case, "plain_ce", plain, rtol=1e-5, atol=1e-7)
+    losses.mean().backward()
+    assert_stored(case, "grad_logits", logits.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_class_losses_match_reference_values_and_gradients(golden):
+    case = golden("wsfcn_cls_loss")
+    for name, loss in (("soft_margin", multilabel_loss), ("hinge", multilabel_hinge_loss)):
+        scores = case_input(case, "scores").requires_grad_()
+        value = loss(scores, case["labels"])
+        assert_stored(case, name, value, rtol=1e-5, atol=1e-7)
+        value.backward()
+        assert_stored(case, f"{name}_grad", scores.grad, rtol=1e-5, atol=1e-7)
+
+
+def example(classes=3):
+    """Logits, a label of background, class 1 and ignored pixels, and tags that agree."""
+    torch.manual_seed(0)
+    label = torch.zeros(2, 8, 8, dtype=torch.long)
+    label[:, 2:5, 2:5] = 1
+    label[:, 6:] = 255
+    tags = torch.zeros(2, classes)
+    tags[:, 0] = 1
+    return torch.randn(2, classes + 1, 8, 8), label, tags
+
+
+def test_ignored_pixels_have_no_gradient():
+    logits, label, tags = example()
+    mask_loss(logits.requires_grad_(), label, tags).sum().backward()
+    ignored = (label == 255)[:, None].expand_as(logits)
+    assert not logits.grad[ignored].any() and logits.grad[~ignored].abs().sum() > 0
+
+
+def test_an_image_counts_only_if_every_tag_has_a_pixel():
+    logits, label, tags = example()
+    assert (mask_loss(logits, label, tags) > 0).all()
+    tags[1, 2] = 1  # tagged, but nowhere in the label
+    losses = mask_loss(logits, label, tags)
+    assert losses[0] > 0 and losses[1] == 0
+    label[0] = label[0].where(label[0] == 1, 255)  # no background
+    assert mask_loss(logits, label, tags)[0] == 0
+
+
+def test_loss_of_an_image_does_not_depend_on_the_batch():
+    logits, label, tags = example()
+    label[1, :2] = 255
+    whole = mask_loss(logits, label, tags)
+    alone = [mask_loss(*(x[i : i + 1] for x in (logits, label, tags))) for i in (0, 1)]
+    assert_close(torch.cat(alone), whole)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_one_class_or_none_is_finite(value):
+    logits, label, tags = example()
+    losses = mask_loss(logits.requires_grad_(), torch.full_like(label, value), torch.zeros_like(tags))
+    losses.sum().backward()
+    assert not losses.any() and not logits.grad.any()
+
+
+def test_losses_are_float32_under_mixed_precision():
+    logits, label, tags = example()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = mask_loss(logits.bfloat16(), label, tags)
+        hinge = multilabel_hinge_loss(logits.mean((2, 3))[:, 1:].bfloat16(), tags)
+    assert losses.dtype == hinge.dtype == torch.float32
+
+
+def test_hinge_of_no_tag_and_of_all_tags_is_zero():
+    scores = torch.randn(2, 5)
+    assert multilabel_hinge_loss(scores, torch.tensor([[0.0] * 5, [1.0] * 5])) == 0

@@ -1,0 +1,284 @@
+"""1-stage-wseg, its baseline and what WS-FCN inherits: the authors' values, and what holds for any input."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from methods import one_stage
+from methods.one_stage import (
+    AtrousPyramid,
+    CAMBaseline,
+    GlobalCueInjection,
+    OneStage,
+    StochasticGate,
+    confident_label,
+    focal_penalty,
+    mean_foreground,
+    resize_aligned,
+    weighted_pooling,
+)
+from methods.ws_fcn import WSFCN
+from tests.methods.single_stage import (
+    all_classes,
+    assert_gradients,
+    assert_stored,
+    author_names,
+    case_input,
+    load_formula_weights,
+    local_names,
+    normalized,
+    small_batch,
+    small_method,
+)
+
+NAMES = author_names("onestage", one_stage)
+SYSTEMS = ["wsfcn", "onestage"]
+
+
+# -- parts
+
+
+@pytest.mark.parametrize("suffix", ["", "_train"])
+def test_cue_injection_matches_reference_values_and_gradients(golden, suffix):
+    case = golden("onestage_gci")
+    inputs = [case_input(case, tag).requires_grad_() for tag in ("shallow", "deep")]
+    block = GlobalCueInjection(*(x.shape[1] for x in inputs))
+    names = local_names(block, NAMES, "cue_injection")
+    load_formula_weights(case, block, names)
+    block.train(suffix == "_train")
+    out = block(*inputs)
+    assert_stored(case, f"out0{suffix}", out, rtol=1e-4, atol=1e-5)
+    assert_gradients(case, block, inputs, [out], names, suffix)
+
+
+def test_atrous_pyramid_matches_reference_values_and_gradients(golden):
+    case = golden("onestage_aspp")
+    x = case_input(case, "x").requires_grad_()
+    block = AtrousPyramid(x.shape[1], 256)
+    names = local_names(block, NAMES, "context")
+    load_formula_weights(case, block, names)
+    out = block.eval()(x)
+    assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
+    assert_gradients(case, block, [x], [out], names)
+
+
+def test_gate_matches_reference_values(golden):
+    case = golden("wsfcn_gate")
+    deep, shallow = case_input(case, "deep"), case_input(case, "shallow")
+    for key in case:
+        mode, psi = key.split("_")
+        gate = StochasticGate(float(psi)).train(mode == "train")
+        gate.keep_mask = lambda deep, psi=float(psi): case_input(case, "mask_u") >= psi
+        assert_stored(case, key, gate(deep, shallow), rtol=1e-5, atol=1e-6)
+
+
+def test_gate_keeps_the_deep_branch_on_average():
+    torch.manual_seed(0)
+    gate = StochasticGate(0.3)
+    deep, shallow = torch.full((200_000,), 2.0), torch.full((200_000,), -1.0)
+    assert gate(deep, shallow).mean().item() == pytest.approx(2.0, abs=0.02)
+    assert gate.keep_mask(deep).float().mean().item() == pytest.approx(0.7, abs=0.01)
+    assert not torch.equal(gate(deep, shallow), gate(deep, shallow))
+
+
+def head_case(case):
+    """Logits (B, K, h, w) whose foreground is a leaf, and the normalised image."""
+    labels = case["labels"]
+    noise, region = case_input(case, "foreground_noise"), case_input(case, "region")
+    raised = labels.clone()
+    raised[2, labels[2].nonzero()[2]] = 0  # the third label of image 2 stays low
+    foreground = (noise - 3 + 7 * (region > 0.6) * raised[:, :, None, None]).requires_grad_()
+    logits = torch.cat([torch.ones_like(foreground[:, :1]), foreground], 1)
+    return foreground, logits, normalized(case_input(case, "raw_image"))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_everything_behind_the_logits_matches_reference_values(golden, system):
+    case = golden(f"{system}_head")
+    foreground, logits, image = head_case(case)
+    labels, close = case["labels"], {"rtol": 1e-4, "atol": 1e-5}
+    masks = logits.softmax(1)
+    assert_stored(case, "ngwp", weighted_pooling(logits, masks)[:, 1:], **close)
+    assert_stored(case, "focal", focal_penalty(masks, 3.0, 0.01)[:, 1:], **close)
+    variants = [key for key in case if key.startswith("focal_p")]
+    assert variants
+    for key in variants:
+        power, floor = key.removeprefix("focal_p").split("_l")
+        assert_stored(case, key, focal_penalty(masks, float(power), float(floor))[:, 1:], **close)
+    assert_stored(case, "cls_fg", mean_foreground(masks, labels), **close)
+
+    method = small_method(OneStage, labels.shape[1] + 1)
+    method.network = lambda image: logits
+    with torch.no_grad():
+        test = method.eval().read(image)
+    for name in ("cls", "test_cls"):
+        assert_stored(case, name, test.class_logits, **close)
+    assert_stored(case, "test_masks", test.masks, **close)
+    cam = resize_aligned(masks.detach(), image.shape[-2:])
+    cam[:, 1:] *= labels[:, :, None, None]
+    assert_stored(case, "cam", cam, **close)
+    assert_stored(case, "dec", all_classes(method, image, masks, labels), **close)
+    pseudo_label = method.pseudo_ground_truth(image, masks, labels)
+    assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.002
+
+    batch = {"image": image, "class_label": labels}
+    losses = method.train()(batch, step=10**6)
+    assert set(losses) == {"cls", "fg", "mask"} and set(method(batch, step=0)) == {"cls", "fg"}
+    per_image = one_stage.mask_loss(resize_aligned(logits, image.shape[-2:]), pseudo_label, labels)
+    assert_stored(case, "loss_mask_per_image", per_image, **close)
+    totals = {"cls": losses["cls"], "mask": losses["mask"], "main": losses["cls"] + losses["mask"]}
+    for name, total in totals.items():
+        assert_stored(case, f"loss_{name}", total, **close)
+        gradient = torch.autograd.grad(total, foreground, retain_graph=True)[0]
+        assert_stored(case, f"grad_loss_{name}", gradient, rtol=1e-3, atol=1e-7)
+    assert_stored(case, "loss_pretrain", method(batch, step=0)["cls"], **close)
+
+
+@pytest.mark.parametrize("variant", ["voc", "low01", "top04"])
+def test_confident_pixels_match_reference_values(golden, variant):
+    case = golden("wsfcn_pseudo_gt")
+    masks = case_input(case, "logits").softmax(1)
+    masks[:, 1:] *= case["labels"][:, :, None, None]
+    foreground, floor = {"voc": (0.6, 0.2), "low01": (0.6, 0.1), "top04": (0.4, 0.2)}[variant]
+    class_ids = torch.arange(masks.shape[1]).expand(len(masks), -1)
+    label = confident_label(masks, class_ids, foreground, 0.7, floor)
+    assert (label != case[f"labelmap_{variant}"]).float().mean() <= 0.001
+    counts = torch.stack([torch.bincount(x[x != 255], minlength=masks.shape[1]) for x in label])
+    assert (counts - case[f"counts_{variant}"]).abs().sum() <= 0.001 * label.numel()
+
+
+def test_a_constant_map_gives_no_confident_pixel():
+    """The comparison is strict: a map that equals its own threshold everywhere marks nothing."""
+    masks = torch.cat([torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.2)], 1)
+    assert (confident_label(masks, torch.tensor([[0, 7]]), 0.6, 0.7, 0.2) == 255).all()
+
+
+# -- any input
+
+
+METHODS = [OneStage, CAMBaseline, WSFCN]
+
+
+@pytest.mark.parametrize("method_class", METHODS)
+@pytest.mark.parametrize("classes", [2, 7])
+def test_prediction_fits_image_and_classes(method_class, classes):
+    method = small_method(method_class, classes).eval()
+    image = small_batch(classes)["image"][:, :, :40]
+    out = method.predict(image)
+    assert out.cam.shape == (2, classes - 1, 40, 48) and out.aux_cam is None
+    assert out.seg_logits.shape == (2, classes, 40, 48) and out.class_logits.shape == (2, classes - 1)
+    assert out.cam.min() >= 0 and out.cam.max() <= 1
+    cam, none = method.localize(image, method.cam_scales)
+    assert none is None
+    assert_close(cam, out.cam)
+    assert_close(method.segment(image), out.seg_logits)
+    assert not out.cam.requires_grad and not out.class_logits.requires_grad
+
+
+def test_mirrored_image_gives_mirrored_cams():
+    method = small_method(OneStage, 4).eval()
+    image = small_batch(4)["image"]
+    cam, mirrored = (method.localize(x, (1.0, 0.5))[0] for x in (image, image.flip(-1)))
+    assert_close(cam, mirrored.flip(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method_class", [OneStage, WSFCN])
+@pytest.mark.parametrize("case", ["plain", "one colour", "no tag", "all tags", "one image"])
+def test_losses_of_odd_batches_are_finite(method_class, case):
+    method, batch = small_method(method_class, 4), small_batch(4)
+    if case == "one colour":
+        batch["image"][:] = 0.3
+    if case in ("no tag", "all tags"):
+        batch["class_label"][:] = float(case == "all tags")
+    if case == "one image":
+        batch = {key: value[:1] for key, value in batch.items()}
+    losses = method.train()(batch, step=10**6)
+    assert set(losses) == {"cls", "mask", "fg"} and all(loss.isfinite() for loss in losses.values())
+    (losses["cls"] + losses["mask"]).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_mask_loss_appears_with_its_weight():
+    method = small_method(OneStage, 4, loss_weights={"cls": 1.0, "mask": [[0, 0.0], [3, 1.0]]})
+    batch = small_batch(4)
+    assert "mask" not in method(batch, 2) and "mask" in method(batch, 3)
+
+
+def test_pseudo_label_holds_tagged_classes_only_and_needs_no_gradient():
+    method, batch = small_method(OneStage, 6), small_batch(6)
+    logits = 3 * torch.randn(2, 6, 12, 12, requires_grad=True)
+    label = method.pseudo_ground_truth(batch["image"], logits.softmax(1), batch["class_label"])
+    assert label.shape == batch["image"][:, 0].shape and not label.requires_grad
+    for found, tags in zip(label, batch["class_label"]):
+        assert set(found.unique().tolist()) <= {0, 255, *(tags.nonzero()[:, 0] + 1).tolist()}
+
+
+def test_mixed_precision_keeps_labels_and_losses_in_float32():
+    for method_class in METHODS:
+        method, batch = small_method(method_class, 4), small_batch(4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = method.train()(batch, step=10**6)
+            prediction = method.eval().predict(batch["image"])
+        assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+        assert prediction.cam.dtype == prediction.class_logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method_class", METHODS)
+def test_training_mode_is_returned_and_fixed_statistics_stay(method_class):
+    method = small_method(method_class, 4)
+    assert method.train() is method and method.eval() is method and method.train().training
+    fixed = {
+        name: value.clone()
+        for part, module in method.named_modules()
+        if isinstance(module, one_stage.FixedStatisticsNorm)
+        for name, value in module.named_buffers(part)
+    }
+    assert bool(fixed) == (method_class is not CAMBaseline)
+    method(small_batch(4), 0)
+    buffers = dict(method.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in fixed.items())
+
+
+def test_other_batch_and_crop_sizes_follow_each_other():
+    method = small_method(OneStage, 4).train()
+    for b, size in ((2, 48), (1, 32), (3, 40)):
+        method(small_batch(4, b, size), step=10**6)
+
+
+@pytest.mark.parametrize("method_class", [OneStage, WSFCN])
+def test_a_batch_can_be_overfitted(method_class):
+    torch.manual_seed(0)
+    method, batch = small_method(method_class, 4), small_batch(4)
+    groups = [g | {"lr": 2e-3 * g["lr_scale"]} for g in method.parameter_groups()]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    history = []
+    for _ in range(25):
+        loss = method.train()(batch, 0)["cls"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert sum(history[-5:]) < 0.7 * sum(history[:5])
+
+
+def test_classes_without_confidence_are_removed():
+    method = small_method(OneStage, 4, class_threshold=0.5, background=("score", 0.3))
+    scores, views = torch.rand(1, 4, 5, 5), torch.tensor([[[-1.0, 2.0, -1.0], [-2.0, -1.0, 0.1]]])
+    finished = method.finish_scores(scores, views)
+    assert not finished[:, 1].any() and (finished[:, 0] == 0.3).all()
+    assert_close(finished[:, 2:], scores[:, 2:])
+    told = method.finish_scores(scores, views, torch.tensor([[1.0, 0.0, 0.0]]))
+    assert_close(told[:, 1], scores[:, 1])
+    assert not told[:, 2:].any()
+
+
+def test_wrong_options_are_errors():
+    for options, message in (
+        ({"background": ("constant", 1.0)}, "background is"),
+        ({"class_loss": "bce"}, "class_loss is"),
+        ({"gate": 1.0}, "gate is a probability"),
+        ({"lr_scales": {"heads": 10.0}}, "no 'heads'"),
+        ({"backbone": {"name": "vit_demo"}}, "needs a backbone that gives maps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_method(OneStage, 4, **options)

@@ -1,0 +1,96 @@
+"""The network of the last stage learns labels, whatever its backbone and head."""
+
+import pytest
+import torch
+
+from methods.segmentor import HEADS, Segmentor, pixel_cross_entropy
+
+DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 32}
+PYRAMID = {**DEMO, "pyramid": True}
+
+
+def small(head="deeplab", backbone=PYRAMID, **options):
+    torch.manual_seed(0)
+    head_options = {"hidden": 16, "skip_dim": 8, "dilations": (1, 2)} if head == "deeplab" else None
+    return Segmentor(4, backbone, head=head, head_options=head_options, **options)
+
+
+def labelled_batch(size=(32, 40)):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, *size, generator=generator)
+    mask = torch.zeros(2, *size, dtype=torch.int64)
+    mask[0, 8:24, 8:30], mask[1, :, :20], mask[1, -4:] = 3, 1, 255
+    image += mask.clamp(max=3)[:, None]
+    return {"image": image, "mask": mask}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", [DEMO, PYRAMID], ids=["vit", "pyramid"])
+def test_every_head_learns_a_batch(head, backbone):
+    if head == "deeplab" and backbone is DEMO:
+        with pytest.raises(ValueError, match=r"method\.backbone\.pyramid=true"):
+            small(head, backbone)
+        return
+    method, batch = small(head, backbone), labelled_batch()
+    optimizer = torch.optim.AdamW([g | {"lr": 2e-3} for g in method.parameter_groups()])
+    losses = []
+    for step in range(8):
+        (loss,) = method(batch, step).values()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    trained = {id(p) for g in method.parameter_groups() for p in g["params"]}
+    assert trained == {id(p) for p in method.parameters() if p.requires_grad}
+
+
+def test_ignored_pixels_have_no_gradient_and_do_not_count():
+    logits = torch.randn(1, 3, 2, 4, requires_grad=True)
+    label = torch.tensor([[[0, 1, 255, 255], [2, 255, 0, 1]]])
+    loss = pixel_cross_entropy(logits, label)
+    loss.backward()
+    assert not logits.grad[:, :, label[0] == 255].any()
+    expected = torch.nn.functional.cross_entropy(logits, label, ignore_index=255)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("value", [0, 2, 255])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_label_of_one_value_gives_a_finite_step(value, balanced):
+    method, batch = small(balanced=balanced), labelled_batch()
+    batch["mask"] = torch.full_like(batch["mask"], value)
+    loss = method(batch, 0)["seg"]
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in method.head.parameters())
+
+
+def test_image_does_not_see_the_others_of_its_batch():
+    """No batch statistics: a step is the same however its batch is split over processes."""
+    method, image = small().train(), torch.randn(3, 3, 48, 48)
+    for module in method.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(method.network(image)[1:2], method.network(image[1:2]), rtol=1e-4, atol=1e-4)
+
+
+def test_prediction_has_segmentation_and_tags_but_no_cam():
+    method, image = small("linear").eval(), torch.randn(2, 3, 40, 56)
+    out = method.predict(image)
+    assert out.cam is None and out.aux_cam is None and method.localize(image, [1.0]) == (None, None)
+    torch.testing.assert_close(out.seg_logits, method.segment(image))
+    found = out.seg_logits.softmax(1)[:, 1:].amax((2, 3)) > 0.5
+    assert torch.equal(out.class_logits > 0, found) and out.class_logits.shape == (2, 3)
+
+
+def test_cnn_backbone_gives_logits_at_stride_4():
+    torch.manual_seed(0)
+    method = Segmentor(5, {"name": "resnet50"}, head="deeplab", head_options={"hidden": 32}).eval()
+    assert method.segment(torch.randn(1, 3, 64, 96)).shape == (1, 5, 16, 24)
+
+
+def test_wrong_head_and_missing_labels_are_clear_errors():
+    with pytest.raises(ValueError, match="did you mean 'linear'"):
+        small("liner")
+    with pytest.raises(ValueError, match=r"data\.label_dir"):
+        small()({"image": torch.randn(1, 3, 48, 48)}, 0)

@@ -1,0 +1,275 @@
+"""Whole networks of 1-stage-wseg and WS-FCN on ResNet-38d: the authors' values from image to label."""
+
+import re
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import methods.one_stage
+import methods.ws_fcn
+from engine.inference import multi_scale_segment
+from engine.optim import build_optimizer
+from methods.one_stage import CAMBaseline, OneStage, mean_foreground, resize_aligned
+from methods.ws_fcn import WSFCN
+from models.backbones import create_backbone
+from models.refiners.dense_crf import DenseCRF
+from tests.methods.single_stage import (
+    all_classes,
+    assert_stored,
+    author_names,
+    case_input,
+    grey_levels,
+    load_formula_weights,
+    local_names,
+    no_dropout,
+    normalized,
+    table,
+)
+from utils.image import normalize
+
+
+class System(NamedTuple):
+    """One of the two programs."""
+
+    method: type[OneStage]
+    module: ModuleType
+    crf: str
+    parts: dict[str, str]  # the authors' names of intermediate outputs -> our modules
+
+
+SYSTEMS = {
+    "wsfcn": System(
+        WSFCN,
+        methods.ws_fcn,
+        "ws_fcn",
+        {"fca": "context", "align1": "alignment", "sf2": "fusion", "sg": "gate", "last_conv": "head"},
+    ),
+    "onestage": System(
+        OneStage,
+        methods.one_stage,
+        "one_stage",
+        {
+            "aspp": "context",
+            "fc8_skip": "skip",
+            "fc8_x": "deep_and_skip",
+            "shallow_mask": "cue_injection",
+            "sg": "gate",
+            "last_conv": "head",
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def make():
+    """``make(system, case, class)``: the method with the weights of a case; its backbone is built once."""
+    made, backbone = {}, create_backbone("resnet38d")
+
+    def build(name, case, method_class=None):
+        system = SYSTEMS[name]
+        names = author_names(name, system.module) | {"classifier.weight": "fc8.weight"}
+        if not made:
+            load_formula_weights(case, backbone, local_names(backbone, names, "backbone"), made)
+        num_classes = case["cls"].shape[1] + 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(methods.one_stage, "create_backbone", lambda: backbone)
+            method = (method_class or system.method)(num_classes, {})
+        for ours, part in method.named_children():
+            if part is not backbone:
+                load_formula_weights(case, part, local_names(part, names, ours), made)
+        return method.eval()
+
+    return build
+
+
+def listen(method, parts):
+    """Outputs of modules by the authors' name, filled by the next forward pass."""
+    heard = {}
+    for theirs, ours in parts.items():
+        method.get_submodule(ours).register_forward_hook(
+            lambda module, inputs, output, name=theirs: heard.__setitem__(name, output)
+        )
+    return heard
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_network_matches_reference_values(golden, make, system):
+    case = golden(f"{system}_network_eval")
+    method, close = make(system, case), {"rtol": 1e-3, "atol": 1e-4}
+    heard = listen(method, {**SYSTEMS[system].parts, "maps": "backbone"})
+    with torch.no_grad():
+        out = method.read(normalized(case_input(case, "raw_image")))
+    maps = heard.pop("maps")
+    heard |= {"conv3": maps[0], "conv6": maps[-1]}
+    if "sf2" in heard:
+        heard["sf2_1"], heard["sf2_0"] = heard.pop("sf2")
+    for name, value in heard.items():
+        assert_stored(case, name, value, **close)
+    assert_stored(case, "cls", out.class_logits, **close)
+    assert_stored(case, "masks", out.masks, **close)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_baseline_matches_reference_values(golden, make, system):
+    case = golden(f"{system}_baseline")
+    method, close = make(system, case, CAMBaseline), {"rtol": 1e-3, "atol": 1e-4}
+    image, labels = case_input(case, "x"), case["labels"]
+    heard = listen(method, {"logits": "classifier"})
+    with torch.no_grad():
+        out = method.read(image)
+    assert_stored(case, "cls", out.class_logits, **close)
+    assert_stored(case, "masks", out.masks, **close)
+    cam = out.masks.clone()
+    cam[:, 1:] *= labels[:, :, None, None]
+    assert_stored(case, "cam", cam, **close)
+    assert_stored(case, "cls_fg", mean_foreground(out.masks, labels), **close)
+    with torch.no_grad():
+        method.classifier(method.backbone(image)[-1])
+    assert_stored(case, "logits", heard["logits"], **close)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_training_step_matches_reference_values(golden, make, system):
+    case = golden(f"{system}_network_train")
+    method = make(system, case).train()
+    no_dropout(method)
+    method.gate.keep_mask = lambda deep: case_input(case, "gate_u") >= method.gate.psi
+    image, labels = normalized(case_input(case, "raw_image")), case["labels"]
+    batch, names = {"image": image, "class_label": labels}, author_names(system, SYSTEMS[system].module)
+    method.network = keep(method.network, seen := [])
+
+    last_step = method.loss_weights["mask"].starts[-1]
+    losses = method(batch, last_step)
+    for phase, step in (("pretrain", last_step - 1), ("main", last_step)):
+        total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
+        method.zero_grad()
+        total.backward(retain_graph=phase == "pretrain")
+        assert_stored(case, f"loss_{phase}", total, rtol=1e-3, atol=1e-5)
+        norms = dict(zip(case.meta["param_names"], case[f"grad_norms_{phase}"].tolist()))
+        for key, parameter in method.named_parameters():
+            if parameter.requires_grad:
+                norm = parameter.grad.norm().item()
+                assert norm == pytest.approx(norms.pop(names[key]), rel=5e-3, abs=1e-6), key
+        # What is left has no gradient in the authors' program either: parameters that it never uses.
+        assert all(norm == -1 for norm in norms.values())
+        ours = {theirs: key for key, theirs in names.items()}
+        for entry in (key for key in case if key.startswith(f"grad_{phase}/") and key.endswith("__sub")):
+            name = entry.removesuffix("__sub")
+            gradient = method.get_parameter(ours[name.split("/")[1]]).grad
+            atol = 1e-2 * case[entry].abs().max().item()
+            assert_stored(case, name, gradient, rtol=5e-3, atol=atol)
+
+    logits = seen[-1].detach()
+    masks = logits.softmax(1)
+    assert_stored(case, "logits", logits, rtol=1e-3, atol=1e-4)
+    assert_stored(case, "cls", method.class_scores(logits, masks), rtol=1e-3, atol=1e-4)
+    assert_stored(case, "cls_fg", mean_foreground(masks, labels), rtol=1e-3, atol=1e-4)
+    assert_stored(case, "dec", all_classes(method, image, masks, labels), rtol=1e-3, atol=1e-4)
+    pseudo_label = method.pseudo_ground_truth(image, masks, labels)
+    assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.005
+    per_image = methods.one_stage.mask_loss(resize_aligned(logits, image.shape[-2:]), pseudo_label, labels)
+    assert_stored(case, "loss_mask_per_image", per_image, rtol=1e-3, atol=1e-5)
+    assert_stored(case, "loss_cls", losses["cls"], rtol=1e-3, atol=1e-5)
+    norm = method.head[1]
+    assert_stored(case, "bn_running_mean_last_conv_1", norm.running_mean, rtol=1e-3, atol=1e-4)
+    assert_stored(case, "bn_running_var_last_conv_1", norm.running_var, rtol=1e-3, atol=1e-4)
+
+    before = {key: p.detach().clone() for key, p in method.named_parameters() if p.requires_grad}
+    groups = method.parameter_groups()
+    build_optimizer(groups, name="sgd", lr=0.001, weight_decay=5e-4, momentum=0.9).step()
+    moved = dict(zip(case.meta["param_names"], case["update_norms"].tolist()))
+    changes = {}
+    with torch.no_grad():
+        for key, value in before.items():
+            changes[key] = (method.get_parameter(key) - value).norm().item()
+            method.get_parameter(key).copy_(value)  # the backbone is that of the next test
+    method.zero_grad()
+    for key, change in changes.items():
+        assert change == pytest.approx(moved.pop(names[key]), rel=5e-3, abs=1e-7), key
+    assert not any(moved.values())
+
+
+def keep(function, results):
+    """The function, whose results are kept."""
+
+    def call(*arguments):
+        results.append(function(*arguments))
+        return results[-1]
+
+    return call
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_parameter_groups_are_those_of_the_authors(golden, make, system):
+    recorded = table(f"param_groups_{system}")
+    method = make(system, golden(f"{system}_network_eval"))
+    names = author_names(system, SYSTEMS[system].module)
+    parameters = {id(p): names[key] for key, p in method.named_parameters()}
+    ours = {
+        (round(recorded["base_lr"] * group["lr_scale"], 9), 5e-4 * group["decay_scale"]): {
+            parameters[id(p)] for p in group["params"]
+        }
+        for group in method.parameter_groups()
+    }
+    unused = {f"fca.fca{i}.bn.{kind}" for i in range(1, 5) for kind in ("weight", "bias")}
+    for group in recorded["groups"]:
+        found = ours.pop((round(group["lr"], 9), group["weight_decay"]), set())
+        assert found == set(group["params"]) - unused
+    assert not ours
+    frozen = {names[key] for key, p in method.named_parameters() if not p.requires_grad}
+    assert frozen == set(recorded["frozen"])
+
+    method.train()
+    norms = {key: m.training for key, m in method.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    modules = {key.rpartition(".")[0]: theirs.rpartition(".")[0] for key, theirs in names.items()}
+    live = {modules[key] for key, training in norms.items() if training}
+    fixed = {modules[key] for key, training in norms.items() if not training}
+    method.eval()
+    assert live == set(recorded["batchnorm_live"])
+    assert fixed == set(recorded["batchnorm_frozen_stats"]) - {n.rpartition(".")[0] for n in unused}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_inference_matches_reference_values(golden, make, system):
+    case = golden(f"{system}_infer_pipeline")
+    method = make(system, case)
+    method.class_threshold = float(case["fp_cut_score"])
+    image_rgb = grey_levels(case_input(case, "image"))[None]
+    seen = []
+    method.finish_scores = keep_first(method.finish_scores, seen)
+    with torch.no_grad():
+        scores = multi_scale_segment(
+            method,
+            normalize(image_rgb),
+            scales=(1.0, 0.5, 1.5, 2.0),
+            merge_flips="mean",
+            merge_scales="mean",
+            resample="bicubic",
+            pad_to=canvas_of(case),
+        )
+    class_logits = seen[0][1]
+    assert_stored(case, "cls", class_logits[0], rtol=5e-3, atol=1e-3)
+    confidence = class_logits.sigmoid().amax(1)[0]
+    assert_stored(case, "class_confidence", confidence, rtol=5e-3, atol=1e-3)
+    assert_stored(case, "labels", confidence > method.class_threshold, rtol=0, atol=0)
+    assert_stored(case, "merged", scores[0], rtol=5e-3, atol=1e-3)
+    assert (scores.argmax(1)[0] != case["pred"]).float().mean() <= 0.005
+    refined = DenseCRF.preset(SYSTEMS[system].crf)(image_rgb, method.crf_probs(scores))
+    assert (refined.argmax(1)[0] != case["pred_crf"]).float().mean() <= 0.005
+
+
+def canvas_of(case):
+    """Side of the square canvas, as the notes of the case name it."""
+    return int(re.search(r"(\d+)x\1 canvas", " ".join(case.meta["notes"]))[1])
+
+
+def keep_first(function, calls):
+    """The function, whose arguments are kept."""
+
+    def call(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call

@@ -1,0 +1,84 @@
+"""WS-FCN's decoder: the authors' values, and what holds for any input."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from methods import ws_fcn
+from methods.ws_fcn import ConsistentFusion, ContextAggregation, FlowAlignment
+from tests.methods.single_stage import (
+    assert_gradients,
+    assert_stored,
+    author_names,
+    case_input,
+    load_formula_weights,
+    local_names,
+)
+
+NAMES = author_names("wsfcn", ws_fcn)
+
+
+def test_context_aggregation_matches_reference_values_and_gradients(golden):
+    case = golden("wsfcn_fca")
+    x = case_input(case, "x").requires_grad_()
+    block = ContextAggregation(x.shape[1], 256)
+    names = local_names(block, NAMES, "context")
+    load_formula_weights(case, block, names)
+    out = block.eval()(x)
+    assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
+    for i, branch in enumerate(block.branches, start=1):
+        with torch.no_grad():
+            features = branch(x)
+            assert_stored(case, f"branch{i}", features, rtol=1e-4, atol=1e-5)
+            attention = block.channel_attention(features).flatten(1)
+        assert_stored(case, f"ca{i}", attention, rtol=1e-4, atol=1e-5)
+    assert_gradients(case, block, [x], [out], names)
+
+
+def test_alignment_matches_reference_values_and_gradients(golden):
+    case = golden("wsfcn_align")
+    inputs = [case_input(case, tag).requires_grad_() for tag in ("low", "deep")]
+    block = FlowAlignment(inputs[0].shape[1], inputs[1].shape[1])
+    names = local_names(block, NAMES, "alignment")
+    load_formula_weights(case, block, names)
+    out = block(*inputs)
+    assert_stored(case, "flow", block.flow_field(*inputs), rtol=1e-4, atol=1e-5)
+    assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
+    assert_gradients(case, block, inputs, [out], names)
+
+
+@pytest.mark.parametrize("suffix", ["", "_train"])
+def test_fusion_matches_reference_values_and_gradients(golden, suffix):
+    case = golden("wsfcn_sf2")
+    inputs = [case_input(case, tag).requires_grad_() for tag in ("left", "down")]
+    block = ConsistentFusion(*(x.shape[1] for x in inputs))
+    names = local_names(block, NAMES, "fusion")
+    load_formula_weights(case, block, names)
+    block.train(suffix == "_train")
+    deep, shallow = block(*inputs)
+    assert_stored(case, f"out0{suffix}", shallow, rtol=1e-4, atol=1e-5)
+    assert_stored(case, f"out1{suffix}", deep, rtol=1e-4, atol=1e-5)
+    if suffix:
+        norm = block.deep[3][1]
+        assert_stored(case, "running_mean_bn4v_after", norm.running_mean, rtol=1e-4, atol=1e-5)
+        assert_stored(case, "running_var_bn4v_after", norm.running_var, rtol=1e-4, atol=1e-5)
+    assert_gradients(case, block, inputs, [shallow, deep], names, suffix)
+
+
+def test_no_flow_is_a_resize_with_aligned_corners():
+    block = FlowAlignment(4, 6)
+    torch.nn.init.zeros_(block.flow.weight)
+    shallow, deep = torch.randn(2, 4, 12, 9), torch.randn(2, 6, 6, 5)
+    resized = torch.nn.functional.interpolate(deep, (12, 9), mode="bilinear", align_corners=True)
+    assert_close(block(shallow, deep), resized, rtol=1e-4, atol=1e-5)
+
+
+def test_flow_of_two_per_place_moves_by_one_place():
+    """Coordinates span 2, the published flow is divided by w: 2 moves the sample by (w - 1) / w places."""
+    block = FlowAlignment(4, 6)
+    w = 8
+    deep = torch.linspace(0, w - 1, w).expand(1, 6, 5, w)
+    block.flow_field = lambda shallow, deep: torch.tensor([2.0, 0.0])[None, :, None, None].expand(1, 2, 5, w)
+    moved = block(torch.zeros(1, 4, 5, w), deep)
+    expected = torch.arange(w - 1) + (w - 1) / w
+    assert_close(moved[0, 0, 0, : w - 1], expected, rtol=1e-4, atol=1e-4)

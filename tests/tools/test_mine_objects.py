@@ -1,0 +1,93 @@
+"""Objects are cut out of a folder of pseudo labels into a bank that the augmentation reads."""
+
+import numpy as np
+import pytest
+
+from datasets.context_decoupling import ObjectBank
+from engine.data import load_split
+from tools import mine_objects
+from utils.artifacts import label_path, read_json
+from utils.config import load_config
+from utils.image import read_image, write_mask
+
+
+@pytest.fixture
+def labels(demo_folder, tmp_path):
+    """Label images of the four training images of the demo set; the options to mine them."""
+    config = [f"config={'configs/datasets/demo.yaml'}", f"data.root={demo_folder}"]
+    split = load_split(load_config("configs/datasets/demo.yaml", config[1:]).data, "train")
+    folder = tmp_path / "labels"
+    whole = np.zeros((48, 48), np.uint8)
+    box, two, small = whole.copy(), whole.copy(), whole.copy()
+    box[4:30, 10:40] = 2
+    two[4:30, 10:40], two[40:] = 2, 5
+    small[:3, :3] = 4
+    for record, label in zip(split.records, (box, two, small, whole)):
+        write_mask(label_path(folder, record.name), label)
+    options = {"labels": str(folder), "out": str(tmp_path / "bank"), "overrides": config}
+    return split, folder, options
+
+
+def test_one_class_of_fair_size_is_an_object(labels, capsys):
+    split, _, options = labels
+    out = mine_objects.run(options)
+    bank = ObjectBank(out, split.class_names)
+    name = split.records[0].name
+    assert bank.names == {2: (name,)} and len(bank) == 1
+    item = bank.load(2, name)
+    photo = np.asarray(read_image(split.records[0].image))
+    assert np.array_equal(item.image_rgb, photo[4:30, 10:40]) and item.mask.all()
+    assert "no object of 5 classes" in capsys.readouterr().out
+    assert (out / "overview.jpg").is_file()
+
+
+def test_bounds_are_options(labels):
+    split, _, options = labels
+    bank = ObjectBank(mine_objects.run({**options, "min_share": 0.0}), split.class_names)
+    assert sorted(bank.names) == [2, 4]
+
+
+def test_interrupted_bank_has_no_index_and_goes_on(labels, monkeypatch):
+    split, folder, options = labels
+    broken = label_path(folder, split.records[1].name)
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot read mask"):
+        mine_objects.run({**options, "num_workers": 0})
+    with pytest.raises(FileNotFoundError, match=r"index\.json"):
+        ObjectBank(options["out"], split.class_names)
+    broken.write_bytes(content)
+    monkeypatch.setattr(mine_objects, "save_object", None)  # what is there is not written again
+    assert len(ObjectBank(mine_objects.run(options), split.class_names)) == 1
+
+
+def test_index_is_sorted_and_does_not_depend_on_the_number_of_threads(labels, tmp_path):
+    _, folder, options = labels
+    for path in folder.iterdir():
+        mask = np.zeros((48, 48), np.uint8)
+        mask[:20] = 3
+        write_mask(path, mask)
+    banks = [mine_objects.run({**options, "out": str(tmp_path / f"b{n}"), "num_workers": n}) for n in (0, 3)]
+    indices = [read_json(bank / "index.json") for bank in banks]
+    assert indices[0] == indices[1]
+    names = indices[0]["objects"]["3"]
+    assert len(names) == 4 and names == sorted(names)
+
+
+def test_labels_without_any_object_make_an_empty_bank(labels):
+    split, folder, options = labels
+    for path in folder.iterdir():
+        write_mask(path, np.zeros((48, 48)))
+    assert len(ObjectBank(mine_objects.run(options), split.class_names)) == 0
+
+
+def test_missing_labels_and_wrong_bounds_are_clear_errors(labels):
+    split, folder, options = labels
+    with pytest.raises(ValueError, match="two rising shares"):
+        mine_objects.run({**options, "min_share": 0.8})
+    label_path(folder, split.records[2].name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 labels of split 'train' are missing"):
+        mine_objects.run(options)
+    write_mask(label_path(folder, split.records[2].name), np.zeros((5, 5)))
+    with pytest.raises(ValueError, match=r"is 5 x 5 pixels, but its image .* is 48 x 48"):
+        mine_objects.run({**options, "num_workers": 0})

@@ -1,0 +1,95 @@
+"""1-stage-wseg and WS-FCN go through the same training, inference and pictures as every other method."""
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.base import WeakSegDataset
+from engine.data import load_split
+from engine.evaluator import validate
+from engine.inference import load_method
+from engine.train import run as train
+from tests.checkpoints import demo_folder  # noqa: F401
+from tools import infer_cam, infer_seg, visualize
+from utils.artifacts import load_cam, read_scores
+from utils.config import load_config
+from utils.image import read_mask
+
+SMALL = [
+    "data.num_workers=0", "data.crop_size=48", "eval.size=48", "train.steps=3", "train.batch_size=4",
+    "method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2", "method.width=16",
+    "method.loss_weights.mask=[[0,0.0],[1,1.0]]", "method.class_threshold=0.3", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["one_stage", "ws_fcn"])
+def run_folder(request, demo_folder, tmp_path_factory):  # noqa: F811
+    """A run of three steps, the last two with the mask loss, and a validation."""
+    folder = tmp_path_factory.mktemp(request.param)
+    cfg = load_config(
+        f"configs/{request.param}/demo.yaml", [f"data.root={demo_folder}", f"work_dir={folder}", *SMALL]
+    )
+    return train(cfg)
+
+
+def infer(run_folder, out, **options):
+    cfg = {"model_path": str(run_folder / "last.pth"), "out": str(out), "device": "cpu", "num_workers": 0}
+    return infer_seg.run(cfg | options)
+
+
+def test_training_logs_its_losses_and_scores(run_folder):
+    log = (run_folder / "run.log").read_text()
+    assert "mask" in log and "cls" in log and "fg" in log
+    protocols = {record["protocol"] for record in read_scores(run_folder)}
+    assert protocols == {"seg/test/ss", "cam/test/ss+flip"}
+    assert (run_folder / "best.pth").is_file()
+
+
+def test_inference_gives_the_score_of_the_validation(run_folder, tmp_path):
+    loaded = load_method(run_folder / "last.pth", "cpu")
+    dataset = WeakSegDataset(load_split(loaded.cfg.data, "test"), with_mask=True)
+    expected = validate(loaded.method, dataset, size=48, device="cpu", progress=False)["seg"].miou
+    out = infer(run_folder, tmp_path / "out", size=48, scales=[1.0], flip=False)
+    assert read_scores(out)[0]["score"]["miou"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_true_tags_restrict_the_labels_and_name_the_protocol(run_folder, tmp_path):
+    out = infer(run_folder, tmp_path / "out", tags=True, scales=[1.0, 0.5], crf="ws_fcn", crf_workers=0)
+    assert read_scores(out)[0]["protocol"] == "seg/test/ms+flip+tags+crf(ws_fcn)"
+    for record in load_split(load_method(run_folder / "last.pth", "cpu").cfg.data, "test").records:
+        assert set(np.unique(read_mask(out / f"{record.name}.png")).tolist()) <= {0, *record.tags}
+
+
+def test_canvas_and_windows_run_and_are_part_of_the_settings(run_folder, tmp_path):
+    crops = ["infer.pad_to=64", "infer.crops.window=[48,48]"]
+    out = infer(run_folder, tmp_path / "crops", overrides=crops)
+    assert read_scores(out)[0]["settings"]["crops"] == {"window": [48, 48], "grid": [2, 2]}
+    infer(run_folder, tmp_path / "canvas", overrides=["infer.pad_to=[60,72]"])
+    with pytest.raises(ValueError, match=r"does not fit on the canvas.*infer\.pad_to"):
+        infer(run_folder, tmp_path / "small", overrides=["infer.pad_to=40"])
+    with pytest.raises(ValueError, match=r"infer\.crops needs the canvas"):
+        infer(run_folder, tmp_path / "none", overrides=crops[1:])
+
+
+def test_masks_are_cam_files_and_pictures(run_folder, tmp_path):
+    cfg = {"model_path": str(run_folder / "last.pth"), "device": "cpu"}
+    out = infer_cam.run(cfg | {"infer": "train", "out": str(tmp_path / "cam"), "num_workers": 0})
+    for file in out.glob("*.npz"):
+        cam = load_cam(file)
+        assert cam.aux_cam is None and ((cam.cam >= 0) & (cam.cam <= 1)).all()
+    sheets = visualize.run(cfg | {"count": 2, "out": str(tmp_path / "sheets")})
+    assert list(sheets.glob("*.png"))
+
+
+def test_restart_goes_on_from_the_last_step(run_folder, demo_folder, tmp_path):  # noqa: F811
+    name = run_folder.name.rstrip("0123456789")
+    cfg = load_config(
+        f"configs/{name}/demo.yaml", [f"data.root={demo_folder}", f"work_dir={tmp_path}", *SMALL]
+    )
+    cfg.train.steps, cfg.data.val_set, cfg.train.checkpoint_every = 2, None, 1
+    cfg.optim.decay_steps = 3
+    train(cfg)
+    cfg.train.steps, cfg.train.resume = 3, str(tmp_path / "last.pth")
+    train(cfg)
+    ours, theirs = (torch.load(f / "last.pth", weights_only=True)["model"] for f in (tmp_path, run_folder))
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())

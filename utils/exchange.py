@@ -1,0 +1,81 @@
+"""CAM files of other repositories: NumPy files that hold a pickled dictionary (IRN, CDA; PSA, SEAM).
+
+(H, W): pixels of the image; h, w: ceil(H / 4), ceil(W / 4).
+
+    IRN, CDA    {"keys": (n,) class indices from 0, "cam": (n, h, w), "high_res": (n, H, W)}
+    PSA, SEAM   {class index from 0: (H, W)}
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.artifacts import CamFile, write_atomic
+from utils.npy_dictionary import read_npy_dictionary
+
+
+def load_foreign_cam(path: Path) -> CamFile:
+    """Read a CAM file of IRN, CDA, PSA or SEAM.
+
+    Raises:
+        FileNotFoundError, ValueError: as `utils.npy_dictionary.read_npy_dictionary`, which runs no code from
+            the file; and for a dictionary of another form.
+    """
+    content = read_npy_dictionary(path)
+    try:
+        if "high_res" in content:
+            keys = _tensor(content["keys"]).long()
+            cam, strided = _tensor(content["high_res"]).float(), _tensor(content["cam"]).float()
+            return CamFile(keys + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
+        order = sorted(content)
+        cam = torch.stack([_tensor(content[k]).float() for k in order])
+        class_ids = torch.tensor([int(k) + 1 for k in order])
+        return CamFile(class_ids, cam, None, (cam.shape[1], cam.shape[2]))
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is no CAM file of IRN or PSA: its keys are {', '.join(map(str, list(content)[:5]))} "
+            f"({error})"
+        ) from error
+
+
+def save_irn_cam(path: Path, cams: CamFile) -> None:
+    """Write a CAM file that IRN's and CDA's programs read: keys and strided CAM as tensors, as theirs are."""
+    cam = _at_image_size(cams)
+    strided = cams.strided
+    if strided is None:
+        size = tuple(-(-side // 4) for side in cams.size)
+        strided = _resized(cam, size)
+    _save(path, {"keys": cams.class_ids - 1, "cam": strided.cpu(), "high_res": cam.numpy()})
+
+
+def save_psa_cam(path: Path, cams: CamFile) -> None:
+    """Write a CAM file that PSA's and SEAM's programs read."""
+    cam = _at_image_size(cams).numpy()
+    _save(path, {int(k) - 1: cam[i] for i, k in enumerate(cams.class_ids)})
+
+
+def _save(path: Path, content: dict[Any, Any]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(content, dtype=object), allow_pickle=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def _at_image_size(cams: CamFile) -> Tensor:
+    return _resized(cams.cam.float().cpu(), cams.size)
+
+
+def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    if not len(maps) or tuple(maps.shape[1:]) == size:
+        return maps.reshape(len(maps), *size)
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _tensor(value: Any) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))

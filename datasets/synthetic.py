@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets import scenery
 from datasets.lists import write_tags
@@ -32,6 +31,7 @@ from datasets.scenery import CONTEXTS, OBJECTS
 from datasets.voc import tags_from_xml
 from utils.artifacts import read_json, write_atomic, write_json
 from utils.image import write_mask
+from utils.logging import progress_bar
 
 FORMAT = "tag2mask/synthetic-1"  # a change of what is drawn for the same options needs a new number
 SPLITS = ("train", "test", "test_shuffled")
@@ -313,7 +313,7 @@ def write_dataset(
     missing = [item for item in images if not (root / "Annotations" / f"{image_name(*item)}.xml").exists()]
     parts = [missing[start : start + 50] for start in range(0, len(missing), 50)]
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
-    with tqdm(total=len(images), desc=f"scenes in {root}", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(images), desc=f"scenes in {root}", unit="image", disable=not progress) as bar:
         bar.update(len(images) - len(missing))
         for finished in _for_each(parts, root, options, workers):
             bar.update(finished)

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.base import Batch, Sample, Split, WeakSegDataset
 from datasets.loader import eval_loader
@@ -26,6 +25,7 @@ from utils.cam import best_class, present_classes
 from utils.config import ROOT
 from utils.distributed import all_reduce_sum, is_main, shard, world_size
 from utils.image import normalize
+from utils.logging import progress_bar
 from utils.metrics import ConfusionMatrix, SegScores, tag_f1
 from utils.precision import autocast
 
@@ -94,12 +94,11 @@ def validate(
 
     batch_size = batch_size or (8 if device.type == "cuda" else 1)
     loader = eval_loader(dataset, num_workers, shard(len(dataset)))
-    bar = tqdm(
+    bar = progress_bar(
         loader,
         desc="validate",
         unit="img",
         leave=False,
-        dynamic_ncols=True,
         disable=not (progress and is_main()),
     )
     was_training = method.training

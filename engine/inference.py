@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 import datasets.coco
 import datasets.voc
@@ -33,6 +32,7 @@ from utils.checkpoint import FORMAT, load_checkpoint
 from utils.config import load_config, to_plain
 from utils.distributed import barrier, is_main, shard
 from utils.image import rescale
+from utils.logging import progress_bar
 
 Merge = Literal["sum", "mean", "max"]
 MERGES = get_args(Merge)
@@ -321,7 +321,7 @@ def for_each_image(
     done = [i for i in share if finished is not None and finished(records[i])]
     left = sorted(set(share) - set(done))
     if revisit is not None:
-        for i in tqdm(
+        for i in progress_bar(
             done,
             desc=f"{text} (finished before)",
             unit="img",
@@ -329,11 +329,10 @@ def for_each_image(
             disable=not (progress and is_main() and done),
         ):
             revisit(records[i])
-    bar = tqdm(
+    bar = progress_bar(
         eval_loader(dataset, num_workers, left),
         desc=text,
         unit="img",
-        dynamic_ncols=True,
         disable=not (progress and is_main()),
     )
     for batch in bar:

@@ -23,7 +23,14 @@ from engine.optim import poly_warmup_factor, set_learning_rate
 from methods.base import Method
 from utils.build import suggest
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.distributed import all_reduce_mean, all_reduce_sum, barrier, is_distributed, is_main
+from utils.distributed import (
+    all_reduce_mean,
+    all_reduce_sum,
+    barrier,
+    is_distributed,
+    is_main,
+    share_buffers,
+)
 from utils.logging import LOGGER, MetricsWriter
 from utils.precision import autocast
 
@@ -44,7 +51,7 @@ class TrainOptions:
     warmup_steps: int
     warmup_ratio: float
     power: float
-    decay_steps: int
+    decay_steps: int | None = None  # None: all of them
 
 
 class Trainer:
@@ -153,6 +160,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write a checkpoint of the current step; every process calls it, the main one writes."""
+        share_buffers(self.method)
         window = self.window.state()
         if not is_main():
             return
@@ -189,7 +197,7 @@ class Trainer:
             self.optimizer,
             poly_warmup_factor(
                 self.step,
-                steps=options.decay_steps,
+                steps=options.decay_steps or options.steps,
                 warmup_steps=options.warmup_steps,
                 warmup_ratio=options.warmup_ratio,
                 power=options.power,

@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.lists import IMAGE_SUFFIXES
 from engine.worker_pool import WorkerPool
@@ -48,6 +47,7 @@ from models.refiners.dense_crf import (
 from utils.artifacts import cam_path, claim_folder, label_path, load_cam
 from utils.cli import run_main
 from utils.image import read_image, write_mask
+from utils.logging import progress_bar
 
 # recipe: (DenseCRF preset, values of the strict and the lax run)
 RECIPES: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -149,7 +149,7 @@ def workers(job: Job, count: int, left: int, processes: int | None) -> Iterator[
         f"{wanted} {'threads' if on_gpu else 'processes'})"
     )
     with (
-        tqdm(total=count, initial=count - left, desc="crf", unit="img", dynamic_ncols=True) as bar,
+        progress_bar(total=count, initial=count - left, desc="crf", unit="img") as bar,
         WorkerPool(min(wanted, left), threads=on_gpu) as pool,
     ):
         yield lambda work, *arguments: pool.submit(work, *arguments, then=lambda _: bar.update())

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from datasets.base import Record, Split
 from engine.data import load_split
@@ -50,6 +49,7 @@ from utils.cli import run_main
 from utils.config import load_config
 from utils.distributed import is_main
 from utils.image import read_mask
+from utils.logging import progress_bar
 from utils.metrics import ConfusionMatrix, SegScores
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 13))
@@ -197,7 +197,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     folder = Path(options.labels or options.cam).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    config = _config(options)
+    config = data_config(options)
     split = load_split(config.data, options.split or config.data.val_set)
     if not any(has_mask(record) for record in split.records):
         raise ValueError(
@@ -224,7 +224,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         sweep = CamSweep(
             split, "cpu", float(method_threshold if options.threshold is None else options.threshold)
         )
-        for record in tqdm(records, desc="score", unit="img", leave=False, dynamic_ncols=True):
+        for record in progress_bar(records, desc="score", unit="img", leave=False):
             sweep.add(record, load_cam(cam_path(folder, record.name)))
         sweep.report(out, protocol, settings, source)
     return out
@@ -248,7 +248,7 @@ def _score_labels(
     source: Mapping[str, Any],
 ) -> None:
     matrix = ConfusionMatrix(split.num_classes)
-    for record in tqdm(records, desc="score", unit="img", leave=False, dynamic_ncols=True):
+    for record in progress_bar(records, desc="score", unit="img", leave=False):
         count_pixels(matrix, record, read_mask(label_path(folder, record.name)), settings["ignored"])
     try:
         scores: SegScores = matrix.scores()
@@ -261,7 +261,7 @@ def _score_labels(
     report(out, [score_record(protocol, scores, split.class_names, settings, source)])
 
 
-def _config(options: argparse.Namespace) -> Any:
+def data_config(options: argparse.Namespace) -> Any:
     """The config of the data set: ``config=FILE`` on the command line, or that inside a checkpoint."""
     files = [item.removeprefix("config=") for item in options.overrides if item.startswith("config=")]
     options.overrides = [item for item in options.overrides if not item.startswith("config=")]

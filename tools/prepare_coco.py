@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from pycocotools.coco import COCO
-from tqdm import tqdm
 
 from datasets.coco import CLASS_NAMES
 from datasets.lists import IGNORE_INDEX, write_tags
 from utils.artifacts import read_json, write_atomic, write_json
 from utils.cli import run_main
 from utils.image import read_mask, write_mask
+from utils.logging import progress_bar
 
 EXPECTED = {"train": 82081, "val": 40137, "val_part": 5000}
 PARTS = ("train", "val")
@@ -103,7 +103,7 @@ def convert(
     """
     value_of = _values(coco)
     tags, histogram = {}, np.zeros(256, dtype=np.int64)
-    for image_id in tqdm(sorted(coco.imgs), desc=out.name, unit="image"):
+    for image_id in progress_bar(sorted(coco.imgs), desc=out.name, unit="image"):
         annotations = coco.imgToAnns[image_id]
         if not annotations:
             continue
@@ -160,11 +160,11 @@ def adopt(masks: Path, part: str, names: Sequence[str], out: Path) -> None:
         )
     left = {name: path for name, path in paths.items() if not (out / f"{name}.png").is_file()}
     used = np.zeros(256, dtype=bool)
-    for path in tqdm(paths.values(), desc=f"numbering of {part}2014", unit="image"):
+    for path in progress_bar(paths.values(), desc=f"numbering of {part}2014", unit="image"):
         assert path is not None
         used[np.unique(read_mask(path))] = True
     table = numbering(np.flatnonzero(used).tolist(), masks)
-    for name, path in tqdm(left.items(), desc=out.name, unit="image"):
+    for name, path in progress_bar(left.items(), desc=out.name, unit="image"):
         assert path is not None
         write_mask(out / f"{name}.png", table[read_mask(path)])
 

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import scipy.io
-from tqdm import tqdm
 
 from datasets.lists import read_list, read_tags, require_files, some, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
 from utils.artifacts import write_atomic
 from utils.image import read_mask, write_mask
+from utils.logging import progress_bar
 
 EXPECTED = {"train": 1464, "val": 1449, "trainaug": 10582, "test": 1456}
 LISTS = Path("ImageSets/Segmentation")
@@ -114,11 +114,11 @@ def convert_sbd(sbd: Path, root: Path, own: list[str]) -> None:
     out.mkdir(exist_ok=True)
     voc_masks = [root / "SegmentationClass" / f"{name}.png" for name in own]
     require_files(voc_masks, "masks of VOC train and val", "unpack VOCtrainval_11-May-2012.tar again")
-    for path in tqdm(voc_masks, desc="masks of VOC", unit="image"):
+    for path in progress_bar(voc_masks, desc="masks of VOC", unit="image"):
         if not (out / path.name).is_file():
             write_atomic(out / path.name, path.read_bytes())
     others = sorted(_names_in(folder, "*.mat") - set(own))
-    for name in tqdm(others, desc="masks of SBD", unit="image"):
+    for name in progress_bar(others, desc="masks of SBD", unit="image"):
         if not (out / f"{name}.png").is_file():
             write_mask(out / f"{name}.png", read_sbd(folder / f"{name}.mat"))
 
@@ -146,7 +146,7 @@ def image_tags(root: Path, names: list[str], difficult: bool) -> dict[str, list[
             f"warning: {some(without, len(names), 'images')} have no XML annotation; their masks give the "
             "tags"
         )
-    present = tqdm([name for name in names if name in annotated], desc="annotations", unit="image")
+    present = progress_bar([name for name in names if name in annotated], desc="annotations", unit="image")
     tags = tags_from_xml(root / "Annotations", present, difficult=difficult)
     for name in without:
         values = np.unique(read_mask(root / "SegmentationClassAug" / f"{name}.png"))

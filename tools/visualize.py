@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.base import Record, Split, WeakSegDataset
 from engine.evaluator import resize
@@ -35,6 +34,7 @@ from utils.crops import cut
 from utils.distributed import init_process_group
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, tagged_tiles, write_picture
 from utils.image import normalize, read_mask
+from utils.logging import progress_bar
 
 TITLES = {
     "image": "image",
@@ -88,7 +88,9 @@ def run(cfg: Mapping[str, Any]) -> Path:
     folders = _label_folders(options.labels)
     columns, rows = [*TITLES, *folders], []
     size = options.size or loaded.cfg.eval.size
-    for index in tqdm(_chosen(split, options.names, options.count), desc="draw", unit="img", leave=False):
+    for index in progress_bar(
+        _chosen(split, options.names, options.count), desc="draw", unit="img", leave=False
+    ):
         sample = dataset[index]
         panels, classes = panels_of(loaded, split.records[index], sample["image"].to(device), size)
         for title, folder in folders.items():

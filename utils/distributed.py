@@ -9,7 +9,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -122,6 +122,14 @@ def gather_batch(value: Tensor) -> Tensor:
     parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers: batch norms count each process's own images."""
+    if is_distributed():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def shard(length: int) -> range:

@@ -26,6 +26,12 @@ class _TqdmHandler(logging.Handler):
         sys.stdout.flush()
 
 
+def progress_bar(*arguments: Any, **options: Any) -> tqdm:
+    """A tqdm bar that, where it is written to a file (nohup, Slurm), appears every half minute only."""
+    pace = {} if sys.stderr.isatty() else {"mininterval": 30.0, "maxinterval": 60.0}
+    return tqdm(*arguments, **{"dynamic_ncols": True, **pace, **options})
+
+
 def setup_logging(work_dir: Path | None = None) -> logging.Logger:
     """Send log lines to the terminal and, if ``work_dir`` is given, to ``work_dir/run.log``; main process
     only.

@@ -54,7 +54,6 @@ OPTIONS = TrainOptions(
     warmup_steps=2,
     warmup_ratio=1e-6,
     power=0.9,
-    decay_steps=8,
 )
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils.distributed import all_reduce_sum, gather_batch, global_mean, shard
+from utils.distributed import all_reduce_sum, gather_batch, global_mean, shard, share_buffers
 
 
 def test_one_process_is_a_world_of_one():
@@ -21,6 +21,9 @@ def _process(rank, port, queue):
     values = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])][rank].requires_grad_()
     share = global_mean(values.sum(), torch.tensor(len(values)), offset=1)
     share.backward()
+    norm = torch.nn.BatchNorm1d(1)
+    norm.running_mean.fill_(rank + 5)
+    share_buffers(norm)
     queue.put(
         (
             rank,
@@ -29,6 +32,7 @@ def _process(rank, port, queue):
             gather_batch(torch.tensor([[float(rank)]])).tolist(),
             all_reduce_sum(torch.tensor(rank + 1)).item(),
             list(shard(5)),
+            norm.running_mean.item(),
         )
     )
     dist.barrier()
@@ -53,3 +57,4 @@ def test_two_processes_share_one_mean(free_port):
     assert results[0][3] == results[1][3] == [[0.0], [1.0]]
     assert results[0][4] == 3
     assert (results[0][5], results[1][5]) == ([0, 2, 4], [1, 3])
+    assert results[0][6] == results[1][6] == 5  # the main process's statistics

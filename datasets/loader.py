@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.base import WeakSegDataset, collate
 from utils import distributed
@@ -91,7 +93,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def train_loader(
-    dataset: WeakSegDataset, sampler: StepSampler, num_workers: int, pin_memory: bool
+    dataset: Dataset[Any], sampler: StepSampler, num_workers: int, pin_memory: bool
 ) -> DataLoader[dict[str, Tensor]]:
     """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers."""
     return DataLoader(
@@ -100,7 +102,7 @@ def train_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
         # The loader draws its workers' base seed; a generator of its own leaves the global one alone.
         generator=torch.Generator(),
     )
@@ -116,11 +118,15 @@ def eval_loader(
         sampler=list(indices),
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
         generator=torch.Generator(),
     )
 
 
-def _one_thread(_worker: int) -> None:
+def _set_up_worker(_worker: int) -> None:
     # Several workers with a thread pool each would fight over the cores.
     torch.set_num_threads(1)
+    # A terminal's Ctrl-C and a cluster's stop signal reach the workers too. The training process ends its
+    # step and saves; for that it needs them. They end with it, however it ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

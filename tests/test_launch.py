@@ -145,6 +145,33 @@ def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp
     torch.testing.assert_close(result(folder)[0], result(plain)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_stop_signal_to_the_loader_workers_too_saves_and_the_run_goes_on(demo, plain, tmp_path):
+    """Ctrl-C and a cluster's stop reach the whole process group."""
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-u",
+        "scripts/train_voc.py",
+        *demo,
+        f"work_dir={folder}",
+        "data.num_workers=1",
+    ]
+    process = subprocess.Popen(
+        [*command, "train.checkpoint_every=100", "train.log_every=1"],
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step"):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM, rest
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(result(folder)[0], result(plain)[0], rtol=0, atol=0)
+
+
 def test_resume_from_a_path_leaves_other_runs_alone(demo, plain, monkeypatch, capsys):
     before = (plain / "last.pth").stat().st_mtime_ns
     other = plain.parent / "other.pth"

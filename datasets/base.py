@@ -7,6 +7,7 @@ H, W: pixels.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ Sample = dict[str, Any]
 #   index, sample_seed   (B,)
 #   name          list[str]
 #   skipped       () number of unreadable images that others stand in for
-#   mask          (B, H, W), only if asked for
+#   mask          (B, H, W), only if asked for, or from data.label_dir
 #   global_view, strong_view   (B, 3, H, W), if the transform makes them
 Batch = dict[str, Any]
 
@@ -128,7 +129,8 @@ class WeakSegDataset(Dataset[Sample]):
     A sample before its transform: ``name``, ``index``, ``sample_seed``, ``skipped``, ``image`` (PIL, RGB),
     ``class_label`` (C,) float and, if asked for, ``mask`` (H, W). With a transform the set is for training,
     so every image needs tags. Without one it is for evaluation: ``image`` is a (3, H, W) uint8 tensor of
-    native size, and images without known tags have no ``class_label``.
+    native size, and images without known tags have no ``class_label``. The transform turns what a label
+    folder adds (``mask`` or ``label_scores``) into tensors that can be stacked.
 
     Args:
         split: what to load.
@@ -139,6 +141,8 @@ class WeakSegDataset(Dataset[Sample]):
         on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
             place, the same one whenever the seed is the same, and counts it in ``skipped``. In evaluation it
             is always an error: a score over other images would not be the split's score.
+        label_dir: folder of labels that an earlier stage made, in place of ground truth. Label images
+            ``<name>.png`` become ``mask``; files ``<name>.npz`` become ``label_scores``, arrays by name.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class WeakSegDataset(Dataset[Sample]):
         transform: Callable[[Sample], Sample] | None = None,
         with_mask: bool = False,
         on_error: str = "raise",
+        label_dir: Path | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error is '{on_error}': choose raise or skip")
@@ -154,6 +159,7 @@ class WeakSegDataset(Dataset[Sample]):
         self.transform = transform
         self.with_mask = with_mask
         self.on_error = on_error
+        self.labels = None if label_dir is None else _label_files(split, label_dir)
         if transform is not None:
             untagged = [record.name for record in split.records if record.tags is None]
             if untagged:
@@ -180,16 +186,26 @@ class WeakSegDataset(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample of an index, or of an (index, sample_seed) pair; a plain index has seed 0."""
+        sample = self.read(key)
+        if self.transform is None:
+            sample["image"] = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1).contiguous()
+            return sample
+        return self.transformed(sample)
+
+    def read(self, key: int | tuple[int, int]) -> Sample:
+        """The sample before its transform."""
         index, sample_seed = key if isinstance(key, tuple) else (key, 0)
         skip = self.on_error == "skip" and self.transform is not None
         sample = self._load_or_replace(index, sample_seed) if skip else self._load(index)
         sample["sample_seed"] = sample_seed
-        if self.transform is None:
-            sample["image"] = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1).contiguous()
-            return sample
+        return sample
+
+    def transformed(self, sample: Sample) -> Sample:
+        """The sample after its transform, which draws by the sample's seed."""
+        assert self.transform is not None
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the accelerators too.
-            torch.default_generator.manual_seed(sample_seed)
+            torch.default_generator.manual_seed(sample["sample_seed"])
             return self.transform(sample)
 
     def _load(self, index: int) -> Sample:
@@ -206,22 +222,26 @@ class WeakSegDataset(Dataset[Sample]):
         sample: Sample = {"name": record.name, "index": index, "skipped": 0, "image": image}
         if record.tags is not None:
             sample["class_label"] = self.split.class_label(index)
-        if self.with_mask:
-            sample["mask"] = self._load_mask(record, image)
+        if self.labels is not None and self.labels[index].suffix == ".npz":
+            sample["label_scores"] = _read_arrays(self.labels[index])
+        elif self.labels is not None:
+            sample["mask"] = self._load_mask(self.labels[index], record, image)
+        elif self.with_mask:
+            assert record.mask is not None
+            sample["mask"] = self._load_mask(record.mask, record, image)
         return sample
 
-    def _load_mask(self, record: Record, image: Image.Image) -> Tensor:
-        assert record.mask is not None
-        mask = read_mask(record.mask)
+    def _load_mask(self, path: Path, record: Record, image: Image.Image) -> Tensor:
+        mask = read_mask(path)
         if mask.shape != (image.height, image.width):
             raise ValueError(
-                f"mask {record.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, "
+                f"mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, "
                 f"but its image {record.image} is {image.width} x {image.height}"
             )
         foreign = mask[(mask >= self.split.num_classes) & (mask != IGNORE_INDEX)]
         if foreign.size:
             raise ValueError(
-                f"mask {record.mask} holds the value {foreign.max()}, but there are {self.split.num_classes} "
+                f"mask {path} holds the value {foreign.max()}, but there are {self.split.num_classes} "
                 f"classes (0 background, ..., {self.split.num_classes - 1} {self.split.class_names[-1]}; "
                 f"{IGNORE_INDEX} is ignored)"
             )
@@ -296,8 +316,14 @@ def listed_split(
     return Split(Path(split).stem if split.endswith(".txt") else split, class_names, tuple(records))
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of equal sizes into a batch; ``skipped`` is summed, ``name`` stays a list."""
+def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:
+    """Stack samples of equal sizes into a batch; ``skipped`` is summed, ``name`` stays a list.
+
+    Where an image comes in several versions (a tuple of samples), the batch holds first the first version of
+    every image, then the second ones.
+    """
+    if isinstance(samples[0], tuple):
+        samples = [sample for version in zip(*samples, strict=True) for sample in version]
     batch: Batch = {}
     for key, first in samples[0].items():
         values = [sample[key] for sample in samples]
@@ -309,6 +335,26 @@ def collate(samples: Sequence[Sample]) -> Batch:
             batch[key] = values
     batch["skipped"] = batch["skipped"].sum()
     return batch
+
+
+def _label_files(split: Split, folder: Path) -> list[Path]:
+    """The label of every image: ``<name>.npz`` if the folder holds that of the first one, else ``.png``."""
+    suffix = ".npz" if (folder / f"{split.records[0].name}.npz").is_file() else ".png"
+    paths = [folder / f"{record.name}{suffix}" for record in split.records]
+    require_files(
+        paths,
+        f"labels of split '{split.name}'",
+        "finish the stage that makes them, or correct data.label_dir",
+    )
+    return paths
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from error
 
 
 def _file_size(path: Path | None) -> int:

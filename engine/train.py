@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datasets.base import Split, WeakSegDataset
+from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_loader
 from engine.data import load_split
 from engine.evaluator import provenance, score_record, score_table, validate
@@ -59,13 +60,11 @@ def run(cfg: DictConfig) -> Path:
         OmegaConf.save(cfg, work_dir / "config.yaml")
 
     train_split = load_split(cfg.data, cfg.data.train_set)
-    val_split = load_split(cfg.data, cfg.data.val_set) if cfg.data.val_set else None
     method = build_method(cfg, train_split.num_classes, pretrained=checkpoint is None).to(device)
-    dataset = WeakSegDataset(
-        train_split,
-        on_error=cfg.data.on_error,
-        transform=method.train_transform(cfg.data.crop_size, tuple(cfg.data.scale_range)),
-    )
+    # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
+    is_scored = cfg.data.val_set and type(method).predict is not Method.predict
+    val_split = load_split(cfg.data, cfg.data.val_set) if is_scored else None
+    dataset = _training_set(cfg, train_split, method)
     trainer = Trainer(
         method,
         build_optimizer(
@@ -89,7 +88,7 @@ def run(cfg: DictConfig) -> Path:
             warmup_steps=cfg.optim.warmup_steps,
             warmup_ratio=cfg.optim.warmup_ratio,
             power=cfg.optim.power,
-            decay_steps=cfg.optim.decay_steps or cfg.train.steps,
+            decay_steps=cfg.optim.decay_steps,
         ),
         work_dir,
         device,
@@ -114,11 +113,15 @@ def run(cfg: DictConfig) -> Path:
 
 
 def build_method(cfg: DictConfig | dict[str, Any], num_classes: int, pretrained: bool = True) -> Method:
-    """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows)."""
+    """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows).
+
+    Options of the backbone that are null are left out: a config takes back so what its base says.
+    """
     spec = to_plain(OmegaConf.create(cfg["method"]))
     backbone = spec.get("backbone")
     if isinstance(backbone, dict):
         weights = backbone.get("pretrained") if pretrained else None
+        backbone = spec["backbone"] = {key: value for key, value in backbone.items() if value is not None}
         backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
     return build(spec, num_classes=num_classes)
 
@@ -166,12 +169,39 @@ def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
     return work_dir, last
 
 
+def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDataset | ContextDecoupledDataset:
+    """Images with the method's transform and, where the config says so, labels and pasted objects."""
+    data = cfg.data
+    dataset = WeakSegDataset(
+        split,
+        on_error=data.on_error,
+        transform=method.train_transform(data.crop_size, tuple(data.scale_range)),
+        label_dir=project_path(data.label_dir) if data.label_dir else None,
+    )
+    options = dict(data.context_decoupling)
+    bank_folder = options.pop("bank")
+    if not bank_folder:
+        return dataset
+    bank = ObjectBank(project_path(bank_folder), split.class_names)
+    LOGGER.info(f"objects  {len(bank)} of {len(bank.names)} classes to paste, from {bank.folder}")
+    return ContextDecoupledDataset(dataset, bank, Paste(**options))
+
+
 def _batches(
-    cfg: DictConfig, dataset: WeakSegDataset, device: torch.device
+    cfg: DictConfig, dataset: WeakSegDataset | ContextDecoupledDataset, device: torch.device
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
+    batch_size = cfg.train.batch_size
+    if isinstance(dataset, ContextDecoupledDataset):
+        if batch_size % 2:
+            raise ValueError(
+                f"train.batch_size={batch_size} counts originals and their pasted versions "
+                "(data.context_decoupling), so it must be even"
+            )
+        batch_size //= 2
+
     def from_step(step: int) -> Iterator[dict[str, Any]]:
         sampler = StepSampler(
-            len(dataset), cfg.train.batch_size, cfg.seed, start_step=step, accumulate=cfg.train.accumulate
+            len(dataset), batch_size, cfg.seed, start_step=step, accumulate=cfg.train.accumulate
         )
         return iter(train_loader(dataset, sampler, cfg.data.num_workers, pin_memory=device.type == "cuda"))
 

@@ -1,5 +1,5 @@
-"""The command line of training: ``main(default_config)`` reads ``key=value`` arguments and runs one
-training.
+"""The command line of training: ``main(default_config)`` reads ``key=value`` arguments and runs one training,
+or the stages of a pipeline.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def _main(default_config: str, doc: str, arguments: list[str]) -> None:
     from utils.distributed import shutdown
 
     try:
-        run(cfg)
+        if cfg.stages:
+            from scripts import pipeline
+
+            pipeline.run(config, overrides)
+        else:
+            run(cfg)
     finally:
         shutdown()

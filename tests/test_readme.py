@@ -42,6 +42,8 @@ ELSEWHERE = (
     "tensorboard ",
     "git ",
 )
+# Tests of their own run these, on folders that they make.
+OWN_TESTS = ("tools/benchmark.py", "tools/crf.py", "tools/mine_objects.py", "tools/exchange_cams.py")
 
 
 def commands(page: Path) -> list[str]:
@@ -108,7 +110,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
         word for word in words if not re.match(r"^[A-Z_]+=\S+$", word)
     ]  # NNODES=2 ... of a second machine
     script = next((word for word in words if word.startswith(("scripts/", "tools/"))), "")
-    if "prepare_" in script or script in ("tools/benchmark.py", "tools/crf.py"):
+    if "prepare_" in script or script in OWN_TESTS:
         return None  # tests of their own run them
     if script.startswith("scripts/train_") and "--help" not in words:
         data = [f"data.root={world['demo']}", "data.val_set=null"]
@@ -118,7 +120,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
                 [f"data.root={world['custom']}", "data.val_set=null"],
                 "config=configs/toco/custom.yaml",
             )
-        kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name="))]
+        kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name=", "stages."))]
         kept = _on_cpu(kept)
         return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
     trained = str(world["runs"][81 if "coco" in script else 21])

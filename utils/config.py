@@ -6,6 +6,9 @@ A config file is a difference from its bases::
 
 ``configs/default.yaml`` lists every key of the engine; only the open mappings (``method``, ``data.options``,
 ...) take further keys, and those must be arguments of the class or function they configure.
+
+A config with ``stages`` is a pipeline. Its stages are a list; where a file builds on another one, or on the
+command line, ``stages: {<name>: {...}}`` changes or adds single ones (docs/pipelines.md).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,9 @@ CONFIGS = ROOT / "configs"
 # engine gives.
 OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target"}
 GIVEN = {"num_classes", "class_prior", "root", "split"}
+
+TRAINING = "engine.train"  # the stage whose options are a config
+STAGE_KEYS = ("name", "run", "config", "like")
 
 
 def project_path(path: str | Path) -> Path:
@@ -68,25 +76,172 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         KeyError: for a key that nothing reads, with the closest one that exists.
         ValueError: for an override that is not ``key=value``, or YAML that does not parse.
     """
+    return _load_layers(name, overrides)[0]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline, ready to run.
+
+    Args:
+        name: of the stage and of its folder in the pipeline's ``work_dir``.
+        run: import path of a module with ``run(options)``.
+        options: what that function gets; of ``engine.train`` a whole config.
+    """
+
+    name: str
+    run: str
+    options: dict[str, Any]
+
+
+def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
+    """The stages of a pipeline with everything that concerns them merged.
+
+    A training stage gets, later ones win: its ``config``, the sections (``data``, ``train``, ...) of the
+    pipeline's files, its own keys, ``key=value`` of the command line, ``stages.<name>.key=value``. Other
+    stages get their own keys and ``stages.<name>.key=value``. ``like: <stage>`` takes over the keys of
+    another one first.
+
+    Raises:
+        As `load_config`; ValueError for a config without stages, and for a stage without ``run``.
+    """
+    cfg, layers, stages, changes, stage_changes = _load_layers(name, overrides)
+    if not stages:
+        raise ValueError(f"{_label(find_config(name))} has no stages: it is a single training")
+    own = _resolved(cfg, _with_likes(stages))
+    last_word = _resolved(cfg, _with_likes(stages, stage_changes))
+    together = _container(_merge({}, *(values for _, values in layers)))
+    shared = (_label(find_config(name)), _without(together, ("run_name", "work_dir")))
+    everywhere = _without(changes, ("run_name", "work_dir"))
+    loaded = []
+    for stage, values in own.items():
+        where = f"stage '{stage}' of {_label(find_config(name))}"
+        options, changed = (_without(v, STAGE_KEYS) for v in (values, last_word[stage]))
+        if "run" not in values:
+            raise ValueError(f"{where} does not say what to run, for example run: tools.infer_cam")
+        if values["run"] == TRAINING:
+            if "config" not in values:
+                raise ValueError(f"{where} does not name its config, for example config: cam/voc.yaml")
+            files = [(_label(f), _values_of(f)) for f in config_chain(find_config(values["config"]))]
+            final = _container(_merge(everywhere, changed))
+            composed = _compose([*files, shared], [(where, options), ("the command line", final)])
+            composed.run_name = f"{cfg.run_name}_{stage}"
+            composed.work_dir = f"{cfg.work_dir}/{stage}"
+            OmegaConf.resolve(composed)
+            loaded.append(Stage(stage, TRAINING, to_plain(composed)))
+        else:
+            loaded.append(Stage(stage, str(values["run"]), _container(_merge(options, changed))))
+    return loaded
+
+
+Layer = tuple[str, Mapping[str, Any]]
+StageValues = dict[str, dict[str, Any]]
+
+
+def _load_layers(
+    name: str | Path, overrides: Sequence[str]
+) -> tuple[DictConfig, list[Layer], StageValues, dict[str, Any], StageValues]:
+    """The merged config, and its parts: values of the files, stages of the files, the command line's both."""
     path = find_config(name)
-    merged = _merge(OmegaConf.load(CONFIGS / "default.yaml"))
+    layers: list[Layer] = []
+    stages: StageValues = {}
     for file in config_chain(path):
-        values = {key: value for key, value in _read(file).items() if key != "base"}
-        merged = _merge(merged, values)
-        _check_keys(values, merged, _label(file))
-    changes = _parse_overrides(overrides)
-    # An override that builds on nothing is a typing error: it would be saved and never read.
-    merged_with = _merge(merged, changes)
-    _check_keys(changes, merged_with, "the command line", existing=merged)
-    if merged_with.run_name is None:
-        merged_with.run_name = (
-            f"{path.parent.name}_{path.stem}" if path.is_relative_to(CONFIGS) else path.stem
-        )
+        values = _values_of(file)
+        stages = _merge_stages(stages, values.pop("stages", None), _label(file))
+        layers.append((_label(file), values))
+    changes = _container(_parse_overrides(overrides))
+    stage_changes = changes.pop("stages", None) or {}
+    for stage in stage_changes:
+        if stage not in stages:
+            raise KeyError(f"the command line: there is no stage '{stage}'{suggest(stage, stages)}")
+    merged = _compose(layers, [("the command line", changes)])
+    if stages:
+        merged.stages = [{"name": k, **v} for k, v in _with_likes(stages, stage_changes, merge=True).items()]
+        if OmegaConf.is_missing(merged.method, "target"):  # each of its trainings has a method of its own
+            del merged.method["target"]
+    if merged.run_name is None:
+        merged.run_name = f"{path.parent.name}_{path.stem}" if path.is_relative_to(CONFIGS) else path.stem
     try:
-        OmegaConf.resolve(merged_with)
+        OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{_label(path)}: {error}") from error
-    return merged_with
+    return merged, layers, stages, changes, stage_changes
+
+
+def _compose(layers: Sequence[Layer], changes: Sequence[Layer]) -> DictConfig:
+    """Defaults, then files, then changes, in which a key that builds on nothing is refused: it would be saved
+    and never read.
+    """
+    merged = _merge(_defaults())
+    for label, values in layers:
+        merged = _merge(merged, values)
+        _check_keys(values, merged, label)
+    for label, values in changes:
+        before, merged = merged, _merge(merged, values)
+        _check_keys(values, merged, label, existing=before)
+    return merged
+
+
+def _merge_stages(stages: StageValues, values: Any, label: str) -> StageValues:
+    """A list replaces the stages; a mapping changes and adds stages by name, and removes those it sets to
+    null.
+    """
+    if values is None:
+        return stages
+    if isinstance(values, list):
+        named: StageValues = {}
+        for stage in values:
+            name = stage.get("name") if isinstance(stage, dict) else None
+            if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or name in named:
+                raise ValueError(
+                    f"{label}: every stage needs a name of its own (letters, digits, _): {stage}"
+                )
+            named[name] = _without(stage, ("name",))
+        return named
+    if not isinstance(values, dict):
+        raise ValueError(f"{label}: stages is a list, or a mapping of names to changes")
+    stages = dict(stages)
+    for name, change in values.items():
+        if change is None:
+            stages.pop(name, None)
+            continue
+        if name not in stages and not {"run", "like"} & set(change):
+            raise KeyError(f"{label}: there is no stage '{name}'{suggest(name, stages)}")
+        stages[name] = _container(_merge(stages.get(name, {}), change))
+    return stages
+
+
+def _with_likes(stages: StageValues, changes: StageValues | None = None, merge: bool = False) -> StageValues:
+    """Stages with the keys of those that they are like; ``changes`` reach the likes of a stage as well.
+
+    Args:
+        changes: instead of what the files say (``merge=False``), or on top of it.
+    """
+    found: StageValues = {}
+    for name, values in stages.items():
+        other = values.get("like")
+        if other is not None and other not in found:
+            raise KeyError(
+                f"stage '{name}' is like '{other}', which is no stage before it{suggest(other, found)}"
+            )
+        parts = [found[other]] if other is not None else []
+        if changes is None or merge:
+            parts.append(_without(values, ("like",)))
+        if changes is not None:
+            parts.append(changes.get(name, {}))
+        found[name] = _container(_merge({}, *parts))
+    return found
+
+
+def _resolved(cfg: DictConfig, stages: StageValues) -> StageValues:
+    """Stages with ``${...}`` replaced by values of the pipeline's config."""
+    whole = _merge(cfg, {"stages": None})
+    whole.stages = stages
+    try:
+        OmegaConf.resolve(whole)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"stages: {error}") from error
+    return _container(whole.stages)
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -114,6 +269,10 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
                 OmegaConf.update(cfg, f"{prefix}.{key}", default, force_add=True)
     rows = []
     for key, value in _leaves(OmegaConf.to_container(cfg)):
+        if key == "stages" and value:
+            value = [stage["name"] for stage in value]
+        if key == "method":  # empty: the stages of a pipeline have methods of their own
+            continue
         parent = key
         while parent and not meanings.get(parent):
             parent = parent.rpartition(".")[0]
@@ -124,6 +283,8 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
 def describe(name: str | Path) -> str:
     """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
     lines = [f"  {f'{key} = {value}':<56}  {meaning}" for key, value, meaning in documented_keys(name)]
+    for stage in load_config(name).stages or []:
+        lines += [f"  stages.{stage.name}.{key} = {value}" for key, value in _leaves(stage) if key != "name"]
     return f"{_label(find_config(name))}: every key, its value and its meaning\n" + "\n".join(lines)
 
 
@@ -134,10 +295,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return _read(CONFIGS / "default.yaml")
+
+
 def _merge(*parts: Any) -> DictConfig:
     merged = OmegaConf.merge(*parts)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _container(cfg: DictConfig) -> dict[str, Any]:
+    """Plain dicts and lists, with ``${...}`` as it stands."""
+    return OmegaConf.to_container(cfg)  # type: ignore[return-value]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -148,6 +319,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
     return values
+
+
+def _without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    """What a file says itself."""
+    return _without(_read(path), ("base",))
 
 
 def _label(path: Path) -> str:
@@ -190,9 +370,7 @@ def _check_keys(
     """Refuse keys of ``values`` that are neither in default.yaml nor arguments of an open mapping's
     target.
     """
-    default = dict.fromkeys(
-        key for key, _ in _leaves(OmegaConf.to_container(OmegaConf.load(CONFIGS / "default.yaml")))
-    )
+    default = dict.fromkeys(key for key, _ in _leaves(_defaults()))
     known_here = default | (
         dict(_leaves(OmegaConf.to_container(existing, resolve=False))) if existing else {}
     )
@@ -251,7 +429,9 @@ def _argument_docs(target: Any) -> dict[str, tuple[Any, str]]:
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 continue
-            match = re.search(rf"^\s*{parameter.name}:\s(.*(?:\n\s{{8,}}.*)*)", text, flags=re.MULTILINE)
+            # "name: meaning", or "name, other: meaning" of several together.
+            entry = rf"^\s*(?:\w+, )*{parameter.name}(?:, \w+)*:\s(.*(?:\n\s{{8,}}.*)*)"
+            match = re.search(entry, text, flags=re.MULTILINE)
             default = _REQUIRED if parameter.default is parameter.empty else parameter.default
             plain = default is _REQUIRED or isinstance(
                 default, (int, float, str, bool, list, tuple, dict, type(None))

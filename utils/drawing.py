@@ -65,7 +65,7 @@ def cam_overlay(image_rgb: np.ndarray, cam: np.ndarray, class_ids: Sequence[int]
 
 
 def tagged_tiles(
-    pictures: Sequence[np.ndarray], tags: Sequence[tuple[int, str]], side: int = 96
+    pictures: Sequence[np.ndarray], tags: Sequence[tuple[int, str]], side: int = 46
 ) -> np.ndarray:
     """Small pictures in rows of four, each in a frame of its tag's colour, with the tag's name below.
 
@@ -73,9 +73,9 @@ def tagged_tiles(
         pictures: scaled to squares of ``side`` pixels.
         tags: class id and name; id 0 is drawn white, and a negative one, which is no single class, grey.
     """
-    columns, frame, line = 4, 5, TEXT_SIZE + 4
-    font = ImageFont.load_default(TEXT_SIZE)
-    width, height = side + 2 * frame + MARGIN, side + 2 * frame + line
+    columns, frame, line = 4, 4, TEXT_SIZE
+    font = ImageFont.load_default(TEXT_SIZE - 3)
+    width, height = side + 2 * frame + 2, side + 2 * frame + line
     canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (picture, (tag, name)) in enumerate(zip(pictures, tags, strict=True)):

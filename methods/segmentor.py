@@ -1,0 +1,185 @@
+"""The last stage: a segmentation network that learns from pseudo labels as if they were ground truth.
+
+The labels come from any method here (``data.label_dir``): the random walk of a multi-stage method, or the
+label images that tools/infer_seg.py writes with a checkpoint of a single-stage one.
+
+B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of the head's map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from datasets.transforms import PlainView
+from losses.segmentation import balanced_cross_entropy
+from methods.base import Batch, Method, Prediction, Transform, resize_like
+from models.backbones import create_backbone
+from models.backbones.vit import ViT
+from models.heads import DECODERS, create_decoder
+from utils.build import suggest
+from utils.cam import IGNORE_INDEX
+from utils.distributed import global_mean
+from utils.precision import full_precision
+
+HEADS = ("linear", "deeplab", *DECODERS)
+
+
+class Segmentor(Method):
+    """A backbone and a head, trained by cross entropy; ignored pixels (255) of the labels do not count.
+
+    Args:
+        num_classes: with background.
+        backbone: arguments of ``create_backbone``: a CNN, a ViT, or a ViT with ``pyramid``.
+        head: ``linear`` (1x1 convolution of the deep map), ``large_fov``, ``aspp`` (DeepLab v2) or
+            ``deeplab`` (DeepLab v3+, which needs a backbone that gives a list of maps).
+        head_options: further arguments of the head ``deeplab``: ``hidden``, ``skip_dim``, ``dilations``.
+        loss_weights: of ``seg``.
+        balanced: give background and foreground the same weight, however many pixels there are of each,
+            instead of the plain mean over pixels.
+        head_lr_scale: how much faster the head learns than the backbone.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        head: str = "linear",
+        head_options: Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, Any] | None = None,
+        balanced: bool = False,
+        head_lr_scale: float = 10.0,
+    ) -> None:
+        super().__init__(num_classes, loss_weights or {"seg": 1.0})
+        if head not in HEADS:
+            raise ValueError(f"there is no head '{head}'{suggest(head, HEADS)}")
+        self.balanced = balanced
+        self.head_lr_scale = head_lr_scale
+        self.backbone = create_backbone(**backbone)
+        is_vit = isinstance(self.backbone, ViT)
+        dims = (self.backbone.embed_dim,) if is_vit else self.backbone.dims
+        self.skip: int | None = None  # index of the shallow map that the head reads as well
+        if head == "deeplab":
+            if is_vit:
+                raise ValueError("the head 'deeplab' needs a shallow map: set method.backbone.pyramid=true")
+            self.skip = self.backbone.shallow
+            self.head: nn.Module = DeepLabHead(dims[-1], dims[self.skip], num_classes, **(head_options or {}))
+        elif head == "linear":
+            self.head = nn.Conv2d(dims[-1], num_classes, 1)
+        else:
+            self.head = create_decoder(head, dims[-1], num_classes)
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if "mask" not in batch:
+            raise ValueError("a segmentation network learns from labels: set data.label_dir to their folder")
+        label = batch["mask"]  # (B, H, W)
+        seg_logits = resize_like(self.network(batch["image"]), label)
+        loss = balanced_cross_entropy if self.balanced else pixel_cross_entropy
+        return {"seg": loss(seg_logits, label)}
+
+    def network(self, image: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of normalised images (B, 3, H, W)."""
+        maps = self.backbone(image)
+        if isinstance(self.backbone, ViT):
+            return self.head(maps.patch_tokens)
+        return self.head(maps[-1]) if self.skip is None else self.head(maps[-1], maps[self.skip])
+
+    @torch.no_grad()
+    def segment(self, image: Tensor) -> Tensor:
+        return self.network(image)
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Prediction:
+        """Without CAMs. A class logit is positive if the class is more likely than not at some position."""
+        seg_logits = self.network(image)
+        strongest = seg_logits.float().softmax(1)[:, 1:].amax((2, 3))
+        return Prediction(None, None, strongest.logit(eps=1e-6), seg_logits)
+
+    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[None, None]:
+        return None, None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Backbone, and the head, which learns faster."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        return [
+            {"name": "backbone", "params": backbone, "lr_scale": 1.0},
+            {"name": "head", "params": list(self.head.parameters()), "lr_scale": self.head_lr_scale},
+        ]
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return PlainView(crop_size, scale_range)
+
+
+class DeepLabHead(nn.Module):
+    """The decoder of DeepLab v3+ (Chen et al., ECCV 2018), with plain instead of separable convolutions.
+
+    torchvision's atrous pyramid on the deep map, enlarged, beside a thin projection of the shallow map. Group
+    norms instead of batch norms: a step must not depend on how the batch is split over processes.
+
+    Args:
+        hidden: channels inside.
+        skip_dim: channels that the shallow map is reduced to.
+        dilations: of the pyramid; those of the paper at stride 16.
+    """
+
+    def __init__(
+        self,
+        deep_dim: int,
+        shallow_dim: int,
+        num_classes: int,
+        hidden: int = 256,
+        skip_dim: int = 48,
+        dilations: Sequence[int] = (6, 12, 18),
+    ) -> None:
+        super().__init__()
+        self.pyramid = with_group_norms(ASPP(deep_dim, list(dilations), hidden))
+        self.skip = conv_norm_relu(shallow_dim, skip_dim, 1)
+        self.fuse = nn.Sequential(
+            conv_norm_relu(hidden + skip_dim, hidden, 3), conv_norm_relu(hidden, hidden, 3)
+        )
+        self.output = nn.Conv2d(hidden, num_classes, 1)
+
+    def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
+        """(B, D, ., .) and (B, D', h, w) -> (B, K, h, w)."""
+        context = self.pyramid(deep)
+        context = F.interpolate(context, size=shallow.shape[-2:], mode="bilinear", align_corners=False)
+        return self.output(self.fuse(torch.cat([context, self.skip(shallow)], 1)))
+
+
+def conv_norm_relu(in_dim: int, out_dim: int, size: int) -> nn.Sequential:
+    """Convolution that keeps the map's size, group norm, ReLU."""
+    conv = nn.Conv2d(in_dim, out_dim, size, padding=size // 2, bias=False)
+    return nn.Sequential(conv, group_norm(out_dim), nn.ReLU())
+
+
+def group_norm(dim: int) -> nn.GroupNorm:
+    """Up to 32 groups of at least two channels: the pyramid also norms maps of a single pixel."""
+    return nn.GroupNorm(math.gcd(32, dim // 2), dim)
+
+
+def with_group_norms(module: nn.Module) -> nn.Module:
+    """The module with a group norm in the place of every batch norm."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, group_norm(child.num_features))
+        else:
+            with_group_norms(child)
+    return module
+
+
+def pixel_cross_entropy(seg_logits: Tensor, label: Tensor) -> Tensor:
+    """Mean cross entropy over the labelled pixels of the whole batch, on all processes; 0 if there is none.
+
+    Args:
+        seg_logits: (B, K, H, W).
+        label: (B, H, W) int64; 255 does not count.
+    """
+    with full_precision(seg_logits):
+        total = F.cross_entropy(seg_logits.float(), label, ignore_index=IGNORE_INDEX, reduction="sum")
+        return global_mean(total, (label != IGNORE_INDEX).sum(), offset=1e-6)

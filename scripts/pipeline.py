@@ -1,0 +1,340 @@
+"""Run the stages of a multi-stage method in order; what is finished and unchanged is not done again.
+
+    bash run_train.sh scripts/train_voc.py 1 29501 0 my_run config=configs/irn/voc.yaml
+
+A stage writes to ``<work_dir>/<name>``. ``stage.json`` in it says what the stage was made from: its settings,
+the data, and the outputs of earlier stages that it reads (docs/pipelines.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from engine.data import load_split
+from engine.evaluator import text_table
+from engine.train import FREE_TO_CHANGE
+from scripts.stage_pictures import draw_stage
+from tools.options import complete
+from utils.artifacts import read_json, read_scores, write_atomic, write_json
+from utils.build import suggest
+from utils.config import (
+    ROOT,
+    TRAINING,
+    Stage,
+    differences,
+    find_config,
+    load_config,
+    load_stages,
+    project_path,
+)
+from utils.distributed import all_reduce_sum, barrier, init_process_group, is_main
+from utils.logging import LOGGER, setup_logging
+
+# Options that change where and how a stage computes, not what.
+FREE_OPTIONS = ("device", "num_workers", "processes", "crf_workers", "overrides")
+STAMP = "stage.json"
+OUTPUTS = (".png", ".npz", ".json")  # of stages that do not train
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage that passed all checks.
+
+    Args:
+        options: what ``module.run`` gets.
+    """
+
+    stage: Stage
+    module: ModuleType
+    folder: Path
+    options: dict[str, Any]
+
+    @property
+    def trains(self) -> bool:
+        return self.stage.run == TRAINING
+
+    @property
+    def shares_work(self) -> bool:
+        """Whether every process does a part; other stages run in the main process alone."""
+        return self.trains or hasattr(self.module, "for_each_image")
+
+
+def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Run what is not finished of a pipeline; returns its folder.
+
+    Args:
+        config: a config with ``stages``.
+        overrides: ``key=value`` of the command line.
+
+    Raises:
+        ImportError, KeyError, ValueError: a stage names a module, an option or a stage that does not exist.
+            All stages are checked before the first one runs.
+        FileNotFoundError: something that a stage reads is missing.
+    """
+    config = find_config(config)
+    cfg = load_config(config, overrides)
+    work_dir = project_path(cfg.work_dir)
+    with _inside(ROOT):
+        plans = make_plans(cfg, load_stages(config, overrides), _tool_overrides(config, overrides))
+        device = init_process_group(cfg.device)
+        setup_logging(work_dir)
+        split = load_split(cfg.data, cfg.data.train_set)
+        if is_main():
+            OmegaConf.save(cfg, work_dir / "pipeline.yaml")
+        LOGGER.info(f"pipeline {work_dir}: {', '.join(plan.stage.name for plan in plans)}")
+        runs: dict[str, str] = {}  # stage -> id of the run that made its output
+        rows: list[list[str]] = []
+        for number, plan in enumerate(plans, start=1):
+            title = f"stage {number}/{len(plans)} {plan.stage.name} ({plan.stage.run})"
+            settings = _settings(plan, runs, cfg.work_dir, split.fingerprint())
+            finished = _agreed(is_main() and _is_finished(plan, settings, title), device)
+            if not finished:
+                started = time.monotonic()
+                if plan.shares_work or is_main():
+                    plan.module.run(OmegaConf.create(plan.options) if plan.trains else dict(plan.options))
+                setup_logging(work_dir)  # a training logs to its own folder
+                if is_main():
+                    folders = {p.stage.name: p.folder for p in plans[:number]}
+                    draw_stage(folders, split, work_dir / "pictures", device)
+                    _write_stamp(plan, settings, run=uuid.uuid4().hex[:12], outputs=_outputs(plan))
+                    LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
+            _wait_for(plan.folder)
+            runs[plan.stage.name] = _stamp(plan.folder)["run"]
+            rows += _score_rows(plan, "unchanged" if finished else "done")
+        table = text_table(["Stage", "state", "protocol", "mIoU %"], rows)
+        if is_main():
+            write_atomic(work_dir / "table.txt", (table + "\n").encode())
+        LOGGER.info(f"\n{table}\n\npictures of every stage: {work_dir / 'pictures'}")
+    return work_dir
+
+
+# -- what a stage is given
+
+
+def make_plans(cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str, list[str]]) -> list[Plan]:
+    """Check all stages and complete their options.
+
+    Args:
+        overrides: for tools that read a checkpoint's config, and for those that need a config.
+    """
+    plans: list[Plan] = []
+    for stage in stages:
+        module = _module(stage)
+        options, folder = dict(stage.options), project_path(cfg.work_dir) / stage.name
+        if stage.run == TRAINING:
+            if str(options["train"]["resume"]) != "auto":
+                raise ValueError(
+                    f"stage '{stage.name}': train.resume is {options['train']['resume']}, but a pipeline "
+                    f"decides itself what goes on; to train a stage afresh, delete {folder}"
+                )
+        elif hasattr(module, "parser"):
+            parser = module.parser()
+            known = {action.dest for action in parser._actions}
+            free = {"out": str(folder), "device": cfg.device, "num_workers": cfg.data.num_workers}
+            options |= {key: value for key, value in free.items() if key in known and key not in options}
+            try:
+                complete(parser, options)
+            except (KeyError, ValueError) as error:
+                raise type(error)(f"stage '{stage.name}': {error.args[0]}") from error
+            options["overrides"] = overrides["checkpoint" if options.get("model_path") else "config"]
+        else:
+            options["out"] = str(folder)
+        _check_reads(stage, cfg.work_dir, [plan.stage.name for plan in plans])
+        plans.append(Plan(stage, module, folder, options))
+    return plans
+
+
+def _module(stage: Stage) -> ModuleType:
+    """The module of a stage.
+
+    Raises:
+        ImportError: there is none, or it has no ``run``.
+    """
+    known = [TRAINING, *(f"tools.{path.stem}" for path in sorted((ROOT / "tools").glob("[a-z]*.py")))]
+    try:
+        module = importlib.import_module(stage.run)
+    except ModuleNotFoundError as error:
+        if error.name is None or not stage.run.startswith(error.name):
+            raise
+        raise ImportError(
+            f"stage '{stage.name}': there is no module '{stage.run}'{suggest(stage.run, known)}"
+        ) from error
+    if not callable(getattr(module, "run", None)):
+        raise ImportError(f"stage '{stage.name}': module '{stage.run}' has no function run(options)")
+    return module
+
+
+def _check_reads(stage: Stage, work_dir: str, before: Sequence[str]) -> None:
+    """Stages whose folders the options name must come earlier."""
+    for key, value in _leaves(stage.options):
+        if not isinstance(value, str) or key == "work_dir":
+            continue
+        for name in re.findall(re.escape(work_dir) + r"/(\w+)", value):
+            if name not in before:
+                raise ValueError(
+                    f"stage '{stage.name}': {key} is {value}, which no stage before it writes"
+                    f"{suggest(name, before)}"
+                )
+
+
+def _tool_overrides(config: str | Path, overrides: Sequence[str]) -> dict[str, list[str]]:
+    """``key=value`` arguments that tools take: where the data are, and which config tells it."""
+    data = [item for item in overrides if item.startswith("data.")]
+    return {"checkpoint": data, "config": [f"config={config}", *data]}
+
+
+# -- what is finished
+
+
+def _settings(plan: Plan, runs: Mapping[str, str], work_dir: str, data: str) -> dict[str, Any]:
+    """What decides the output of a stage, as plain values: paths are replaced by what they hold.
+
+    Args:
+        runs: stage -> id of the run that made its output.
+        work_dir: as it stands in the options.
+        data: fingerprint of the training images.
+    """
+    inside = re.compile(re.escape(work_dir) + r"/(\w+)")
+    plain: dict[str, Any] = {"run": plan.stage.run, "data": data}
+    for key, value in _leaves(plan.options):
+        free = FREE_TO_CHANGE if plan.trains else FREE_OPTIONS
+        if key == "out" or (key.startswith(free) and key != "method.backbone.pretrained"):
+            continue
+        if isinstance(value, str):
+            read = inside.search(value)
+            value = f"{value} of run {runs[read[1]]}" if read else _content(value)
+        plain[key] = value
+    return json.loads(json.dumps(plain))
+
+
+def _content(value: str) -> str:
+    """The value or, if it is a path, what is there: a file's hash, a folder's list of files."""
+    path = Path(value).expanduser()
+    if not ("/" in value or path.suffix) or not path.exists():
+        return value
+    return f"folder {_listing(path)}" if path.is_dir() else f"file {_file_hash(path)}"
+
+
+def _outputs(plan: Plan) -> str:
+    """What a stage has made so far: its checkpoint, or the list of its files."""
+    if not plan.trains:
+        return _listing(plan.folder)
+    last = plan.folder / "last.pth"
+    return _file_hash(last) if last.is_file() else ""
+
+
+def _listing(folder: Path) -> str:
+    """Digest of names and sizes of the files in a folder, without the records of runs and scores."""
+    files = sorted(
+        f"{path.relative_to(folder)} {path.stat().st_size}"
+        for path in folder.rglob("*")
+        if path.suffix in OUTPUTS and path.name not in (STAMP, "scores.json")
+    )
+    return _digest(files)
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stamp(folder: Path) -> dict[str, Any]:
+    """What ``stage.json`` says; empty without one."""
+    path = folder / STAMP
+    return read_json(path) if path.is_file() else {}
+
+
+def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
+    """Whether the stage's output is there; else its folder is made ready: what other settings made is moved
+    away, what was interrupted stays.
+    """
+    stamp = _stamp(plan.folder)
+    if stamp.get("settings") == settings:
+        if stamp["run"] and stamp["outputs"] == _outputs(plan):
+            LOGGER.info(f"{title}: unchanged")
+            return True
+        LOGGER.info(f"{title}: goes on")
+    elif plan.folder.is_dir() and any(plan.folder.iterdir()):
+        why = "it is not of this pipeline"
+        if stamp:
+            changed = differences(stamp["settings"], settings)
+            why = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
+        replaced = plan.folder.parent / "replaced"
+        replaced.mkdir(exist_ok=True)
+        places = (replaced / f"{plan.stage.name}_{k}" for k in range(1, 10**6))
+        place = next(place for place in places if not place.exists())
+        plan.folder.rename(place)
+        LOGGER.info(f"{title}: begins; old output moved to {place} ({why})")
+    else:
+        LOGGER.info(f"{title}: begins")
+    _write_stamp(plan, settings, run=None, outputs=None)
+    return False
+
+
+def _write_stamp(plan: Plan, settings: dict[str, Any], run: str | None, outputs: str | None) -> None:
+    stamp = {"format": "tag2mask-stage/1", "run": run, "outputs": outputs, "settings": settings}
+    write_json(plan.folder / STAMP, stamp)
+
+
+# -- several processes
+
+
+def _agreed(value: bool, device: torch.device) -> bool:
+    """What the main process says."""
+    return bool(all_reduce_sum(torch.tensor(float(value and is_main()), device=device)))
+
+
+def _wait_for(folder: Path) -> None:
+    """Until the main process has finished a stage, however long: a barrier would give up after minutes."""
+    while not _stamp(folder).get("run"):
+        time.sleep(0.2)
+    barrier()
+
+
+# -- small things
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in mappings and lists."""
+    items = values.items() if isinstance(values, Mapping) else enumerate(values)
+    for key, value in items:
+        if isinstance(value, (Mapping, list, tuple)) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _score_rows(plan: Plan, state: str) -> list[list[str]]:
+    """A line for the last score of each protocol in a stage's folder."""
+    latest = {record["protocol"]: record["score"]["miou"] for record in read_scores(plan.folder)}
+    scores = [[protocol, "-" if miou is None else f"{100 * miou:.2f}"] for protocol, miou in latest.items()]
+    return [[plan.stage.name, state, *score] for score in scores or [["-", "-"]]]
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Relative paths in a config start at the project's root; those of tools where one is."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

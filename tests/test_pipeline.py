@@ -1,0 +1,345 @@
+"""Pipelines: stages run in order, what is unchanged is not done again, what was interrupted goes on."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datasets.lists import read_class_names, read_list, read_tags, write_tags
+from scripts import pipeline
+from scripts.launch import main
+from tests.checkpoints import demo_folder  # noqa: F401
+from utils.build import import_target, keyword_names
+from utils.config import CONFIGS, describe, load_config, load_stages
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY_STAGE = '''
+"""Writes a file, and its name into a diary; breaks where it is told to."""
+import os
+from pathlib import Path
+from utils.distributed import rank
+
+def run(options):
+    out = Path(options["out"])
+    assert not (out / "result.json").exists(), "a finished stage ran into its own output"
+    (out / "half.json").write_text("0")
+    with open(os.environ["TOY_DIARY"], "a") as diary:
+        diary.write(f"{out.name} {options['value']} {rank()}\\n")
+    if os.environ.get("TOY_BREAKS") == out.name:
+        raise RuntimeError("the power is out")
+    read = [p.read_text() for p in sorted(Path(options.get("reads", "/nowhere")).glob("result.json"))]
+    (out / "result.json").write_text(str(options["value"]) + "".join(read))
+'''
+STAGES = [
+    {"name": "first", "run": "toy_stage", "value": 1},
+    {"name": "second", "run": "toy_stage", "value": 2, "reads": "${work_dir}/first"},
+    {"name": "apart", "run": "toy_stage", "value": 3},
+    {"name": "third", "run": "toy_stage", "value": 4, "reads": "${work_dir}/second"},
+]
+ALL = ["first", "second", "apart", "third"]
+
+
+class World:
+    """A pipeline of toy stages in a folder of its own."""
+
+    def __init__(self, folder, data, monkeypatch):
+        self.folder, self.data, self.monkeypatch = folder, data, monkeypatch
+        self.config, self.run_folder, self.diary = folder / "toy.yaml", folder / "run", folder / "diary"
+        (folder / "toy_stage.py").write_text(TOY_STAGE)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "toy_stage", raising=False)
+        monkeypatch.setenv("TOY_DIARY", str(self.diary))
+        self.write(STAGES)
+
+    def write(self, stages, **more):
+        content = {"base": "datasets/demo.yaml", "work_dir": str(self.run_folder), "stages": stages, **more}
+        content["data"] = {"root": str(self.data), "num_workers": 0, **more.get("data", {})}
+        self.config.write_text(yaml.safe_dump(content))
+
+    def run(self, *overrides):
+        """Stages that ran."""
+        self.diary.write_text("")
+        try:
+            pipeline.run(self.config, ["device=cpu", *overrides])
+        finally:
+            self.ran = [line.split()[0] for line in self.diary.read_text().splitlines()]
+        return self.ran
+
+    def result(self, stage):
+        return (self.run_folder / stage / "result.json").read_text()
+
+
+@pytest.fixture
+def toy(tmp_path, demo_folder, monkeypatch):  # noqa: F811
+    return World(tmp_path, demo_folder, monkeypatch)
+
+
+def test_stages_run_in_order_and_only_once(toy):
+    assert toy.run() == ALL
+    assert toy.result("third") == "421"
+    assert toy.run() == []
+
+
+def test_every_stage_leaves_a_picture_and_the_run_a_table(toy):
+    toy.run()
+    assert {path.stem for path in (toy.run_folder / "pictures").iterdir()} == set(ALL)
+    table = (toy.run_folder / "table.txt").read_text()
+    assert all(name in table for name in ALL)
+
+
+def test_what_depends_on_a_changed_stage_runs_again_and_nothing_else(toy):
+    toy.run()
+    assert toy.run("stages.second.value=7") == ["second", "third"]
+    assert toy.result("third") == "471"
+    assert (toy.run_folder / "replaced" / "second_1" / "result.json").read_text() == "21"
+    assert toy.run("stages.second.value=7") == []
+
+
+def test_stage_whose_folder_was_deleted_runs_again_with_all_that_depends_on_it(toy):
+    toy.run()
+    for file in (toy.run_folder / "first").iterdir():
+        file.unlink()
+    assert toy.run() == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_interrupted_stage_goes_on_and_nothing_before_it_runs_again(toy, name):
+    toy.monkeypatch.setenv("TOY_BREAKS", name)
+    with pytest.raises(RuntimeError, match="power"):
+        toy.run()
+    toy.monkeypatch.delenv("TOY_BREAKS")
+    toy.run()
+    assert toy.ran == ALL[ALL.index(name) :]
+    assert not (toy.run_folder / "replaced").exists() and toy.result("third") == "421"
+
+
+def test_output_that_lost_a_file_is_made_again(toy):
+    toy.run()
+    (toy.run_folder / "second" / "result.json").unlink()
+    assert toy.run() == ["second", "third"]
+
+
+def test_other_training_images_are_another_pipeline_run(toy, tmp_path):
+    toy.run()
+    names = (toy.data / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    (tmp_path / "fewer.txt").write_text("\n".join(names[:2]))
+    assert toy.run(f"data.train_set={tmp_path / 'fewer.txt'}") == ALL
+    assert toy.run() == ALL
+
+
+def test_content_of_a_file_counts_not_its_place(toy, tmp_path):
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / f"{name}.txt").write_text(content)
+    run = lambda name: toy.run(f"stages.first.note={tmp_path / name}.txt")  # noqa: E731
+    assert run("a") == ALL
+    assert run("b") == []
+    assert run("c") == ["first", "second", "third"]
+
+
+def test_folder_of_something_else_is_moved_not_overwritten(toy):
+    (toy.run_folder / "apart").mkdir(parents=True)
+    (toy.run_folder / "apart" / "thesis.json").write_text("{}")
+    toy.run()
+    assert (toy.run_folder / "replaced" / "apart_1" / "thesis.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stages", "error", "message"),
+    [
+        ([{"name": "a", "run": "tools.infer_cm"}], ImportError, r"stage 'a'.*did you mean 'tools.infer_cam'"),
+        ([{"name": "a", "run": "utils.cam"}], ImportError, r"stage 'a'.*no function run"),
+        ([{"name": "a"}], ValueError, r"stage 'a' .*does not say what to run"),
+        ([{"run": "toy_stage"}], ValueError, "needs a name"),
+        ([STAGES[0], STAGES[0]], ValueError, "needs a name of its own"),
+        ([{"name": "a", "run": "engine.train"}], ValueError, "does not name its config"),
+        (
+            [{"name": "a", "run": "engine.train", "config": "cam/demo.yaml", "trian": {"steps": 2}}],
+            KeyError,
+            r"stage 'a'.*'trian.steps' is not a key: did you mean 'train.steps'",
+        ),
+        (
+            [{"name": "a", "run": "engine.train", "config": "cam/demo.yaml", "method": {"cam_scals": [1]}}],
+            KeyError,
+            r"stage 'a'.*did you mean 'method.cam_scales'",
+        ),
+        (
+            [{"name": "a", "run": "tools.infer_cam", "model_path": "x.pth", "scals": [1.0]}],
+            KeyError,
+            r"stage 'a': 'scals' is not an option .*did you mean 'scales'",
+        ),
+        ([{"name": "a", "run": "tools.infer_cam"}], ValueError, r"stage 'a': .*needs --model_path"),
+        (
+            [{"name": "a", "run": "toy_stage", "value": 1}, {**STAGES[1], "reads": "${work_dir}/b"}],
+            ValueError,
+            r"stage 'second': reads is .*no stage before it writes; known: a",
+        ),
+        ([{"name": "a", "run": "tools.infer_cam", "model_path": "${nowhere}"}], ValueError, "nowhere"),
+        ([{"name": "a", "like": "b"}], KeyError, "is like 'b', which is no stage"),
+        (
+            [{"name": "a", "run": "engine.train", "config": "cam/demo.yaml", "train": {"resume": "never"}}],
+            ValueError,
+            r"delete .*run/a",
+        ),
+    ],
+)
+def test_wrong_stage_is_one_clear_error_before_anything_runs(toy, stages, error, message):
+    toy.write([*stages])
+    with pytest.raises(error, match=message):
+        toy.run()
+    assert toy.ran == []
+
+
+def test_missing_input_names_the_file(toy):
+    toy.write([{"name": "a", "run": "tools.infer_cam", "model_path": "logs/nobody/last.pth"}])
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint logs/nobody/last\.pth"):
+        toy.run()
+
+
+def test_unknown_stage_on_the_command_line(toy):
+    with pytest.raises(KeyError, match=r"no stage 'secnd': did you mean 'second'"):
+        toy.run("stages.secnd.value=3")
+
+
+def child_of(toy, stages):
+    child = toy.folder / "child.yaml"
+    child.write_text(yaml.safe_dump({"base": str(toy.config), "stages": stages}))
+    return child
+
+
+def test_file_changes_adds_and_removes_stages_by_name(toy):
+    child = child_of(
+        toy, {"second": {"value": 9}, "apart": None, "twin": {"like": "second", "reads": "${work_dir}/third"}}
+    )
+    stages = {stage.name: stage.options for stage in load_stages(child)}
+    assert list(stages) == ["first", "second", "third", "twin"]
+    assert stages["second"]["value"] == stages["twin"]["value"] == 9
+    assert stages["twin"]["reads"] == f"{toy.run_folder}/third"
+    changed = {stage.name: stage.options for stage in load_stages(child, ["stages.second.value=5"])}
+    assert changed["second"]["value"] == changed["twin"]["value"] == 5
+    with pytest.raises(KeyError, match="no stage 'secnd'"):
+        load_config(child_of(toy, {"secnd": {"value": 9}}))
+
+
+def test_later_values_win_in_a_training_stage(toy):
+    train = {"name": "net", "run": "engine.train", "config": "cam/demo.yaml"}
+    stages = [{**train, "train": {"steps": 3}}, {**train, "name": "other"}]
+    toy.write(stages, train={"steps": 2, "batch_size": 6})
+
+    def steps(*overrides):
+        return [stage.options["train"]["steps"] for stage in load_stages(toy.config, overrides)]
+
+    assert steps() == [3, 2]
+    assert steps("train.steps=4") == [4, 4]
+    assert steps("train.steps=4", "stages.net.train.steps=5") == [5, 4]
+    net, other = load_stages(toy.config)
+    assert net.options["train"]["batch_size"] == 6 and net.options["data"]["root"] == str(toy.data)
+    assert net.options["work_dir"] == f"{toy.run_folder}/net" != other.options["work_dir"]
+    assert net.options["method"]["target"] == "methods.cam.CAMNetwork"
+    assert "stages" not in net.options or net.options["stages"] is None
+
+
+def test_help_lists_the_stages(toy):
+    text = describe(toy.config)
+    assert "stages.second.value = 2" in text and "data.root" in text
+
+
+def test_single_training_has_no_stages():
+    with pytest.raises(ValueError, match="single training"):
+        load_stages("configs/cam/demo.yaml")
+
+
+PIPELINES = [
+    str(path.relative_to(ROOT))
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name != "stages" and yaml.safe_load(path.read_text()).get("stages")
+]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_stages_of_a_shipped_pipeline_fit_their_tools(name):
+    """Every option exists, every folder that is read was written before, every network can be built."""
+    cfg = load_config(name)
+    plans = pipeline.make_plans(cfg, load_stages(name), {"checkpoint": [], "config": []})
+    for plan in plans:
+        if plan.trains:
+            assert keyword_names(import_target(plan.options["method"]["target"])) >= {
+                key for key in plan.options["method"] if key != "target"
+            }
+    folders = [str(plan.options["data"]["label_dir"]) for plan in plans if plan.trains]
+    assert any(folder.endswith("/pseudo") for folder in folders)
+
+
+def small(folder):
+    """Overrides of a run that takes a second."""
+    return [
+        f"data.root={folder}", "data.crop_size=48", "data.num_workers=0", "eval.size=48", "train.steps=2",
+        "train.batch_size=4", "train.checkpoint_every=1", "train.eval_every=100", "optim.warmup_steps=0",
+        "method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2", "device=cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd_images(demo_folder, tmp_path_factory):  # noqa: F811
+    """Four training images, one of them without tags and one with all tags."""
+    root = tmp_path_factory.mktemp("odd") / "data"
+    shutil.copytree(demo_folder, root)
+    names = read_list(root / "ImageSets" / "Segmentation" / "train.txt")
+    classes = read_class_names("class_names.txt", root, ())
+    tags = {name: [classes[k] for k in ids] for name, ids in read_tags(root / "tags.csv", classes).items()}
+    tags[names[0]], tags[names[1]], tags[names[2]] = [], list(classes[1:]), tags[names[2]] or [classes[1]]
+    write_tags(root / "tags.csv", tags)
+    return root
+
+
+@pytest.mark.parametrize("config", ["irn/demo_cda.yaml", "psa/demo.yaml", "seam/demo.yaml"])
+def test_whole_pipeline_runs(config, odd_images, tmp_path, monkeypatch, capsys):
+    """By the command line of a single training, on images without tags and with all of them."""
+    rounds = 1 + ("cda" in config)
+    mining = ["stages.objects.min_share=0.0", "stages.objects.max_share=1.0"] if rounds == 2 else []
+    arguments = [
+        f"config=configs/{config}", f"work_dir={tmp_path / 'run'}", "stages.seeds.processes=0",
+        *mining, *small(odd_images),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train_voc.py", *arguments])
+    main(default_config="configs/toco/voc.yaml", doc="")
+    run = tmp_path / "run"
+    names = [stage.name for stage in load_stages(f"configs/{config}")]
+    assert {path.stem for path in (run / "pictures").iterdir()} == set(names)
+    table = (run / "table.txt").read_text()
+    for protocol in ("cam/train/", "pseudo/train/walk", "seg/test/ss+flip", "seg/test_shuffled/ss+flip"):
+        assert table.count(protocol) >= rounds
+    if rounds == 2:
+        assert "objects " in (run / "cam_net_cda" / "run.log").read_text()
+    capsys.readouterr()
+
+    # A key that does not change what is computed runs nothing again.
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("last.pth")}
+    sys.argv.append("train.log_every=7")
+    main(default_config="configs/toco/voc.yaml", doc="")
+    assert capsys.readouterr().out.count("unchanged") >= len(names)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("last.pth")} == before
+
+
+def test_two_processes_do_every_stage_once(toy):
+    """A stage that does not share its work out runs in the main process; the other one waits."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    command = ["bash", "run_train.sh", "scripts/train_voc.py", "2", port, "cpu", f"config={toy.config}"]
+    environment = {
+        **os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(toy.folder), "TOY_DIARY": str(toy.diary),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in toy.diary.read_text().splitlines()] == [
+        [stage["name"], str(stage["value"]), "0"] for stage in STAGES
+    ]
+    stamps = {name: json.loads((toy.run_folder / name / "stage.json").read_text()) for name in ALL}
+    assert all(stamp["run"] for stamp in stamps.values())

@@ -1,0 +1,71 @@
+"""Turn a folder of CAM files into the form of another repository, or the other way.
+
+    python tools/exchange_cams.py --input their/cam --out logs/cam --to tag2mask
+    python tools/exchange_cams.py --input logs/my_run/cam --out their/cam --to irn
+
+Their files (.npy: IRN, CDA, PSA, SEAM) are pickles; they are read by a guarded reader that runs no code. Run
+again, it skips what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from tools.options import complete, parse
+from utils.artifacts import load_cam, save_cam
+from utils.cli import run_main
+from utils.exchange import load_foreign_cam, save_irn_cam, save_psa_cam
+
+# form: (suffix of the files that are read, suffix of those that are written)
+FORMS = {"tag2mask": (".npy", ".npz"), "irn": (".npz", ".npy"), "psa": (".npz", ".npy")}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--input", required=True, help="folder of .npy files (theirs) or .npz files (ours)")
+    p.add_argument("--out", required=True, help="folder for the new files")
+    p.add_argument(
+        "--to", required=True, choices=tuple(FORMS), help="form of the new files; irn: CDA too, psa: SEAM too"
+    )
+    p.add_argument(
+        "--dtype", default="float16", choices=("float16", "float32"), help="of tag2mask's files (%(default)s)"
+    )
+    return p
+
+
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Convert every file that is not there yet; returns the output folder.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    options = complete(parser(), cfg)
+    source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
+    read, written = FORMS[options.to]
+    files = sorted(path.relative_to(source) for path in source.rglob(f"*{read}"))
+    if not files:
+        raise FileNotFoundError(f"there are no {read} files in {source} (--to {options.to} reads those)")
+    for file in tqdm(files, desc="convert", unit="file", dynamic_ncols=True):
+        target = (out / file).with_suffix(written)
+        if target.is_file():
+            continue
+        if options.to == "tag2mask":
+            save_cam(target, load_foreign_cam(source / file), options.dtype)
+        else:
+            save = save_irn_cam if options.to == "irn" else save_psa_cam
+            save(target, load_cam(source / file))
+    print(f"output   {out}   ({len(files)} files)")
+    return out
+
+
+if __name__ == "__main__":
+    run_main(lambda: run(parse(parser())))

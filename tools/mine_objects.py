@@ -1,0 +1,155 @@
+"""Cut out the objects of a folder of pseudo labels: the bank that data.context_decoupling pastes from.
+
+    python tools/mine_objects.py --labels logs/irn_voc/pseudo config=configs/irn/voc.yaml --out logs/objects
+
+An image gives an object if its label holds a single class that covers neither too little nor too much of it
+(Su et al., ICCV 2021). Run again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.base import Record
+from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object, write_index
+from engine.data import load_split
+from engine.evaluator import text_table
+from engine.worker_pool import WorkerPool
+from tools.evaluate import data_config
+from tools.options import complete, parse, short_name
+from utils.artifacts import claim_folder, label_path, missing_files, read_json
+from utils.cli import run_main
+from utils.drawing import write_picture
+from utils.image import read_image, read_mask
+
+TILE = 96  # side of an object in the overview, pixels
+TILES = 8  # objects of a class in the overview
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="further arguments: config=FILE and key=value changes of it",
+    )
+    p.add_argument(
+        "--labels", required=True, help="folder of label images of tools/propagate_cam.py or infer_seg.py"
+    )
+    p.add_argument("--model_path", help="checkpoint whose data set it is, instead of config=FILE")
+    p.add_argument("--data_root", help="folder of the data set; default: that of the config")
+    p.add_argument("--split", help="split or list file (.txt) to cut out of; default: data.train_set")
+    p.add_argument(
+        "--min_share", type=float, default=0.1, help="smallest share of the image (default %(default)s)"
+    )
+    p.add_argument(
+        "--max_share", type=float, default=0.7, help="largest share of the image (default %(default)s)"
+    )
+    p.add_argument("--out", help="folder of the bank; default: objects/ beside the labels")
+    p.add_argument(
+        "--num_workers", type=int, default=2, help="threads that read and write (default %(default)s)"
+    )
+    return p
+
+
+def run(cfg: Mapping[str, Any]) -> Path:
+    """Make the bank; returns its folder, which also holds ``overview.jpg``.
+
+    Args:
+        cfg: the flags of the command line by name; those left out keep their defaults.
+    """
+    options = complete(parser(), cfg)
+    if not 0 <= options.min_share <= options.max_share <= 1:
+        raise ValueError(
+            f"min_share {options.min_share} and max_share {options.max_share} are not two rising shares "
+            "from 0 to 1"
+        )
+    labels = Path(options.labels).expanduser()
+    config = data_config(options)
+    split = load_split(config.data, options.split or config.data.train_set)
+    missing_files(
+        (label_path(labels, record.name) for record in split.records),
+        f"labels of split '{split.name}'",
+        labels,
+        "finish the stage that makes them (it goes on where it stopped)",
+    )
+    out = Path(options.out).expanduser() if options.out else labels.with_name("objects")
+    claim_folder(
+        out,
+        {
+            "labels": str(labels.absolute()),
+            "made_with": read_json(labels / "settings.json") if (labels / "settings.json").is_file() else {},
+            "split": short_name(split),
+            "data_fingerprint": split.fingerprint(),
+            "min_share": options.min_share,
+            "max_share": options.max_share,
+        },
+    )
+    objects: dict[int, list[str]] = {k: [] for k in range(1, split.num_classes)}
+    with (
+        tqdm(total=len(split), desc="objects", unit="img", dynamic_ncols=True) as bar,
+        WorkerPool(options.num_workers, threads=True) as pool,
+    ):
+
+        def count(record: Record, class_id: int | None) -> None:
+            bar.update()
+            if class_id is not None:
+                objects[class_id].append(record.name)
+
+        for record in split.records:
+            pool.submit(
+                mine, record, labels, out, options.min_share, options.max_share,
+                then=lambda class_id, record=record: count(record, class_id),
+            )  # fmt: skip
+    write_index(out, split.class_names, objects)
+    rows = [[split.class_names[k], str(len(names))] for k, names in objects.items()]
+    total = sum(len(names) for names in objects.values())
+    print(text_table(["Class", "objects"], [*rows, ["mean", f"{total / len(objects):.1f}"]]))
+    print(f"objects  {total} out of {len(split)} images in {out}")
+    if empty := [split.class_names[k] for k, names in objects.items() if not names]:
+        print(f"no object of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
+    write_picture(out / "overview.jpg", overview(out, objects))
+    return out
+
+
+def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
+    """Cut the object out of one image unless its file is there; returns its class id, None without object."""
+    label = read_mask(label_path(labels, record.name))
+    image = read_image(record.image)
+    if label.shape != (image.height, image.width):
+        raise ValueError(
+            f"label {label_path(labels, record.name)} is {label.shape[1]} x {label.shape[0]} pixels, but its "
+            f"image {record.image} is {image.width} x {image.height}"
+        )
+    item: MinedObject | None = extract_object(np.asarray(image), label, min_share, max_share)
+    if item is None:
+        return None
+    if not object_path(out, item.class_id, record.name).is_file():
+        save_object(out, record.name, item)
+    return item.class_id
+
+
+def overview(bank: Path, objects: Mapping[int, list[str]]) -> Image.Image:
+    """The first objects of every class on grey, a class per row."""
+    rows = [(k, names[:TILES]) for k, names in objects.items() if names] or [(0, [])]
+    canvas = Image.new("RGB", (TILE * TILES, TILE * len(rows)), "grey")
+    for row, (class_id, names) in enumerate(rows):
+        for column, name in enumerate(names):
+            with Image.open(object_path(bank, class_id, name)) as picture:
+                picture.thumbnail((TILE, TILE))
+                canvas.paste(picture, (column * TILE, row * TILE), picture)
+    return canvas
+
+
+if __name__ == "__main__":
+    run_main(lambda: run(parse(parser())))

@@ -99,7 +99,7 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     """Build the method that a checkpoint belongs to and load its weights.
 
     Pretrained weights are not looked for: everything comes out of the checkpoint. Checkpoints of the authors'
-    ToCo, MCC and SeCo programs are recognised by their key names and converted.
+    programs (``methods/published.py``) are recognised by their key names and converted.
 
     Args:
         path: our checkpoint, or a published one (``module.`` prefix or not).

@@ -93,6 +93,10 @@ class SingleStageViT(Method):
         self.consistent_flip = consistent_flip
         self.refiner = PAR(**(par or {}))
         self.backbone = create_backbone(**backbone)
+        if not hasattr(self.backbone, "embed_dim"):
+            raise ValueError(
+                f"{type(self).__name__} needs the tokens of a ViT; backbone '{backbone['name']}' gives maps"
+            )
         width = self.backbone.embed_dim
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)

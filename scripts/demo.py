@@ -1,7 +1,7 @@
 """The whole job on generated scenes: make data, train, score on two test splits, one table and a page of
 pictures.
 
-    python scripts/demo.py                                  plain classifier and ToCo
+    python scripts/demo.py                                  plain classifier, ToCo and SeCo
     python scripts/demo.py configs/toco/demo.yaml seed=1    these configs, with overrides for all of them
 
 Everything lands in logs/demo/: report.html, table.txt, scores.json, and one run folder per method. What is
@@ -32,8 +32,15 @@ from utils.artifacts import write_atomic
 from utils.cli import run_main
 from utils.config import load_config, project_path
 
-CONFIGS = ("configs/cam/demo.yaml", "configs/toco/demo.yaml")
-TITLES = {"cam": "plain classifier", "toco": "ToCo"}
+CONFIGS = ("configs/cam/demo.yaml", "configs/toco/demo.yaml", "configs/seco/demo.yaml")
+TITLES = {
+    "cam": "plain classifier",
+    "toco": "ToCo",
+    "seco": "SeCo",
+    "mcc": "MCC",
+    "one_stage": "1-stage-wseg",
+    "ws_fcn": "WS-FCN",
+}
 # Same objects and partners as in train; and the same objects on contexts that were drawn without them.
 SPLITS = ("test", "test_shuffled")
 FOLDER = Path("logs/demo")
@@ -130,7 +137,7 @@ def results_table(records: list[dict[str, Any]]) -> str:
         near, far = record["test"], record["test_shuffled"]
         gap = near["cam_miou"] - far["cam_miou"]
         cells = [
-            near["cam_miou"], far["cam_miou"], gap, near["aux_cam_miou"], far["aux_cam_miou"],
+            near["cam_miou"], far["cam_miou"], gap, near.get("aux_cam_miou"), far.get("aux_cam_miou"),
             near.get("seg_miou"), far.get("seg_miou"), near["tag_f1"],
         ]  # fmt: skip
         numbers = ["-" if value is None else f"{value:.1f}" for value in cells]

@@ -35,7 +35,7 @@ def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
     p.add_argument(
         "--model_path",
         required=True,
-        help="checkpoint (.pth, .safetensors), also of the published ToCo, MCC and SeCo",
+        help="checkpoint (.pth, .safetensors), also of a published program (docs/evaluation.md)",
     )
     p.add_argument(
         "--infer",

@@ -56,6 +56,10 @@ def dense_energy_loss(
             f"image_rgb {tuple(image_rgb.shape)} and label {tuple(label.shape)} must have the batch and size "
             f"of seg_logits {tuple(seg_logits.shape)}; enlarge the logits to the label first"
         )
+    if valid_box is not None and valid_box.shape != (batch, 4):
+        raise ValueError(
+            f"valid_box is {tuple(valid_box.shape)}, not ({batch}, 4): y0, y1, x0, x1 of each image"
+        )
     h, w = int(height * scale), int(width * scale)
     if min(batch, h, w) == 0:
         raise ValueError(f"nothing left of a batch of {batch} images of {height}x{width} at scale {scale}")

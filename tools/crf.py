@@ -237,6 +237,8 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{path}: probs must be (K, h, w) with K class ids, got {tuple(probs.shape)} and {len(ids)}"
         )
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) <= 254:
+        raise ValueError(f"{path}: class ids are {ids.tolist()}, but a label image holds 0..254")
     return ids, probs
 
 

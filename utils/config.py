@@ -32,7 +32,7 @@ CONFIGS = ROOT / "configs"
 
 # Mappings whose keys belong to a class or function: where its import path stands, and which arguments the
 # engine gives.
-OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target"}
+OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target", "infer.crf": "infer.crf.target"}
 GIVEN = {"num_classes", "class_prior", "root", "split"}
 
 TRAINING = "engine.train"  # the stage whose options are a config

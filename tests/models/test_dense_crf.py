@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from models.refiners.dense_crf import (
     PRESETS,
     DenseCRF,
+    _Columns,
     merge_confident_labels,
     unary_from_labels,
     unary_from_logits,
@@ -197,6 +198,39 @@ def test_labels_of_equal_energy_are_merged_without_changing_the_result():
     unary[:, 5] -= 2e-6
     torch.testing.assert_close(merged, CRF.infer(image, unary), rtol=0, atol=2e-6)
     assert torch.equal(merged[:, 3], merged[:, 5])
+    assert len(_Columns.of(unary_from_probs(probs).flatten(2), [6], merge=True, drop_below=0).labels) == 4
+
+
+def test_dropped_labels_leave_the_costs_of_the_others():
+    """A matrix of costs loses the rows and columns of what is dropped."""
+    image, probs = scene(labels=4)
+    probs[:, 2] = 1e-4
+    probs = probs / probs.sum(1, keepdim=True)
+    costs = -torch.eye(4)
+    dropped = DenseCRF(bilateral_compat=costs, drop_below=0.01, steps=2)(image, probs)
+    kept = [0, 1, 3]
+    alone = DenseCRF(bilateral_compat=costs[:3, :3], steps=2)(image, probs[:, kept])
+    assert not dropped[:, 2].any()
+    torch.testing.assert_close(dropped[:, kept], alone, rtol=0, atol=1e-6)
+
+
+def test_pydensecrf_does_not_pretend_to_drop_labels():
+    with pytest.raises(ValueError, match="drop_below needs the lattice"):
+        DenseCRF(backend="pydensecrf", drop_below=0.01)
+
+
+@pytest.mark.parametrize("broken", ["nan", "-inf", "all"])
+def test_energies_without_a_distribution_are_refused(broken):
+    image, probs = scene(labels=3)
+    unary = unary_from_probs(probs)
+    unary[0, 0, 0, 0] = torch.inf  # one label ruled out is fine
+    CRF.infer(image, unary.clone())
+    if broken == "all":
+        unary[0, :, 0, 0] = torch.inf
+    else:
+        unary[0, 1, 0, 0] = float(broken)
+    with pytest.raises(ValueError, match=r"NaN, -inf, or a pixel with \+inf alone"):
+        CRF.infer(image, unary)
 
 
 def test_equal_samples_are_not_mistaken_for_equal_labels():

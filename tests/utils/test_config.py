@@ -110,3 +110,16 @@ def test_schedule_holds_each_value_until_the_next():
 def test_schedule_refuses_what_has_no_order(spec):
     with pytest.raises(ValueError):
         Schedule(spec)
+
+
+def test_crf_of_the_inference_is_a_preset_or_its_parameters(tmp_path):
+    from models.refiners.dense_crf import DenseCRF
+
+    name = tmp_path / "mine.yaml"
+    name.write_text("base: toco/voc.yaml\ninfer: {crf: {preset: toco, steps: 5}}\n")
+    for cfg in (
+        load_config(name),
+        load_config("configs/toco/voc.yaml", ["infer.crf={preset: toco, steps: 5}"]),
+    ):
+        assert DenseCRF.from_config(to_plain(cfg)["infer"]["crf"]).steps == 5
+    assert load_config("configs/toco/voc.yaml", ["infer.crf=seco"]).infer.crf == "seco"

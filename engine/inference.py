@@ -27,6 +27,7 @@ from engine.evaluator import resize, single
 from engine.train import build_method
 from methods.base import Method
 from methods.published import recognise
+from models.refiners.dense_crf import PRESETS
 from utils.build import suggest
 from utils.checkpoint import FORMAT, load_checkpoint
 from utils.config import load_config, to_plain
@@ -386,6 +387,8 @@ def _load_published(
     cfg = override_config(known, overrides)
     method = build_method(cfg, published.num_classes, pretrained=False)
     unmatched = published.load_into(method, state).lines()
+    if published.name in PRESETS:  # SeCo's checkpoints run in the network that it shares with ToCo
+        method.crf_preset = published.name
     names = (
         data.class_names if data else ("background", *(f"class_{k}" for k in range(1, published.num_classes)))
     )

@@ -42,6 +42,8 @@ class Method(nn.Module):
         cam_scales: image scales of multi-scale CAMs.
     """
 
+    # DenseCRF preset of the method's paper, which a plain --crf of tools/infer_seg.py takes.
+    crf_preset = "toco"
     # Stride of the CAMs that ``propagate`` starts from: 1, or 4 for those of a CAM file's ``strided``.
     walk_stride = 1
 
@@ -78,6 +80,29 @@ class Method(nn.Module):
     def predict(self, image: Tensor) -> Prediction:
         """All outputs for normalised images (B, 3, H, W), without gradient; CAMs use ``cam_scales``."""
         raise self._unable("predict classes: set data.val_set to null where it is trained")
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Class logits (B, C) of normalised images, without gradient; no more work than that needs."""
+        return self.predict(image).class_logits
+
+    def present(self, class_logits: Tensor) -> Tensor:
+        """Which classes the classifier finds: bool of the shape of ``class_logits`` (..., C)."""
+        return class_logits > 0
+
+    def decoder_target(
+        self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
+    ) -> Tensor | None:
+        """The pseudo label (B, H, W) that supervises the decoder at ``step``, 255 ignored; for pictures.
+
+        Args:
+            image: (B, 3, H, W) normalised, without padding.
+            prediction: of ``predict(image)``.
+            class_label: (B, C) image tags.
+
+        Returns:
+            None for a method without such labels.
+        """
+        return None
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits (B, K, h, w) from one forward pass, without gradient."""

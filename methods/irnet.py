@@ -110,6 +110,11 @@ class IRNet(Method):
         return self
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if "mask" not in batch:
+            raise ValueError(
+                "IRNet learns from labels: set data.label_dir to the label images of "
+                "tools/make_affinity_label.py --mode irn"
+            )
         edge_logits, displacement = self.network(batch["image"])  # (B, 1, h, w), (B, 2, h, w)
         # The mean offset has no meaning of its own. The authors' program measures it after the training; the
         # average over the last hundred steps needs no pass over the data.

@@ -52,6 +52,8 @@ class MCC(ToCo):
         **options: of ``ToCo``: ``temperature``, ``momentum``, ``head``, and of ``SingleStageViT``.
     """
 
+    crf_preset = "mcc"
+
     def __init__(
         self,
         num_classes: int,

@@ -19,6 +19,7 @@ from losses.classification import multilabel_hinge_loss, multilabel_loss
 from losses.segmentation import mask_loss
 from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
+from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from models.refiners.pixel_adaptive import PAMR
 from utils.cam import IGNORE_INDEX, PresentClasses, present_classes, summed_cam
 from utils.image import denormalize
@@ -69,6 +70,7 @@ class SingleStageCNN(Method):
     Args:
         num_classes: with background.
         backbone: arguments of ``create_backbone``, for a backbone that gives a list of maps.
+        class_loss: ``soft_margin`` or ``hinge``.
         class_threshold: a class counts as present at test time if its confidence exceeds this in any view.
         background: the background's score at test time: ``[power, p]`` (its mean mask to the power p) or
             ``[score, s]`` (s everywhere).
@@ -80,6 +82,7 @@ class SingleStageCNN(Method):
             mirror images.
     """
 
+    crf_preset = "one_stage"
     LR_SCALES: Mapping[str, float] = {
         "backbone_weight": 1.0,
         "backbone_bias": 2.0,
@@ -92,6 +95,7 @@ class SingleStageCNN(Method):
         num_classes: int,
         backbone: Mapping[str, Any],
         loss_weights: Mapping[str, Any],
+        class_loss: Literal["soft_margin", "hinge"] = "soft_margin",
         class_threshold: float = 0.1,
         background: tuple[str, float] = ("power", 3.0),
         crf_background_power: float | None = None,
@@ -100,6 +104,9 @@ class SingleStageCNN(Method):
         cam_scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
+        if class_loss not in CLASS_LOSSES:
+            raise ValueError(f"class_loss is {' or '.join(CLASS_LOSSES)}, not '{class_loss}'")
+        self.class_loss = CLASS_LOSSES[class_loss]
         self.class_threshold = class_threshold
         if len(background) != 2 or background[0] not in ("power", "score"):
             raise ValueError(f"background is [power, p] or [score, s], not {background}")
@@ -126,6 +133,12 @@ class SingleStageCNN(Method):
         out = self.read(image)
         return out.masks, out.class_logits
 
+    def classify(self, image: Tensor) -> Tensor:
+        return self.segment_views(image)[1]
+
+    def present(self, class_logits: Tensor) -> Tensor:
+        return class_logits.sigmoid() > self.class_threshold
+
     def segment(self, image: Tensor) -> Tensor:
         """Masks (B, K, H, W) in [0, 1] instead of logits: the papers merge masks."""
         return self.segment_views(image)[0]
@@ -136,7 +149,7 @@ class SingleStageCNN(Method):
         """Keep the classes that any view is confident of, or the true ones, and set the background."""
         if class_label is None:
             assert class_logits is not None
-            class_label = class_logits.sigmoid().amax(1) > self.class_threshold
+            class_label = self.present(class_logits).any(1)
         mean_background, foreground = scores[:, :1], scores[:, 1:]
         if self.background_rule == "power":
             background = mean_background**self.background_value
@@ -192,7 +205,6 @@ class OneStage(SingleStageCNN):
     Args:
         loss_weights: of ``cls`` and ``mask``; VOC's schedule by default. The log also shows ``fg``, the mean
             mask of the present classes, which trains nothing.
-        class_loss: ``soft_margin`` or ``hinge``.
         focal_power, focal_floor: p and lambda of the focal mask penalty.
         gate: psi of the stochastic gate, the share of the shallow branch.
         foreground_share, background_share: a pixel is confident above this share of its class's maximum.
@@ -208,7 +220,6 @@ class OneStage(SingleStageCNN):
         num_classes: int,
         backbone: Mapping[str, Any],
         loss_weights: Mapping[str, Any] | None = None,
-        class_loss: Literal["soft_margin", "hinge"] = "soft_margin",
         focal_power: float = 3.0,
         focal_floor: float = 0.01,
         gate: float = 0.3,
@@ -221,9 +232,6 @@ class OneStage(SingleStageCNN):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, backbone, loss_weights or VOC_LOSS_WEIGHTS, **options)
-        if class_loss not in CLASS_LOSSES:
-            raise ValueError(f"class_loss is {' or '.join(CLASS_LOSSES)}, not '{class_loss}'")
-        self.class_loss = CLASS_LOSSES[class_loss]
         self.focal_power, self.focal_floor = focal_power, focal_floor
         self.foreground_share, self.background_share = foreground_share, background_share
         self.confidence_floor = confidence_floor
@@ -290,6 +298,12 @@ class OneStage(SingleStageCNN):
         return losses
 
     @torch.no_grad()
+    def decoder_target(
+        self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
+    ) -> Tensor | None:
+        return self.pseudo_ground_truth(image, self.network(image).softmax(1), class_label)
+
+    @torch.no_grad()
     def pseudo_ground_truth(self, image: Tensor, masks: Tensor, class_label: Tensor) -> Tensor:
         """The target (B, H, W) int64 that the masks (B, K, h, w) of an image give after refinement."""
         present = present_classes(class_label)
@@ -353,7 +367,7 @@ class CAMBaseline(SingleStageCNN):
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         class_logits = self.class_scores(self.backbone(batch["image"])[-1])
-        return {"cls": multilabel_loss(class_logits, batch["class_label"])}
+        return {"cls": self.class_loss(class_logits, batch["class_label"])}
 
 
 # -- from logits to image-level scores
@@ -409,45 +423,6 @@ def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 # -- blocks of the decoder
-
-
-class FixedStatisticsNorm(nn.BatchNorm2d):
-    """Batch norm that always uses its running statistics and never moves them; its affine map trains."""
-
-    def train(self, mode: bool = True) -> FixedStatisticsNorm:
-        super().train(False)
-        return self
-
-
-def conv_norm_relu(
-    dim_in: int,
-    dim_out: int,
-    kernel: int,
-    dilation: int = 1,
-    bias: bool = False,
-    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
-) -> nn.Sequential:
-    """Convolution that keeps the size, batch norm, ReLU."""
-    conv = nn.Conv2d(dim_in, dim_out, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
-    return nn.Sequential(conv, norm(dim_out), nn.ReLU(inplace=True))
-
-
-def kaiming(module: nn.Module) -> None:
-    """Kaiming-normal weights for every convolution of a module; biases stay."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
-
-
-class ImagePooling(nn.Sequential):
-    """(B, F, h, w) -> (B, D, h, w): the mean over the image, projected and spread over the map again."""
-
-    def __init__(self, dim_in: int, width: int) -> None:
-        block = conv_norm_relu(dim_in, width, 1, norm=FixedStatisticsNorm)
-        super().__init__(nn.AdaptiveAvgPool2d(1), *block)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features).expand(-1, -1, *features.shape[-2:])
 
 
 class AtrousPyramid(nn.Module):

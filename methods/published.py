@@ -230,7 +230,7 @@ def _cnn(program: Program, backbone: str, state: Mapping[str, Tensor]) -> Publis
     if program.classes is not None:
         key, left_out = program.classes
         num_classes = state[key].shape[0] + left_out
-    method = {
+    method: dict[str, Any] = {
         "target": program.target,
         "backbone": {"name": backbone, "pretrained": None},
         **program.method,
@@ -241,9 +241,13 @@ def _cnn(program: Program, backbone: str, state: Mapping[str, Tensor]) -> Publis
             method["backbone"]["conv4_stride"] = 2
         # The canvas must hold twice the longest side, which is 500 pixels in VOC and 640 in COCO.
         infer = _mean_of_masks([1.0, 0.5, 1.5, 2.0], 1304 if num_classes == 81 else 1024)
+        if num_classes == 81:
+            method |= {"focal_floor": 0.1, "background_share": 0.8, "confidence_floor": 0.1}
+            method["pamr"] = {"iterations": 5}
     elif program.name.startswith("one_stage"):
         infer = _mean_of_masks([1.0, 0.5, 1.5, 2.0], 1024)
         if backbone != "resnet38d":
+            # The authors' files for these backbones also switch the true image tags on; a test has none.
             infer = _mean_of_masks([1.0, 0.75, 1.25, 1.5], 768)
             method["class_threshold"] = 0.3
         if program.name == "one_stage" and backbone == "vgg16d":

@@ -82,6 +82,8 @@ class SeCo(SingleStageViT):
         **options: of ``SingleStageViT``.
     """
 
+    crf_preset = "seco"
+
     def __init__(
         self,
         num_classes: int,

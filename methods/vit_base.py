@@ -27,6 +27,7 @@ from utils.cam import (
     cam_to_confident_label,
     ignore_outside_box,
     multi_scale_cam,
+    present_classes,
 )
 from utils.image import denormalize
 from utils.precision import full_precision
@@ -138,6 +139,10 @@ class SingleStageViT(Method):
             )
         return self.decoder(self.backbone(image).patch_tokens)
 
+    @torch.no_grad()
+    def classify(self, image: Tensor) -> Tensor:
+        return pooled_logits(self.backbone(image).patch_tokens, self.classifier)
+
     def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
         return multi_scale_cam(self.activation_of, image, scales)
 
@@ -159,6 +164,16 @@ class SingleStageViT(Method):
         """
         first = self.class_activation(tokens)
         return multi_scale_cam(self.activation_of, image, self.cam_scales, first=first, select=present.select)
+
+    def decoder_target(
+        self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
+    ) -> Tensor | None:
+        if self.decoder is None:
+            return None
+        present = present_classes(class_label)
+        cam = present.select(getattr(prediction, self.label_source(step)))
+        whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]] * len(image), device=image.device)
+        return self.pseudo_label(image, cam, present, whole)
 
     @torch.no_grad()
     def pseudo_label(self, image: Tensor, cam: Tensor, present: PresentClasses, valid_box: Tensor) -> Tensor:

@@ -15,14 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.one_stage import (
-    SHARED_KEYS,
-    FixedStatisticsNorm,
-    ImagePooling,
-    OneStage,
-    conv_norm_relu,
-    kaiming,
-)
+from methods.one_stage import SHARED_KEYS, OneStage
+from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from utils.precision import full_precision
 
 VOC_LOSS_WEIGHTS = {"cls": 1.0, "mask": [[0, 0.0], [4627, 1.0]]}
@@ -64,6 +58,7 @@ class WSFCN(OneStage):
         **options: of ``OneStage``.
     """
 
+    crf_preset = "ws_fcn"
     LR_SCALES: Mapping[str, float] = {
         "backbone_weight": 1.0,
         "backbone_bias": 2.0,
@@ -176,7 +171,14 @@ class FlowAlignment(nn.Module):
             place = self.regular_grid(flow) + flow.float().permute(0, 2, 3, 1) / flow.new_tensor(
                 [flow.shape[3], flow.shape[2]], dtype=torch.float32
             )
-            return F.grid_sample(deep.float(), place, align_corners=True).to(deep.dtype)
+            # The gradient of grid_sample has no deterministic form on a GPU.
+            exact = torch.are_deterministic_algorithms_enabled()
+            sampled = (
+                sample_corners(deep.float(), place)
+                if exact
+                else F.grid_sample(deep.float(), place, align_corners=True)
+            )
+            return sampled.to(deep.dtype)
 
     def flow_field(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Offsets (B, 2, h, w), horizontal first.
@@ -193,6 +195,32 @@ class FlowAlignment(nn.Module):
         """Coordinates (h, w, 2) in [-1, 1], x first, of the places of a map (..., h, w)."""
         y, x = (torch.linspace(-1, 1, n, device=like.device) for n in like.shape[-2:])
         return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+def sample_corners(maps: Tensor, place: Tensor) -> Tensor:
+    """``F.grid_sample(maps, place, align_corners=True)`` by indices, whose gradient can be deterministic.
+
+    Slower, and takes the memory of four results.
+
+    Args:
+        maps: (B, D, h', w') float32, with zeros outside.
+        place: (B, h, w, 2) coordinates, x first; -1 and 1 are the first and the last place of a map.
+
+    Returns:
+        (B, D, h, w), bilinear.
+    """
+    b, _, height, width = maps.shape
+    x, y = ((place[..., i] + 1) / 2 * (n - 1) for i, n in enumerate((width, height)))  # (B, h, w)
+    left, top = x.detach().floor(), y.detach().floor()
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B h' w', D)
+    first = torch.arange(b, device=maps.device)[:, None, None] * (height * width)
+    sampled = maps.new_zeros(())
+    for column, share_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, share_y in ((top, top + 1 - y), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = first + row.long().clamp(0, height - 1) * width + column.long().clamp(0, width - 1)
+            sampled = sampled + rows[index] * (share_x * share_y * inside)[..., None]
+    return sampled.permute(0, 3, 1, 2)
 
 
 class ConsistentFusion(nn.Module):

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.train import run as train
+from engine.trainer import Trainer
 from scripts.launch import main
 from tools.make_demo_data import generate
 from utils.checkpoint import load_checkpoint
+from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -122,6 +125,25 @@ def test_run_killed_half_way_goes_on_with_the_same_numbers(demo, plain, tmp_path
     assert done.returncode == 0, done.stderr
     for ours, theirs in zip(result(tmp_path / "run"), result(plain)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_path, monkeypatch):
+    """What a process would draw next (dropout, gates) where training starts, and where it goes on."""
+
+    def next_draw(rank, resume):
+        monkeypatch.setattr("engine.train.rank", lambda: rank)
+        options = [*demo[1:], f"work_dir={tmp_path / str(rank)}", f"train.resume={resume}", "device=cpu"]
+        train(load_config("configs/toco/demo.yaml", options))
+        return drawn.pop()
+
+    drawn = []
+    monkeypatch.setattr(Trainer, "fit", lambda self: drawn.append(torch.rand(4)))
+    with torch.random.fork_rng():
+        first, other = (next_draw(rank, "auto") for rank in (0, 1))
+        resumed, resumed_other = (next_draw(rank, plain / "last.pth") for rank in (0, 1))
+        torch.set_rng_state(load_checkpoint(plain / "last.pth")["rng"]["cpu"])
+        assert torch.equal(resumed, torch.rand(4))
+    assert len({tuple(x.tolist()) for x in (first, other, resumed_other)}) == 3
 
 
 def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):

@@ -139,7 +139,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         sweep.add(record, load_cam(cam_path(out, record.name)))
 
     def found_tags(image: Tensor) -> list[int]:
-        return (method.predict(image).class_logits[0] > 0).nonzero()[:, 0].add(1).tolist()
+        return method.present(method.classify(image)[0]).nonzero()[:, 0].add(1).tolist()
 
     for_each_image(
         WeakSegDataset(split),
@@ -150,7 +150,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         revisit=lambda record: sweep.add(record, load_cam(cam_path(out, record.name))),
     )
     source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
-    sweep.report(out, protocol, settings, source)
+    sweep.reduce().report(out, protocol, settings, source)
     return out
 
 

@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="config",
         metavar="PRESET",
-        help="refine by DenseCRF; without a name the preset infer.crf, or else toco; 'none': no CRF",
+        help="refine by DenseCRF; without a name the preset infer.crf, or else that of the method's paper; "
+        "'none': no CRF",
     )
     p.add_argument(
         "--crf_workers",
@@ -149,6 +150,7 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
         infer["flip"],
         refine.protocol if refine else None,
         infer["tags"],
+        infer["crops"],
     )
     if infer["tags"] and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
@@ -305,11 +307,20 @@ def crf_workers(asked: int | None, refine: Refine | None, device: torch.device, 
 
 
 def protocol_id(
-    kind: str, split: str, scales: list[float], flip: bool, crf: str | None = None, tags: bool = False
+    kind: str,
+    split: str,
+    scales: list[float],
+    flip: bool,
+    crf: str | None = None,
+    tags: bool = False,
+    crops: Mapping[str, Sequence[int]] | None = None,
 ) -> str:
     """The id that a score is quoted with, for example ``seg/val/ms+flip`` (docs/evaluation.md)."""
-    scale = "ms" if len(scales) > 1 else "ss" if scales[0] == 1 else f"ss({scales[0]:g})"
-    steps = [scale, *(["flip"] if flip else []), *(["tags"] if tags else []), *([crf] if crf else [])]
+    if crops:
+        views = f"crops({','.join('x'.join(map(str, crops[key])) for key in ('window', 'grid'))})"
+    else:
+        views = "ms" if len(scales) > 1 else "ss" if scales[0] == 1 else f"ss({scales[0]:g})"
+    steps = [views, *(["flip"] if flip else []), *(["tags"] if tags else []), *([crf] if crf else [])]
     return f"{kind}/{split}/{'+'.join(steps)}"
 
 
@@ -328,15 +339,21 @@ def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, An
     crops = crops if crops and crops["window"] else None
     if crops and pad_to is None:
         raise ValueError("infer.crops needs the canvas infer.pad_to that the windows cover")
-    size = str(choose("size"))
+    if crops and (options.size is not None or options.scales is not None):
+        raise ValueError(
+            "windows show an image at its own size: leave out --size and --scales, or set "
+            "infer.crops.window=null"
+        )
+    size = "native" if crops else str(choose("size"))
     if size != "native" and not (size.isdigit() and int(size) > 0):
         raise ValueError(f"size is '{size}', not native or a number of pixels")
-    # The config may name a preset or hold parameters; a plain --crf takes what is there, or ToCo's.
+    # The config may name a preset or hold parameters; a plain --crf takes what is there, or the method's.
     named = options.crf not in (None, "config")
-    crf = options.crf if named else to_plain(config).get("crf") or ("toco" if options.crf else None)
+    own = loaded.method.crf_preset if options.crf else None
+    crf = options.crf if named else to_plain(config).get("crf") or own
     return {
         "size": size if size == "native" else int(size),
-        "scales": [float(scale) for scale in choose("scales")],
+        "scales": [1.0] if crops else [float(scale) for scale in choose("scales")],
         "flip": bool(choose("flip")),
         "merge_flips": choose("merge_flips"),
         "merge_scales": choose("merge_scales"),

@@ -28,7 +28,7 @@ from engine.inference import LoadedMethod, load_method
 from methods.base import Prediction
 from tools.options import checkpoint_parser, complete, data_overrides, find_split, has_mask, parse
 from utils.artifacts import label_path
-from utils.cam import PresentClasses, present_classes
+from utils.cam import present_classes
 from utils.cli import run_main
 from utils.crops import cut
 from utils.distributed import init_process_group
@@ -132,7 +132,7 @@ def panels_of(
     tags = (
         list(record.tags)
         if record.tags is not None
-        else (out.class_logits[0] > 0).nonzero()[:, 0].add(1).tolist()
+        else loaded.method.present(out.class_logits[0]).nonzero()[:, 0].add(1).tolist()
     )
     classes |= set(tags)
     for name, cam in (("cam", out.cam), ("aux_cam", out.aux_cam)):
@@ -143,7 +143,7 @@ def panels_of(
                 else cam.new_zeros(0, height, width)
             )
             panels[name] = cam_overlay(photo, chosen.cpu().numpy(), tags)
-    pseudo = _pseudo_label(loaded, image, out, tags)
+    pseudo = loaded.method.decoder_target(image, out, _class_label(loaded, image, tags), loaded.step or 0)
     if pseudo is not None:
         label = torch.nn.functional.interpolate(
             pseudo[:, None].float(), (height, width), mode="nearest-exact"
@@ -163,16 +163,6 @@ def panels_of(
     return panels, sorted(classes)
 
 
-def _pseudo_label(loaded: LoadedMethod, image: Tensor, out: Prediction, tags: Sequence[int]) -> Tensor | None:
-    """(1, S, S) label that would supervise the decoder at the checkpoint's step; None if there is none."""
-    method = loaded.method
-    if not hasattr(method, "pseudo_label") or out.seg_logits is None:
-        return None
-    cam, present = _supervision(loaded, out, tags, "label_source")
-    whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]], device=image.device)
-    return method.pseudo_label(image, cam, present, whole)
-
-
 def _crops(
     loaded: LoadedMethod, image_rgb: Tensor, image: Tensor, out: Prediction, tags: Sequence[int]
 ) -> np.ndarray | None:
@@ -180,7 +170,8 @@ def _crops(
     method = loaded.method
     if not hasattr(method, "decompose"):
         return None
-    cam, present = _supervision(loaded, out, tags, "tag_source")
+    present = present_classes(_class_label(loaded, image, tags))
+    cam = present.select(getattr(out, method.tag_source(loaded.step or 0)))
     whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]], device=image.device)
     positions, crop_tags = method.decompose({"valid_box": whole, "sample_seed": torch.zeros(1)}, cam, present)
     square = resize(image_rgb[None].float(), image.shape[2:]).round().to(torch.uint8)
@@ -191,15 +182,11 @@ def _crops(
     return tagged_tiles(pictures, [(tag, names[tag]) for tag in shown])
 
 
-def _supervision(
-    loaded: LoadedMethod, out: Prediction, tags: Sequence[int], source: str
-) -> tuple[Tensor, PresentClasses]:
-    """The CAMs (1, P, S, S) that the schedule ``source`` of a method names at the checkpoint's step."""
-    cam = getattr(out, getattr(loaded.method, source)(loaded.step or 0))
-    class_label = cam.new_zeros(1, loaded.method.num_classes - 1)
+def _class_label(loaded: LoadedMethod, image: Tensor, tags: Sequence[int]) -> Tensor:
+    """Image tags as (1, C)."""
+    class_label = image.new_zeros(1, loaded.method.num_classes - 1)
     class_label[0, [k - 1 for k in tags]] = 1
-    present = present_classes(class_label)
-    return present.select(cam), present
+    return class_label
 
 
 def _chosen(split: Split, names: str | None, count: int) -> list[int]:

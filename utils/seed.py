@@ -25,6 +25,16 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def seed_process(seed: int, step: int, rank: int) -> None:
+    """Give torch's generators of every process but the first a state of its own, from ``step`` on.
+
+    Dropout and gates would draw equal masks on all processes otherwise, because weights are built from equal
+    states. The first process goes on with its state, so a run of one process is not touched.
+    """
+    if rank > 0:
+        torch.manual_seed(sample_seed(seed, step, rank))
+
+
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """The seed of everything drawn for one sample in one epoch, in [0, 2**63)."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]) >> 1

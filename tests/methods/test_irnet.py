@@ -329,3 +329,8 @@ def test_what_a_network_of_boundaries_cannot_do_is_a_clear_error():
     method = IRNet(4, VIT)
     with pytest.raises(ValueError, match="IRNet does not predict classes: set data.val_set to null"):
         method.predict(torch.zeros(1, 3, 64, 64))
+
+
+def test_training_without_labels_says_where_they_come_from():
+    with pytest.raises(ValueError, match=r"data\.label_dir .*make_affinity_label\.py --mode irn"):
+        IRNet(4, VIT).training_step({"image": torch.zeros(1, 3, 64, 64)}, 0)

@@ -18,6 +18,7 @@ from methods.one_stage import (
     weighted_pooling,
 )
 from methods.ws_fcn import WSFCN
+from models.blocks import FixedStatisticsNorm
 from tests.methods.single_stage import (
     all_classes,
     assert_gradients,
@@ -230,7 +231,7 @@ def test_training_mode_is_returned_and_fixed_statistics_stay(method_class):
     fixed = {
         name: value.clone()
         for part, module in method.named_modules()
-        if isinstance(module, one_stage.FixedStatisticsNorm)
+        if isinstance(module, FixedStatisticsNorm)
         for name, value in module.named_buffers(part)
     }
     assert bool(fixed) == (method_class is not CAMBaseline)
@@ -261,9 +262,26 @@ def test_a_batch_can_be_overfitted(method_class):
     assert sum(history[-5:]) < 0.7 * sum(history[:5])
 
 
+@pytest.mark.parametrize("class_loss", ["soft_margin", "hinge"])
+def test_baseline_learns_from_its_averaged_features(class_loss):
+    method, batch = small_method(CAMBaseline, 4, dropout=0.0, class_loss=class_loss).train(), small_batch(4)
+    mean = method.backbone(batch["image"])[-1].mean((2, 3))  # (B, D)
+    logits, labels = mean @ method.classifier.weight.flatten(1).T, batch["class_label"]
+    if class_loss == "soft_margin":
+        expected = torch.nn.functional.multilabel_soft_margin_loss(logits, labels)
+    else:
+        expected = one_stage.multilabel_hinge_loss(logits, labels)
+    losses = method(batch, 0)
+    assert set(losses) == {"cls"}
+    assert_close(losses["cls"], expected)
+    losses["cls"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in method.parameters() if p.dim() > 1)
+
+
 def test_classes_without_confidence_are_removed():
     method = small_method(OneStage, 4, class_threshold=0.5, background=("score", 0.3))
     scores, views = torch.rand(1, 4, 5, 5), torch.tensor([[[-1.0, 2.0, -1.0], [-2.0, -1.0, 0.1]]])
+    assert method.present(views).tolist() == [[[False, True, False], [False, False, True]]]
     finished = method.finish_scores(scores, views)
     assert not finished[:, 1].any() and (finished[:, 0] == 0.3).all()
     assert_close(finished[:, 2:], scores[:, 2:])

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from methods import ws_fcn
-from methods.ws_fcn import ConsistentFusion, ContextAggregation, FlowAlignment
+from methods.ws_fcn import ConsistentFusion, ContextAggregation, FlowAlignment, sample_corners
 from tests.methods.single_stage import (
     assert_gradients,
     assert_stored,
@@ -45,6 +46,32 @@ def test_alignment_matches_reference_values_and_gradients(golden):
     assert_stored(case, "flow", block.flow_field(*inputs), rtol=1e-4, atol=1e-5)
     assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
     assert_gradients(case, block, inputs, [out], names)
+
+
+@pytest.mark.parametrize("reach", [1.0, 1.6])
+def test_sampling_by_indices_equals_grid_sample(reach):
+    """Also outside of the map, and on its places and border, where the gradient to a place has two sides."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 5, 4, generator=generator, dtype=torch.float64)
+    place = reach * (2 * torch.rand(2, 6, 7, 2, generator=generator, dtype=torch.float64) - 1)
+    place[:, 0, :2] = torch.tensor([[-1.0, -1.0], [1.0, 0.5]])
+    results = []
+    for sample in (sample_corners, lambda *x: F.grid_sample(*x, align_corners=True)):
+        inputs = [x.clone().requires_grad_() for x in (maps, place)]
+        out = sample(*inputs)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        results.append((out, *torch.autograd.grad((weight * out).sum(), inputs)))
+    for ours, theirs in zip(*results):
+        assert_close(ours, theirs)
+
+
+def test_alignment_samples_deterministically_where_asked_to(monkeypatch):
+    torch.manual_seed(0)
+    block, shallow, deep = FlowAlignment(4, 6), torch.randn(2, 4, 12, 9), torch.randn(2, 6, 6, 5)
+    expected = block(shallow, deep)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(F, "grid_sample", None)
+    assert_close(block(shallow, deep), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["", "_train"])

@@ -48,7 +48,7 @@ def test_best_threshold_is_the_best_of_the_sweep(cams):
         if record["protocol"].endswith("@best"):
             curve = record["miou_by_threshold"]
             assert record["score"]["miou"] == max(curve.values()) == curve[f"{record['threshold']:.2f}"]
-            assert len(curve) == 12
+            assert list(curve) == [f"{i / 100:.2f}" for i in range(60)]
 
 
 def test_evaluate_reads_the_same_scores_from_the_files(cams, checkpoint, tmp_path):
@@ -103,3 +103,18 @@ def test_untagged_photos_get_the_classes_that_the_classifier_finds(checkpoint, d
     out = infer_cam.run({**options, "device": "cpu", "num_workers": 0})
     stored = load_cam(cam_path(out, photo.stem))
     assert stored.cam.shape[1:] == (24, 24) and not (out / "scores.json").exists()
+
+
+def test_inference_sums_the_sweep_over_processes_and_the_scorer_does_not(
+    cams, checkpoint, tmp_path, monkeypatch
+):
+    """A stage of a pipeline that does not share its images out runs in the main process alone."""
+
+    def pixels(folder):
+        return [record["score"]["pixels"] for record in read_scores(folder)]
+
+    options = {"model_path": str(checkpoint), "device": "cpu", "num_workers": 0, "dtype": "float32"}
+    monkeypatch.setattr("utils.metrics.all_reduce_sum", lambda counts: 2 * counts)
+    evaluate.run({"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path / "scores")})
+    infer_cam.run({**options, "out": str(tmp_path / "cam")})
+    assert pixels(tmp_path / "scores") == pixels(cams) == [n // 2 for n in pixels(tmp_path / "cam")]

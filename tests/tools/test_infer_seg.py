@@ -175,6 +175,12 @@ def test_protocol_ids(scales, flip, crf, expected):
     assert protocol_id("seg", "val", scales, flip, crf) == expected
 
 
+def test_protocol_ids_of_windows_name_their_size_and_number():
+    crops = {"window": [448, 320], "grid": [2, 3]}
+    found = protocol_id("seg", "val", [1.0], True, crops=crops)
+    assert found == "seg/val/crops(448x320,2x3)+flip"
+
+
 def test_large_photo_is_segmented_small(checkpoint):
     loaded = load_method(checkpoint, "cpu")
     infer_section = {

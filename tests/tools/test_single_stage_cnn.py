@@ -13,7 +13,7 @@ from tests.checkpoints import demo_folder  # noqa: F401
 from tools import infer_cam, infer_seg, visualize
 from utils.artifacts import load_cam, read_scores
 from utils.config import load_config
-from utils.image import read_mask
+from utils.image import normalize, read_image, read_mask
 
 SMALL = [
     "data.num_workers=0", "data.crop_size=48", "eval.size=48", "train.steps=3", "train.batch_size=4",
@@ -63,7 +63,12 @@ def test_true_tags_restrict_the_labels_and_name_the_protocol(run_folder, tmp_pat
 def test_canvas_and_windows_run_and_are_part_of_the_settings(run_folder, tmp_path):
     crops = ["infer.pad_to=64", "infer.crops.window=[48,48]"]
     out = infer(run_folder, tmp_path / "crops", overrides=crops)
-    assert read_scores(out)[0]["settings"]["crops"] == {"window": [48, 48], "grid": [2, 2]}
+    (record,) = read_scores(out)
+    assert record["protocol"] == "seg/test/crops(48x48,2x2)+flip"
+    assert record["settings"]["crops"] == {"window": [48, 48], "grid": [2, 2]}
+    for unused in ({"scales": [1.0, 0.5]}, {"size": 48}):
+        with pytest.raises(ValueError, match="leave out --size and --scales"):
+            infer(run_folder, tmp_path / "unused", overrides=crops, **unused)
     infer(run_folder, tmp_path / "canvas", overrides=["infer.pad_to=[60,72]"])
     with pytest.raises(ValueError, match=r"does not fit on the canvas.*infer\.pad_to"):
         infer(run_folder, tmp_path / "small", overrides=["infer.pad_to=40"])
@@ -79,6 +84,34 @@ def test_masks_are_cam_files_and_pictures(run_folder, tmp_path):
         assert cam.aux_cam is None and ((cam.cam >= 0) & (cam.cam <= 1)).all()
     sheets = visualize.run(cfg | {"count": 2, "out": str(tmp_path / "sheets")})
     assert list(sheets.glob("*.png"))
+
+
+def test_pictures_show_the_label_that_trains_the_masks(run_folder):
+    loaded = load_method(run_folder / "last.pth", "cpu")
+    split = load_split(loaded.cfg.data, "test")
+    image_rgb = WeakSegDataset(split)[0]["image"]
+    panels, _ = visualize.panels_of(loaded, split.records[0], image_rgb, 48)
+    assert {"cam", "pseudo_label", "seg"} <= set(panels)
+    assert panels["pseudo_label"].shape == panels["image"].shape
+
+
+def test_untagged_images_get_the_classes_that_inference_keeps(run_folder, demo_folder, tmp_path):  # noqa: F811
+    """Those of confidence above ``class_threshold``, not above one half."""
+    loaded = load_method(run_folder / "last.pth", "cpu")
+    photo = min((demo_folder / "JPEGImages").glob("*.jpg"))
+    image = normalize(torch.from_numpy(np.array(read_image(photo))).permute(2, 0, 1))[None]
+    confidence = loaded.method.classify(image)[0].sigmoid()
+    threshold = confidence.sort().values[1:3].mean().item()  # above two classes, below the others
+    cfg = {"model_path": str(run_folder / "last.pth"), "device": "cpu", "num_workers": 0, "size": "native"}
+    overrides = [f"method.class_threshold={threshold}"]
+    out = infer_cam.run(cfg | {"infer": str(photo), "out": str(tmp_path), "overrides": overrides})
+    found = load_cam(out / f"{photo.stem}.npz").class_ids
+    assert found.tolist() == (confidence > threshold).nonzero()[:, 0].add(1).tolist() and len(found)
+
+
+def test_crf_without_a_name_is_that_of_the_paper(run_folder, tmp_path):
+    out = infer(run_folder, tmp_path / "out", scales=[1.0], flip=False, crf="config", crf_workers=0)
+    assert read_scores(out)[0]["protocol"] == f"seg/test/ss+crf({run_folder.name.rstrip('0123456789')})"
 
 
 def test_restart_goes_on_from_the_last_step(run_folder, demo_folder, tmp_path):  # noqa: F811

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.visualize import run
+from datasets.base import WeakSegDataset
+from engine.data import load_split
+from engine.inference import load_method
+from tools.visualize import panels_of, run
 from utils.drawing import PALETTE, SheetRow, cam_overlay, label_overlay, sheet
 
 
@@ -15,6 +18,13 @@ def test_sheet_per_so_many_images(checkpoint, tmp_path):
     first, second = (Image.open(out / name) for name in names)
     # Six columns: image, truth, CAM, auxiliary CAM, pseudo label, prediction.
     assert first.width == second.width > 6 * 200 and first.height > second.height > 2 * 200
+
+
+def test_columns_are_those_of_the_method(checkpoint):
+    loaded = load_method(checkpoint, "cpu")
+    split = load_split(loaded.cfg.data, "test")
+    panels, _ = panels_of(loaded, split.records[0], WeakSegDataset(split)[0]["image"], 48)
+    assert set(panels) == {"image", "truth", "cam", "aux_cam", "pseudo_label", "seg"}
 
 
 def test_unknown_image_is_a_clear_error(checkpoint, tmp_path):

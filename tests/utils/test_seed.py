@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.seed import sample_generator, sample_seed
+from utils.seed import sample_generator, sample_seed, seed_process
 
 
 def test_seeds_differ_between_samples_epochs_and_runs():
@@ -22,3 +22,18 @@ def test_drawing_for_a_sample_leaves_the_global_state_alone():
     before = torch.get_rng_state()
     torch.randperm(5, generator=sample_generator(7, "crops"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_process_goes_on_with_a_state_of_its_own():
+    def draw(seed, step, rank):
+        torch.manual_seed(seed)
+        seed_process(seed, step, rank)
+        return torch.rand(4)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        alone = torch.rand(4)
+        assert torch.equal(draw(0, 0, 0), alone) and torch.equal(draw(0, 9, 0), alone)
+        others = [draw(seed, step, rank) for seed in (0, 1) for step in (0, 9) for rank in (1, 2)]
+        drawn = {tuple(x.tolist()) for x in (alone, *others)}
+        assert len(drawn) == 1 + len(others) and torch.equal(draw(0, 9, 1), others[2])

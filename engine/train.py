@@ -21,9 +21,9 @@ from utils.artifacts import write_scores
 from utils.build import build
 from utils.checkpoint import load_checkpoint
 from utils.config import differences, project_path, to_plain
-from utils.distributed import barrier, init_process_group, is_main, world_size
+from utils.distributed import barrier, init_process_group, is_main, rank, world_size
 from utils.logging import LOGGER, setup_logging
-from utils.seed import seed_everything
+from utils.seed import seed_everything, seed_process
 
 # Keys that may differ between a run and its continuation: they change where and how it computes, not what.
 FREE_TO_CHANGE = (
@@ -103,6 +103,7 @@ def run(cfg: DictConfig) -> Path:
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    seed_process(cfg.seed, trainer.step, rank())
     _log_start(cfg, train_split, val_split, device, work_dir, checkpoint, trainer.step)
     trainer.fit()
     LOGGER.info(

@@ -82,6 +82,7 @@ class Trainer:
         self.work_dir, self.device, self.header = work_dir, device, header
         self.validate, self.select = validate, select
         self.step = 0  # number of finished optimiser steps
+        self.scored = 0  # the last of them after which the validation was finished
         self.best: float | None = None
         self.skipped = 0  # unreadable images that were replaced, over all processes
         self.window = _Means(device)
@@ -109,6 +110,7 @@ class Trainer:
         self.method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        self.scored = state.get("scored", self.step)  # checkpoints of earlier versions do not say
         self.window.restore(state["window"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["rng"]:
@@ -130,6 +132,8 @@ class Trainer:
             leave=False,
         )
         try:
+            if self.scored < self.step and self._is_scored():  # an earlier process died during the validation
+                started += self._score(writer)
             while self.step < options.steps:
                 self.window.add(self._train_step(batches))
                 self.step += 1
@@ -137,15 +141,9 @@ class Trainer:
                 if self.step % options.log_every == 0 or self.step == options.steps:
                     pace = (self.step - first) / (time.perf_counter() - started)
                     self._log(writer, self.window.collect(), pace)
-                scored = self.validate is not None and (
-                    self.step % options.eval_every == 0 or self.step == options.steps
-                )
-                if scored:
-                    pause = time.perf_counter()
-                    self.save("last.pth")  # validation is long: nothing is lost if it is the last thing done
-                    self._score(writer)
-                    started += time.perf_counter() - pause  # the pace counts training only
-                if self.step % options.checkpoint_every == 0 or self.step == options.steps:
+                if self._is_scored():
+                    started += self._score(writer)  # the pace counts training only
+                elif self.step % options.checkpoint_every == 0 or self.step == options.steps:
                     self.save("last.pth")
                 if options.keep_every and self.step % options.keep_every == 0:
                     self.save(f"step_{self.step}.pth")
@@ -180,6 +178,7 @@ class Trainer:
                 "model": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
+                "scored": self.scored,
                 "best": self.best,
                 "skipped": self.skipped,
                 "window": window,
@@ -285,8 +284,16 @@ class Trainer:
             },
         )
 
-    def _score(self, writer: MetricsWriter) -> None:
+    def _is_scored(self) -> bool:
+        """Whether the current step is one that is validated after."""
+        is_due = self.step % self.options.eval_every == 0 or self.step == self.options.steps
+        return self.validate is not None and is_due
+
+    def _score(self, writer: MetricsWriter) -> float:
+        """Validate and save, the best score apart; returns the seconds that it took."""
         assert self.validate is not None
+        started = time.perf_counter()
+        self.save("last.pth")  # validation is long: nothing is lost if it is the last thing done
         self.method.eval()
         scores = self.validate(self.method, self.step)
         writer.write(self.step, {"val": scores})
@@ -294,10 +301,13 @@ class Trainer:
             raise ValueError(
                 f"eval.select={self.select} is no score of this method{suggest(self.select, scores)}"
             )
+        self.scored = self.step
         score = scores[self.select]
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score
             self.save("best.pth")
+        self.save("last.pth")
+        return time.perf_counter() - started
 
     def _request_stop(self, number: int, frame: Any) -> None:
         if self._stop_signal is not None:  # a second Ctrl-C does not wait for the step

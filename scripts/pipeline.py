@@ -27,10 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.data import load_split
 from engine.evaluator import text_table
+from engine.inference import is_photo, override_config
 from engine.train import FREE_TO_CHANGE
 from scripts.stage_pictures import draw_stage
-from tools.options import complete
-from utils.artifacts import read_json, read_scores, write_atomic, write_json
+from tools.options import OVERRIDE, complete
+from utils.artifacts import FILES, read_json, read_scores, write_atomic, write_json
 from utils.build import suggest
 from utils.config import (
     ROOT,
@@ -48,7 +49,7 @@ from utils.logging import LOGGER, setup_logging
 # Options that change where and how a stage computes, not what.
 FREE_OPTIONS = ("device", "num_workers", "processes", "crf_workers", "overrides")
 STAMP = "stage.json"
-OUTPUTS = (".png", ".npz", ".json")  # of stages that do not train
+OUTPUTS = (*FILES, ".json")  # of stages that do not train
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,17 @@ class Plan:
 
     Args:
         options: what ``module.run`` gets.
+        overrides: those ``key=value`` among them that decide what a tool makes.
+        images: the split that a tool works on, and the ``data`` section that describes it; None for photos,
+            and where only a checkpoint from elsewhere knows.
     """
 
     stage: Stage
     module: ModuleType
     folder: Path
     options: dict[str, Any]
+    overrides: tuple[str, ...] = ()
+    images: tuple[str, Mapping[str, Any]] | None = None
 
     @property
     def trains(self) -> bool:
@@ -97,11 +103,12 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
         if is_main():
             OmegaConf.save(cfg, work_dir / "pipeline.yaml")
         LOGGER.info(f"pipeline {work_dir}: {', '.join(plan.stage.name for plan in plans)}")
+        data = split.fingerprint()
         runs: dict[str, str] = {}  # stage -> id of the run that made its output
         rows: list[list[str]] = []
         for number, plan in enumerate(plans, start=1):
             title = f"stage {number}/{len(plans)} {plan.stage.name} ({plan.stage.run})"
-            settings = _settings(plan, runs, cfg.work_dir, split.fingerprint())
+            settings = _settings(plan, runs, cfg.work_dir, data)
             finished = _agreed(is_main() and _is_finished(plan, settings, title), device)
             if not finished:
                 started = time.monotonic()
@@ -130,33 +137,92 @@ def make_plans(cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str,
     """Check all stages and complete their options.
 
     Args:
-        overrides: for tools that read a checkpoint's config, and for those that need a config.
+        overrides: for tools that read a checkpoint's config, for those that need a config, and for inference
+            with a checkpoint from elsewhere.
     """
     plans: list[Plan] = []
     for stage in stages:
-        module = _module(stage)
-        options, folder = dict(stage.options), project_path(cfg.work_dir) / stage.name
-        if stage.run == TRAINING:
-            if str(options["train"]["resume"]) != "auto":
+        module, folder = _module(stage), project_path(cfg.work_dir) / stage.name
+        if hasattr(module, "parser"):
+            plan = _tool_plan(cfg, stage, module, folder, plans, overrides)
+        elif stage.run == TRAINING:
+            if str(stage.options["train"]["resume"]) != "auto":
                 raise ValueError(
-                    f"stage '{stage.name}': train.resume is {options['train']['resume']}, but a pipeline "
-                    f"decides itself what goes on; to train a stage afresh, delete {folder}"
+                    f"stage '{stage.name}': train.resume is {stage.options['train']['resume']}, but a "
+                    f"pipeline decides itself what goes on; to train a stage afresh, delete {folder}"
                 )
-        elif hasattr(module, "parser"):
-            parser = module.parser()
-            known = {action.dest for action in parser._actions}
-            free = {"out": str(folder), "device": cfg.device, "num_workers": cfg.data.num_workers}
-            options |= {key: value for key, value in free.items() if key in known and key not in options}
-            try:
-                complete(parser, options)
-            except (KeyError, ValueError) as error:
-                raise type(error)(f"stage '{stage.name}': {error.args[0]}") from error
-            options["overrides"] = overrides["checkpoint" if options.get("model_path") else "config"]
+            plan = Plan(stage, module, folder, stage.options)
         else:
-            options["out"] = str(folder)
+            plan = Plan(stage, module, folder, {**stage.options, "out": str(folder)})
         _check_reads(stage, cfg.work_dir, [plan.stage.name for plan in plans])
-        plans.append(Plan(stage, module, folder, options))
+        plans.append(plan)
     return plans
+
+
+def _tool_plan(
+    cfg: DictConfig,
+    stage: Stage,
+    module: ModuleType,
+    folder: Path,
+    before: Sequence[Plan],
+    overrides: Mapping[str, list[str]],
+) -> Plan:
+    """A stage with a command line: its options are flags, completed by what the pipeline knows."""
+    parser, options = module.parser(), dict(stage.options)
+    known = {action.dest for action in parser._actions}
+    free = {"out": str(folder), "device": cfg.device, "num_workers": cfg.data.num_workers}
+    options |= {key: value for key, value in free.items() if key in known and key not in options}
+    try:
+        complete(parser, options)
+    except (KeyError, ValueError) as error:
+        raise type(error)(f"stage '{stage.name}': {error.args[0]}") from error
+    model_path, own = options.get("model_path"), _own_overrides(stage)
+    trained = _training_of(model_path, before)
+    if stage.run.startswith("tools.infer_seg"):
+        own = [*(_infer_overrides(trained) if trained else overrides["infer"]), *own]
+    options["overrides"] = [*overrides["checkpoint" if model_path else "config"], *own]
+    images = None
+    if trained or not model_path:
+        data = trained.options["data"] if trained else cfg.data
+        images = _images(options, own, data, is_inference="infer" in known)
+    return Plan(stage, module, folder, options, tuple(own), images)
+
+
+def _training_of(model_path: str | None, plans: Sequence[Plan]) -> Plan | None:
+    """The stage that trains a checkpoint; None if it comes from elsewhere."""
+    folder = project_path(model_path).parent if model_path else None
+    return next((plan for plan in plans if plan.trains and plan.folder == folder), None)
+
+
+def _own_overrides(stage: Stage) -> list[str]:
+    """What the stage itself says to its tool.
+
+    Raises:
+        ValueError: it is no list of ``key=value``.
+    """
+    own = stage.options.get("overrides", [])
+    if not isinstance(own, list) or not all(isinstance(item, str) and OVERRIDE.match(item) for item in own):
+        raise ValueError(f"stage '{stage.name}': overrides is a list of key=value, not {own}")
+    return own
+
+
+def _infer_overrides(trained: Plan) -> list[str]:
+    """The ``infer`` section that a training has now: its checkpoint may hold that of an earlier run."""
+    return [f"infer.{key}={json.dumps(value)}" for key, value in trained.options["infer"].items()]
+
+
+def _images(
+    options: Mapping[str, Any], own: Sequence[str], data: Mapping[str, Any], is_inference: bool
+) -> tuple[str, Mapping[str, Any]] | None:
+    """The split that ``infer`` or ``split`` names, by default the one that inference scores, and its data."""
+    name = options.get("infer") or options.get("split") or (data["val_set"] if is_inference else None)
+    if not name or is_photo(name):
+        return None
+    files = [item.removeprefix("config=") for item in own if item.startswith("config=")]
+    section = load_config(files[-1]) if files else OmegaConf.create({"data": data})
+    changes = [item for item in own if item.startswith("data.")]
+    root = [f"data.root={options['data_root']}"] if options.get("data_root") else []
+    return name, override_config(section, [*root, *changes]).data
 
 
 def _module(stage: Stage) -> ModuleType:
@@ -193,9 +259,9 @@ def _check_reads(stage: Stage, work_dir: str, before: Sequence[str]) -> None:
 
 
 def _tool_overrides(config: str | Path, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """``key=value`` arguments that tools take: where the data are, and which config tells it."""
-    data = [item for item in overrides if item.startswith("data.")]
-    return {"checkpoint": data, "config": [f"config={config}", *data]}
+    """``key=value`` arguments that tools take: where the data are, which config tells it, how to infer."""
+    data, infer = ([item for item in overrides if item.startswith(f"{key}.")] for key in ("data", "infer"))
+    return {"checkpoint": data, "config": [f"config={config}", *data], "infer": infer}
 
 
 # -- what is finished
@@ -210,20 +276,28 @@ def _settings(plan: Plan, runs: Mapping[str, str], work_dir: str, data: str) -> 
         data: fingerprint of the training images.
     """
     inside = re.compile(re.escape(work_dir) + r"/(\w+)")
+
+    def held(value: str) -> str:
+        read = inside.search(value)
+        return f"{value} of run {runs[read[1]]}" if read else _content(value)
+
     plain: dict[str, Any] = {"run": plan.stage.run, "data": data}
+    if plan.images is not None:
+        name, section = plan.images
+        plain["images"] = load_split(section, name).fingerprint()
+    for item in plan.overrides:
+        key, _, value = item.partition("=")
+        plain[f"overrides.{key}"] = held(value)
     for key, value in _leaves(plan.options):
         free = FREE_TO_CHANGE if plan.trains else FREE_OPTIONS
         if key == "out" or (key.startswith(free) and key != "method.backbone.pretrained"):
             continue
-        if isinstance(value, str):
-            read = inside.search(value)
-            value = f"{value} of run {runs[read[1]]}" if read else _content(value)
-        plain[key] = value
+        plain[key] = held(value) if isinstance(value, str) else value
     return json.loads(json.dumps(plain))
 
 
 def _content(value: str) -> str:
-    """The value or, if it is a path, what is there: a file's hash, a folder's list of files."""
+    """The value or, if it is a path, what is there: a file's hash, a folder's list of all files."""
     path = Path(value).expanduser()
     if not ("/" in value or path.suffix) or not path.exists():
         return value
@@ -233,17 +307,22 @@ def _content(value: str) -> str:
 def _outputs(plan: Plan) -> str:
     """What a stage has made so far: its checkpoint, or the list of its files."""
     if not plan.trains:
-        return _listing(plan.folder)
+        return _listing(plan.folder, OUTPUTS)
     last = plan.folder / "last.pth"
     return _file_hash(last) if last.is_file() else ""
 
 
-def _listing(folder: Path) -> str:
-    """Digest of names and sizes of the files in a folder, without the records of runs and scores."""
+def _listing(folder: Path, suffixes: Sequence[str] = ()) -> str:
+    """Digest of names and sizes of the files in a folder, of all kinds or of some.
+
+    Without the records of runs and scores, and without hidden files, which a killed process may leave.
+    """
     files = sorted(
         f"{path.relative_to(folder)} {path.stat().st_size}"
         for path in folder.rglob("*")
-        if path.suffix in OUTPUTS and path.name not in (STAMP, "scores.json")
+        if (path.suffix in suffixes if suffixes else path.is_file())
+        and path.name not in (STAMP, "scores.json")
+        and not path.name.startswith(".")
     )
     return _digest(files)
 

@@ -2,21 +2,26 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from omegaconf import OmegaConf
 
 from datasets.lists import read_class_names, read_list, read_tags, write_tags
+from engine.inference import override_config
+from engine.train import build_method
 from scripts import pipeline
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
-from utils.build import import_target, keyword_names
-from utils.config import CONFIGS, describe, load_config, load_stages
+from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_STAGE = '''
@@ -226,6 +231,28 @@ def test_file_changes_adds_and_removes_stages_by_name(toy):
         load_config(child_of(toy, {"secnd": {"value": 9}}))
 
 
+def test_override_of_a_stage_spares_what_its_likes_set_themselves(toy):
+    """Both what runs and what pipeline.yaml says."""
+    name = "configs/irn/voc_cda.yaml"
+    overrides = [
+        "stages.cam.model_path=other.pth", "stages.cam.size=320", "stages.cam_net.train.steps=7",
+        "stages.cam_net.train.batch_size=4", "stages.segment.data.label_dir=elsewhere",
+        "stages.infer_cda.crf=seco", "stages.objects.min_share=0.2", "train.log_every=9",
+    ]  # fmt: skip
+    stages = {stage.name: stage.options for stage in load_stages(name, overrides)}
+    said = {stage["name"]: stage for stage in to_plain(load_config(name, overrides))["stages"]}
+    for stage, options in stages.items():
+        for key, value in pipeline._leaves({k: v for k, v in said[stage].items() if k not in STAGE_KEYS}):
+            assert dict(pipeline._leaves(options))[key] == value, (stage, key)
+    assert (
+        stages["cam_cda"]["model_path"].endswith("/cam_net_cda/last.pth") and stages["cam_cda"]["size"] == 320
+    )
+    assert stages["cam_net_cda"]["train"]["steps"] == 6610 and stages["cam_net"]["train"]["steps"] == 7
+    assert stages["cam_net_cda"]["train"]["batch_size"] == 4
+    assert stages["segment_cda"]["data"]["label_dir"].endswith("/pseudo_cda")
+    assert (stages["infer"]["crf"], stages["infer_cda"]["crf"]) == ("toco", "seco")
+
+
 def test_later_values_win_in_a_training_stage(toy):
     train = {"name": "net", "run": "engine.train", "config": "cam/demo.yaml"}
     stages = [{**train, "train": {"steps": 3}}, {**train, "name": "other"}]
@@ -265,14 +292,94 @@ PIPELINES = [
 def test_stages_of_a_shipped_pipeline_fit_their_tools(name):
     """Every option exists, every folder that is read was written before, every network can be built."""
     cfg = load_config(name)
-    plans = pipeline.make_plans(cfg, load_stages(name), {"checkpoint": [], "config": []})
+    plans = pipeline.make_plans(cfg, load_stages(name), pipeline._tool_overrides(name, []))
     for plan in plans:
         if plan.trains:
-            assert keyword_names(import_target(plan.options["method"]["target"])) >= {
-                key for key in plan.options["method"] if key != "target"
-            }
+            with torch.device("meta"):  # no memory, no weights
+                build_method(plan.options, 21, pretrained=False)
     folders = [str(plan.options["data"]["label_dir"]) for plan in plans if plan.trains]
     assert any(folder.endswith("/pseudo") for folder in folders)
+    for plan in plans:  # the second round knows the first one by its objects alone
+        if plan.stage.name.endswith("_cda"):
+            text = json.dumps(plan.stage.options)
+            read = set(re.findall(re.escape(cfg.work_dir) + r"/(\w+)", text)) - {plan.stage.name}
+            assert all(stage.endswith("_cda") or stage == "objects" for stage in read), plan.stage.name
+
+
+PLANS = "configs/seam/demo.yaml"
+
+
+def plans_of(overrides=(), config=PLANS):
+    stages = load_stages(config, overrides)
+    given = pipeline._tool_overrides(config, overrides)
+    plans = pipeline.make_plans(load_config(config, overrides), stages, given)
+    return {plan.stage.name: plan for plan in plans}
+
+
+def settings_of(plan):
+    runs = dict.fromkeys(("cam_net", "cam", "seeds", "affinity", "pseudo", "segment", "infer"), "x")
+    return pipeline._settings(plan, runs, "logs/seam_demo", "data")
+
+
+def test_change_of_the_inference_repeats_the_inference_and_no_training(demo_folder):  # noqa: F811
+    root = f"data.root={demo_folder}"
+    before, after = (plans_of([root, *more]) for more in ((), ("infer.scales=[1.0,1.5]", "infer.flip=false")))
+    changed = [name for name in before if settings_of(before[name]) != settings_of(after[name])]
+    assert changed == ["infer", "shuffled"]
+    overrides = after["infer"].options["overrides"]
+    assert {"infer.scales=[1.0, 1.5]", "infer.flip=false"} <= set(overrides)
+    cfg = override_config(OmegaConf.create(dict(before["segment"].options)), overrides)
+    assert to_plain(cfg)["infer"] == after["segment"].options["infer"]
+
+
+def test_checkpoint_from_elsewhere_gets_what_the_command_line_says_of_the_inference(toy):
+    toy.write([{"name": "a", "run": "tools.infer_seg", "model_path": "some/last.pth", "infer": "test"}])
+    plan = plans_of(["infer.flip=false"], toy.config)["a"]
+    assert plan.options["overrides"] == ["infer.flip=false"]
+
+
+def test_overrides_of_a_stage_reach_its_tool_and_count(demo_folder):  # noqa: F811
+    root = f"data.root={demo_folder}"
+    stage = "stages.pseudo.overrides"
+    plain = plans_of([root])["pseudo"]
+    plan = plans_of([root, f"{stage}=[method.beta=3]"])["pseudo"]
+    assert plan.options["overrides"] == [root, "method.beta=3"]
+    found, expected = settings_of(plan), settings_of(plain)
+    assert found == expected | {"overrides.method.beta": "3"}
+    for wrong in ("method.beta=3", "[3]", "[beta]"):
+        with pytest.raises(ValueError, match=r"stage 'pseudo': overrides is a list of key=value"):
+            plans_of([f"{stage}={wrong}"])
+
+
+def test_other_images_of_the_split_that_a_stage_works_on_are_another_input(demo_folder, tmp_path):  # noqa: F811
+    root = tmp_path / "data"
+    shutil.copytree(demo_folder, root)
+    infer, seeds = (plans_of([f"data.root={root}"])[name] for name in ("infer", "seeds"))
+    before = settings_of(infer), settings_of(seeds)
+    names = read_list(root / "ImageSets" / "Segmentation" / "test.txt")
+    (root / "ImageSets" / "Segmentation" / "test.txt").write_text("\n".join(names[:-1]))
+    assert settings_of(infer) != before[0] and settings_of(seeds) == before[1]
+
+
+def test_folder_that_is_read_counts_with_all_its_files(toy, tmp_path):
+    given, stages = tmp_path / "given", [{**STAGES[0], "note": str(tmp_path / "given")}]
+    given.mkdir()
+    toy.write(stages)
+    assert toy.run() == ["first"]
+    for name in ("a.npy", "b.jpg", "sub/c"):
+        (given / name).parent.mkdir(exist_ok=True)
+        (given / name).write_text("x")
+        assert toy.run() == ["first"], name
+    assert toy.run() == []
+
+
+def test_output_that_lost_an_array_is_made_again(toy):
+    toy.write(STAGES[:1])
+    toy.run()
+    folder = toy.run_folder / "first"
+    (folder / "more.npy").write_text("x")
+    with pytest.raises(AssertionError, match="ran into its own output"):
+        toy.run()
 
 
 def small(folder):
@@ -324,6 +431,57 @@ def test_whole_pipeline_runs(config, odd_images, tmp_path, monkeypatch, capsys):
     main(default_config="configs/toco/voc.yaml", doc="")
     assert capsys.readouterr().out.count("unchanged") >= len(names)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("last.pth")} == before
+
+
+DIES_AT_ITS_FIRST_OUTPUT = """
+import os, signal, sys
+from pathlib import Path
+from scripts import pipeline
+
+stage, *arguments = sys.argv[1:]
+replace = os.replace
+
+def replace_and_die(source, target):
+    replace(source, target)
+    if Path(target).parent.name == stage and Path(target).suffix in (".pth", ".npz", ".png"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace_and_die
+pipeline.run(*arguments[:1], arguments[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def finished_pipeline(odd_images, tmp_path_factory):
+    """Arguments of a finished run of two rounds, and all its pseudo labels."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    arguments = [
+        f"work_dir={folder}", "stages.seeds.processes=0", "stages.objects.min_share=0.0",
+        "stages.objects.max_share=1.0", *small(odd_images), "train.steps=3",
+    ]  # fmt: skip
+    pipeline.run("configs/irn/demo_cda.yaml", arguments)
+    return folder, arguments, pseudo_labels(folder)
+
+
+def pseudo_labels(folder):
+    return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in folder.glob("pseudo*/*.png")}
+
+
+@pytest.mark.parametrize("stage", ["cam_net_cda", "cam", "pseudo"])
+def test_pipeline_that_was_killed_ends_with_the_same_pseudo_labels(finished_pipeline, stage):
+    """In the middle of a training, an inference, a random walk; stages before it stay as they are."""
+    folder, arguments, expected = finished_pipeline
+    shutil.rmtree(folder / stage)
+    driver = [sys.executable, "-c", DIES_AT_ITS_FIRST_OUTPUT, stage, "configs/irn/demo_cda.yaml", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(driver, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    outputs = [p for p in (folder / stage).iterdir() if p.suffix in (".pth", ".npz", ".png")]
+    assert len(outputs) == 1 and json.loads((folder / stage / "stage.json").read_text())["run"] is None
+    written = outputs[0].stat().st_mtime_ns
+    pipeline.run("configs/irn/demo_cda.yaml", arguments)
+    assert pseudo_labels(folder) == expected and len(expected) == 8
+    assert stage == "cam_net_cda" or outputs[0].stat().st_mtime_ns == written
 
 
 def test_two_processes_do_every_stage_once(toy):

@@ -45,7 +45,9 @@ from models.refiners.dense_crf import (
     unary_from_probs,
 )
 from utils.artifacts import cam_path, claim_folder, label_path, load_cam
+from utils.cam import background_score
 from utils.cli import run_main
+from utils.distributed import default_device
 from utils.image import read_image, write_mask
 from utils.logging import progress_bar
 
@@ -113,11 +115,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         count = "no" if options.recipe == "probs" else "one or two"
         raise ValueError(f"recipe {options.recipe} takes {count} values, got {values}")
     crf = DenseCRF.preset(options.preset or preset, steps=options.steps, backend=options.backend)
-    device = (
-        "cuda"
-        if options.device == "auto" and torch.cuda.is_available()
-        else options.device.replace("auto", "cpu")
-    )
+    device = default_device(options.device)
     job = Job(
         Path(options.input), Path(options.images), Path(options.out), options.recipe, values, crf, device
     )
@@ -245,7 +243,7 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
 def read_cam(path: Path) -> tuple[Tensor, Tensor]:
     """Class ids with background in front (n + 1,), and CAMs (n, h, w)."""
     cams = load_cam(path)
-    return torch.cat([torch.zeros(1, dtype=torch.int64), cams.class_ids]), cams.cam
+    return cams.label_ids, cams.cam
 
 
 def refine_probs(job: Job, image_rgb: Tensor, probs: Tensor) -> Tensor:
@@ -267,8 +265,7 @@ def cam_probs(job: Job, image_rgb: Tensor, cam: Tensor) -> list[Tensor]:
 def cam_unary(recipe: str, cam: Tensor, value: float) -> Tensor:
     """Energies (n + 1, H, W) of background and the classes; ``value`` is the recipe's threshold or alpha."""
     if recipe in ("psa", "seam"):
-        background = (1 - cam.amax(0, keepdim=True)).clamp(min=0) ** value
-        return unary_from_probs(torch.cat([background, cam]))
+        return unary_from_probs(torch.cat([background_score(cam, value)[None], cam]))
     scores = torch.cat([torch.full_like(cam[:1], value), cam])
     if recipe == "irn":
         return unary_from_labels(scores.argmax(0), len(scores), confidence=0.7)

@@ -31,7 +31,6 @@ from engine.evaluator import (
     score_record,
     score_table,
     text_table,
-    threshold_label,
 )
 from engine.inference import override_config
 from tools.options import (
@@ -43,20 +42,21 @@ from tools.options import (
     report,
     short_name,
 )
-from utils.artifacts import CamFile, cam_path, label_path, load_cam, missing_files, read_json
+from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, missing_files
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_main
 from utils.config import load_config
 from utils.distributed import is_main
 from utils.image import read_mask
 from utils.logging import progress_bar
-from utils.metrics import ConfusionMatrix, SegScores
+from utils.metrics import ConfusionMatrix, SegScores, ThresholdSweep
 
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 13))
+THRESHOLDS = tuple(i / 100 for i in range(60))  # the scan of the multi-stage papers
+SHOWN = 5  # every so many of them stand in the printed table
 
 
 class CamSweep:
-    """Scores of CAMs over background thresholds: 0.05, 0.10 ... 0.60 and the fixed one.
+    """Scores of CAMs over background thresholds: 0.00, 0.01 ... 0.59, and at the fixed one.
 
     Args:
         threshold: the fixed one; the others tell what the maps hold, this one what a user gets.
@@ -70,9 +70,9 @@ class CamSweep:
         thresholds: tuple[float, ...] = THRESHOLDS,
     ) -> None:
         self.split, self.device, self.threshold = split, device, threshold
-        self.thresholds = sorted({*thresholds, threshold})
-        self.matrices = {
-            name: {t: ConfusionMatrix(split.num_classes, device) for t in self.thresholds}
+        self.thresholds = thresholds
+        self.sweeps = {
+            name: ThresholdSweep(split.num_classes, (*thresholds, threshold), device)
             for name in ("cam", "aux_cam")
         }
 
@@ -99,26 +99,29 @@ class CamSweep:
                     torch.zeros(cams.size, device=self.device),
                     torch.zeros(cams.size, dtype=torch.int64, device=self.device),
                 )
-            for threshold, matrix in self.matrices[name].items():
-                matrix.update(truth, threshold_label(score, label, threshold))
+            self.sweeps[name].update(truth, label, score)
+
+    def reduce(self) -> CamSweep:
+        """Sum over all processes; a collective call of those that share the images out. Returns itself."""
+        for sweep in self.sweeps.values():
+            sweep.reduce()
+        return self
 
     def report(
         self, folder: Path, protocol: str, settings: Mapping[str, Any], source: Mapping[str, Any]
     ) -> None:
-        """Sum over processes, print sweep and tables (at the fixed threshold), write ``scores.json``."""
-        scores = {
-            name: {t: m.reduce().scores() for t, m in tried.items()} for name, tried in self.matrices.items()
-        }
-        scores = {name: tried for name, tried in scores.items() if tried[self.threshold].pixels}
+        """Print sweep and tables (at the fixed threshold), write ``scores.json``; main process only."""
         if not is_main():
             return
+        scores = {name: sweep.scores() for name, sweep in self.sweeps.items()}
+        scores = {name: tried for name, tried in scores.items() if tried[self.threshold].pixels}
         if not scores:
             print(f"no masks for {short_name(self.split)}: nothing to score; the CAMs are in {folder}")
             return
         names = self.split.class_names
         rows = [
             [f"{t:.2f}", *(f"{100 * tried[t].miou:.2f}" for tried in scores.values())]
-            for t in self.thresholds
+            for t in self.thresholds[::SHOWN]
         ]
         print(text_table(["Threshold", *(f"{name} mIoU" for name in scores)], rows))
         fixed = {name: tried[self.threshold] for name, tried in scores.items()}
@@ -127,7 +130,7 @@ class CamSweep:
         print(pair_table(next(iter(fixed.values())), names))
         records = []
         for name, tried in scores.items():
-            best = max(tried, key=lambda t: tried[t].miou)
+            best = max(self.thresholds, key=lambda t: tried[t].miou)
             own = protocol.replace("cam/", f"{name}/", 1)
             curve = {f"{t:.2f}": tried[t].miou for t in self.thresholds}
             records += [
@@ -213,9 +216,9 @@ def run(cfg: Mapping[str, Any]) -> Path:
         folder,
         hint,
     )
-    made_with = read_json(folder / "settings.json") if (folder / "settings.json").is_file() else {}
-    protocol = options.protocol or _protocol(made_with, "labels" if options.labels else "cam", split)
-    settings = {"folder": str(folder.absolute()), "made_with": made_with}
+    origin = made_with(folder)
+    protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", split)
+    settings = {"folder": str(folder.absolute()), "made_with": origin}
     source = {**provenance(config, split), "scored_images": len(records)}
     if options.labels:
         _score_labels(folder, out, split, records, protocol, {**settings, "ignored": options.ignored}, source)
@@ -230,11 +233,11 @@ def run(cfg: Mapping[str, Any]) -> Path:
     return out
 
 
-def _protocol(made_with: Mapping[str, Any], kind: str, split: Split) -> str:
+def _protocol(origin: Mapping[str, Any], kind: str, split: Split) -> str:
     """The id that inference gave the folder, with the scored split; ``labels/<split>`` for other folders."""
-    if "protocol" not in made_with:
+    if "protocol" not in origin:
         return f"{kind}/{short_name(split)}"
-    kind, _, rest = made_with["protocol"].split("/", 2)
+    kind, _, rest = origin["protocol"].split("/", 2)
     return f"{kind}/{short_name(split)}/{rest}"
 
 

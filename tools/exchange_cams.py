@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from tools.options import complete, parse
-from utils.artifacts import load_cam, save_cam
+from utils.artifacts import claim_folder, load_cam, made_with, save_cam
 from utils.cli import run_main
-from utils.exchange import load_foreign_cam, save_irn_cam, save_psa_cam
+from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
 
 # form: (suffix of the files that are read, suffix of those that are written)
 FORMS = {"tag2mask": (".npy", ".npz"), "irn": (".npz", ".npy"), "psa": (".npz", ".npy")}
@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
 def run(cfg: Mapping[str, Any]) -> Path:
     """Convert every file that is not there yet; returns the output folder.
 
+    PSA's files of images without classes do not say how large the image is: they are skipped and counted.
+
     Args:
         cfg: the flags of the command line by name; those left out keep their defaults.
     """
@@ -54,16 +56,24 @@ def run(cfg: Mapping[str, Any]) -> Path:
     files = sorted(path.relative_to(source) for path in source.rglob(f"*{read}"))
     if not files:
         raise FileNotFoundError(f"there are no {read} files in {source} (--to {options.to} reads those)")
+    settings = {"input": str(source.absolute()), "made_with": made_with(source), "to": options.to}
+    claim_folder(out, settings | ({"dtype": options.dtype} if options.to == "tag2mask" else {}))
+    empty = []
     for file in tqdm(files, desc="convert", unit="file", dynamic_ncols=True):
         target = (out / file).with_suffix(written)
         if target.is_file():
             continue
         if options.to == "tag2mask":
-            save_cam(target, load_foreign_cam(source / file), options.dtype)
+            try:
+                save_cam(target, load_foreign_cam(source / file), options.dtype)
+            except NoClassError:
+                empty.append(file)
         else:
             save = save_irn_cam if options.to == "irn" else save_psa_cam
             save(target, load_cam(source / file))
-    print(f"output   {out}   ({len(files)} files)")
+    print(f"output   {out}   ({len(files) - len(empty)} files)")
+    if empty:
+        print(f"skipped  {len(empty)} files that hold no class, so no image size either; first {empty[0]}")
     return out
 
 

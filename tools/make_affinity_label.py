@@ -25,16 +25,17 @@ from models.refiners.dense_crf import DenseCRF
 from tools.crf import RECIPES, Job, cam_probs, enlarge, find_image, find_names, named, read_pixels, refine_cam
 from tools.crf import workers as crf_workers
 from utils.artifacts import (
-    CamFile,
     ScoreFile,
     cam_path,
     claim_folder,
     label_path,
     load_cam,
+    made_with,
     missing_files,
     save_scores,
 )
 from utils.cli import run_main
+from utils.distributed import default_device
 from utils.image import write_mask
 
 MODES = ("irn", "psa", "seam")
@@ -90,14 +91,18 @@ def run(cfg: Mapping[str, Any]) -> Path:
     if not (values[0] > values[1] if is_irn else values[0] < values[1]):
         relation = "below" if is_irn else "above"
         raise ValueError(f"{names[1]}={values[1]} must be {relation} {names[0]}={values[0]}")
-    device = options.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     crf = DenseCRF.preset(preset, steps=options.steps)
-    job = Job(
-        Path(options.cam), Path(options.images or ""), Path(options.out), options.mode, values, crf, device
-    )
-    images = find_images(options)
+    folders = Path(options.cam), Path(options.images or ""), Path(options.out)
+    job = Job(*folders, options.mode, values, crf, default_device(options.device))
+    images, source = find_images(options)
     path_of, work = (label_path, write_label) if is_irn else (cam_path, write_scores)
-    settings = {"cam": str(job.source.absolute()), "mode": options.mode, "crf": crf.protocol}
+    settings = {
+        "cam": str(job.source.absolute()),
+        "cam_settings": made_with(job.source),
+        **source,
+        "mode": options.mode,
+        "crf": crf.protocol,
+    }
     claim_folder(job.out, settings | dict(zip(names, values, strict=True)))
     left = {name: path for name, path in images.items() if not path_of(job.out, name).is_file()}
     with crf_workers(job, len(images), len(left), options.processes) as submit:
@@ -106,8 +111,8 @@ def run(cfg: Mapping[str, Any]) -> Path:
     return job.out
 
 
-def find_images(options: argparse.Namespace) -> dict[str, Path]:
-    """Image file of every name: of all CAM files, or of all images of a split.
+def find_images(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:
+    """Image file of every name, of all CAM files or of all images of a split, and what names the choice.
 
     Raises:
         FileNotFoundError: images or CAM files are missing.
@@ -121,9 +126,11 @@ def find_images(options: argparse.Namespace) -> dict[str, Path]:
                 f"{len(missing)} of {len(found)} images are missing in {options.images}, "
                 f"first {missing[0]}.jpg"
             )
-        return {name: path for name, path in found.items() if path is not None}
+        chosen = {"images": str(Path(options.images).absolute())}
+        return {name: path for name, path in found.items() if path is not None}, chosen
     from engine.data import load_split
     from tools.evaluate import data_config
+    from tools.options import short_name
 
     data = data_config(options).data
     split = load_split(data, options.split or data.train_set)
@@ -133,7 +140,8 @@ def find_images(options: argparse.Namespace) -> dict[str, Path]:
         folder,
         "finish tools/infer_cam.py on that split, or name another with --split",
     )
-    return {record.name: record.image for record in split.records}
+    chosen = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
+    return {record.name: record.image for record in split.records}, chosen
 
 
 def write_label(job: Job, name: str, image: Path) -> None:
@@ -143,7 +151,7 @@ def write_label(job: Job, name: str, image: Path) -> None:
         label = refine_cam(job, image_rgb, enlarge(cams.cam, image_rgb))
     else:
         label = image_rgb.new_zeros(image_rgb.shape[1:]).long()
-    write_mask(label_path(job.out, name), named(label, _ids_with_background(cams)))
+    write_mask(label_path(job.out, name), named(label, cams.label_ids))
 
 
 def write_scores(job: Job, name: str, image: Path) -> None:
@@ -154,10 +162,6 @@ def write_scores(job: Job, name: str, image: Path) -> None:
     else:
         scores = torch.ones(2, 1, *image_rgb.shape[1:])
     save_scores(cam_path(job.out, name), ScoreFile(cams.class_ids, scores))
-
-
-def _ids_with_background(cams: CamFile) -> torch.Tensor:
-    return torch.cat([cams.class_ids.new_zeros(1), cams.class_ids])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from engine.evaluator import text_table
 from engine.worker_pool import WorkerPool
 from tools.evaluate import data_config
 from tools.options import complete, parse, short_name
-from utils.artifacts import claim_folder, label_path, missing_files, read_json
+from utils.artifacts import claim_folder, label_path, made_with, missing_files
 from utils.cli import run_main
 from utils.drawing import write_picture
 from utils.image import read_image, read_mask
@@ -88,7 +88,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         out,
         {
             "labels": str(labels.absolute()),
-            "made_with": read_json(labels / "settings.json") if (labels / "settings.json").is_file() else {},
+            "made_with": made_with(labels),
             "split": short_name(split),
             "data_fingerprint": split.fingerprint(),
             "min_share": options.min_share,

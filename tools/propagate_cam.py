@@ -35,7 +35,7 @@ from tools.options import (
     report_labels,
     short_name,
 )
-from utils.artifacts import cam_path, claim_folder, label_path, load_cam, missing_files, read_json
+from utils.artifacts import cam_path, claim_folder, label_path, load_cam, made_with, missing_files
 from utils.cli import run_main
 from utils.distributed import barrier, init_process_group, is_main
 from utils.image import normalize, read_mask, write_mask
@@ -91,14 +91,13 @@ def run(cfg: Mapping[str, Any]) -> Path:
     )
     crf = DenseCRF.preset("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
-    made_by = cam_folder / "settings.json"
     settings = {
         "protocol": protocol,
         "checkpoint_sha256": loaded.sha256,
         "split": short_name(split),
         "data_fingerprint": split.fingerprint(),
         "cam": str(cam_folder.absolute()),
-        "cam_settings": read_json(made_by) if made_by.is_file() else {},
+        "cam_settings": made_with(cam_folder),
         "precision": options.precision,
         "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
     }
@@ -126,7 +125,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
             scores = method.propagate(normalize(image_rgb.to(device))[None], cam)
         if crf is not None:
             (scores,) = crf.infer_together(image_rgb.to(device), [unary_from_probs(scores)])
-        return named(scores.argmax(0), torch.cat([cams.class_ids.new_zeros(1), cams.class_ids]))
+        return named(scores.argmax(0), cams.label_ids)
 
     for_each_image(
         WeakSegDataset(split),

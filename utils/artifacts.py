@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 SCORES_FORMAT = "tag2mask-scores/1"
+SETTINGS = "settings.json"
+FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -85,6 +87,11 @@ class CamFile:
     aux_cam: Tensor | None
     size: tuple[int, int]
     strided: Tensor | None = None
+
+    @property
+    def label_ids(self) -> Tensor:
+        """(1 + n,) int64 mask values with the background in front: what a label of channel numbers means."""
+        return torch.cat([self.class_ids.new_zeros(1), self.class_ids])
 
 
 def cam_path(folder: Path, name: str) -> Path:
@@ -195,10 +202,10 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the folder was made with something else (names every difference), or holds foreign images.
     """
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
     if not path.is_file():
-        foreign = next((file for file in folder.rglob("*.*") if file.suffix in (".png", ".npz")), None)
+        foreign = next((file for file in folder.rglob("*.*") if file.suffix in FILES), None)
         if foreign is not None:
             raise ValueError(
                 f"{folder} already holds files that no run of this tool made, for example {foreign.name} "
@@ -217,6 +224,12 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with "
             "--out, or delete this one"
         )
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """The settings that `claim_folder` wrote into a folder; empty for a folder of something else."""
+    path = folder / SETTINGS
+    return read_json(path) if path.is_file() else {}
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:

@@ -143,9 +143,9 @@ def background_score(cam: Tensor, alpha: float) -> Tensor:
     Large exponents leave little background (PSA equation 2).
 
     Args:
-        cam: (..., P, H, W) of the P >= 1 present classes, at most 1.
+        cam: (..., P, H, W) of the P >= 1 present classes; what rounding left above 1 counts as 1.
     """
-    return (1 - cam.amax(-3)) ** alpha
+    return (1 - cam.amax(-3)).clamp(min=0) ** alpha
 
 
 def normalize_cam(cam: Tensor, eps: float = 1e-5) -> Tensor:

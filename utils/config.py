@@ -32,7 +32,12 @@ CONFIGS = ROOT / "configs"
 
 # Mappings whose keys belong to a class or function: where its import path stands, and which arguments the
 # engine gives.
-OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target", "infer.crf": "infer.crf.target"}
+OPEN = {
+    "method": "method.target",
+    "data.options": "data.source",
+    "data.generate": "data.generate.target",
+    "infer.crf": "infer.crf.target",
+}
 GIVEN = {"num_classes", "class_prior", "root", "split"}
 
 TRAINING = "engine.train"  # the stage whose options are a config
@@ -212,7 +217,8 @@ def _merge_stages(stages: StageValues, values: Any, label: str) -> StageValues:
 
 
 def _with_likes(stages: StageValues, changes: StageValues | None = None, merge: bool = False) -> StageValues:
-    """Stages with the keys of those that they are like; ``changes`` reach the likes of a stage as well.
+    """Stages with the keys of those that they are like; ``changes`` reach the likes of a stage as well, but
+    for the keys that a like sets itself.
 
     Args:
         changes: instead of what the files say (``merge=False``), or on top of it.
@@ -224,9 +230,8 @@ def _with_likes(stages: StageValues, changes: StageValues | None = None, merge: 
             raise KeyError(
                 f"stage '{name}' is like '{other}', which is no stage before it{suggest(other, found)}"
             )
-        parts = [found[other]] if other is not None else []
-        if changes is None or merge:
-            parts.append(_without(values, ("like",)))
+        inherited, own = found[other] if other is not None else {}, _without(values, ("like",))
+        parts = [inherited, own] if changes is None or merge else [_unless_set(inherited, own)]
         if changes is not None:
             parts.append(changes.get(name, {}))
         found[name] = _container(_merge({}, *parts))
@@ -323,6 +328,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys}
+
+
+def _unless_set(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without what ``own`` sets, key by key inside mappings that both have."""
+    kept = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(own.get(key), Mapping):
+            kept[key] = _unless_set(value, own[key])
+        elif key not in own:
+            kept[key] = value
+    return kept
 
 
 def _values_of(path: Path) -> dict[str, Any]:

@@ -38,6 +38,13 @@ def barrier() -> None:
         dist.barrier()
 
 
+def default_device(device: str) -> str:
+    """What ``auto`` means here: a GPU if there is one; any other name stays."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.device_count() else "cpu"
+
+
 def init_process_group(device: str) -> torch.device:
     """Join the processes that torchrun started and return the device of this one.
 
@@ -50,9 +57,7 @@ def init_process_group(device: str) -> torch.device:
     available = torch.cuda.device_count()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if device == "auto":
-        device = "cuda" if available else "cpu"
-    chosen = torch.device(device)
+    chosen = torch.device(default_device(device))
     if chosen.type == "cuda":
         if chosen.index is not None and local_world > 1:
             raise ValueError(f"device={device} puts {local_world} processes on one GPU; use device=cuda")

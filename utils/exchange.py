@@ -21,14 +21,21 @@ from utils.artifacts import CamFile, write_atomic
 from utils.npy_dictionary import read_npy_dictionary
 
 
+class NoClassError(ValueError):
+    """A CAM file of PSA's form without any class: it does not say how large its image is."""
+
+
 def load_foreign_cam(path: Path) -> CamFile:
     """Read a CAM file of IRN, CDA, PSA or SEAM.
 
     Raises:
+        NoClassError: the file is an empty dictionary.
         FileNotFoundError, ValueError: as `utils.npy_dictionary.read_npy_dictionary`, which runs no code from
             the file; and for a dictionary of another form.
     """
     content = read_npy_dictionary(path)
+    if not content:
+        raise NoClassError(f"{path} holds no class, so not even the size of its image is known: leave it out")
     try:
         if "high_res" in content:
             keys = _tensor(content["keys"]).long()

@@ -184,13 +184,16 @@ class ConfusionMatrix:
             raise ValueError(f"labels must be integers, not {truth.dtype} and {prediction.dtype}")
         if self.reduced:
             raise ValueError("the matrix has been summed over processes already: make a new one")
+        self.counts += torch.bincount(self._entry(truth, prediction), minlength=len(self.counts))
+
+    def _entry(self, truth: Tensor, prediction: Tensor) -> Tensor:
+        """Which entry of ``counts`` each pixel belongs to, flat."""
         k = self.num_classes
         truth, prediction = (t.to(self.device, torch.int64).flatten() for t in (truth, prediction))
         index = truth * k + prediction
         index = index.where((prediction >= 0) & (prediction < k), k * k + 2)
         index = index.where((truth >= 0) & (truth < k), k * k + 1)
-        index = index.where(truth != self.ignore_index, k * k)
-        self.counts += torch.bincount(index, minlength=k * k + 3)
+        return index.where(truth != self.ignore_index, k * k)
 
     def reduce(self) -> ConfusionMatrix:
         """Sum over all processes (in place, once); a collective call. Returns itself."""
@@ -215,6 +218,58 @@ class ConfusionMatrix:
                 "images of this data set, and is the number of classes right?"
             )
         return SegScores(counts[:-3].reshape(self.num_classes, self.num_classes))
+
+
+class ThresholdSweep:
+    """Confusion matrices of a scored label at many background thresholds, in one pass over the pixels.
+
+    A pixel is background at every threshold from its score on, so how many thresholds its score exceeds is
+    all that has to be counted.
+
+    Args:
+        thresholds: a pixel whose score is at most the threshold is background.
+    """
+
+    def __init__(
+        self, num_classes: int, thresholds: Iterable[float], device: torch.device | str = "cpu"
+    ) -> None:
+        self.thresholds = sorted(set(thresholds))
+        self.cuts = torch.tensor(self.thresholds, dtype=torch.float32, device=device)
+        self.matrix = ConfusionMatrix(num_classes, device)  # of the label without any threshold
+        # Row b: pixels whose score exceeds the first b thresholds only.
+        shape = len(self.thresholds) + 1, len(self.matrix.counts)
+        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def update(self, truth: Tensor, label: Tensor, score: Tensor) -> None:
+        """Add the pixels of a truth and a label (H, W), integers, and of the label's score (H, W) float."""
+        self.matrix.update(truth, label)
+        exceeded = torch.bucketize(score.to(self.cuts).flatten(), self.cuts)
+        entry = exceeded * self.counts.shape[1] + self.matrix._entry(truth, label)
+        self.counts += torch.bincount(entry, minlength=self.counts.numel()).view_as(self.counts)
+
+    def reduce(self) -> ThresholdSweep:
+        """Sum over all processes (in place, once); a collective call. Returns itself."""
+        if not self.matrix.reduced:
+            self.matrix.reduce()
+            self.counts = all_reduce_sum(self.counts)
+        return self
+
+    def scores(self) -> dict[float, SegScores]:
+        """Scores at every threshold of what has been counted so far.
+
+        Raises:
+            ValueError: some label was out of range.
+        """
+        k = self.matrix.num_classes
+        self.matrix.scores()
+        counts = self.counts[:, : k * k].cpu().view(-1, k, k)
+        # Entry i: those whose score exceeds threshold i.
+        kept = counts.flip(0).cumsum(0).flip(0)[1:]
+        found = {}
+        for threshold, matrix in zip(self.thresholds, kept, strict=True):
+            matrix[:, 0] += (counts.sum(0) - matrix).sum(1)
+            found[threshold] = SegScores(matrix)
+        return found
 
 
 def tag_f1(prediction: Tensor, class_label: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from datasets.context_decoupling import (
     turned_labels,
     write_index,
 )
+from datasets.stage_transforms import crop, crop_box, resize_long_side
 from datasets.transforms import PlainView
 from datasets.voc import CLASS_NAMES
 from utils.image import normalize, write_mask
@@ -135,21 +136,13 @@ def published_item(case, tmp_path, image_label):
     return WeakSegDataset(split, transform=lambda sample: sample), ObjectBank(tmp_path / "bank", CLASS_NAMES)
 
 
-def cropped(image, long_side, flip, draws, size):
-    """The published view of the classifier: bicubic, mirrored, cropped, with draws as recorded."""
-    height, width = image.height, image.width
-    scale = long_side / max(height, width)
-    resized = (round(width * scale), round(height * scale))
-    pixels = torch.from_numpy(np.array(image.resize(resized, Image.Resampling.BICUBIC)))
-    pixels = normalize(pixels.permute(2, 0, 1))
-    pixels = pixels.flip(-1) if flip else pixels
-    crop = pixels.new_zeros(3, size, size)
-    (x, x0), (y, y0) = (
-        (offset, 0) if length > size else (0, offset) for length, offset in zip(resized, draws)
-    )
-    part = pixels[:, y : y + size, x : x + size]
-    crop[:, y0 : y0 + part.shape[1], x0 : x0 + part.shape[2]] = part
-    return crop
+def cropped(image, long_side, flip, offsets, size):
+    """The published view of the classifier with draws as recorded."""
+    resized = resize_long_side(image, long_side)
+    pixels = normalize(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
+    replayed = iter(offsets)
+    box = crop_box((resized.height, resized.width), size, draw=lambda n: next(replayed))
+    return crop(pixels.flip(-1) if flip else pixels, size, box, fill=0.0)
 
 
 def test_item_of_the_data_set_equals_the_published_one(golden, tmp_path):

@@ -43,7 +43,7 @@ def test_sweep_over_thresholds_matches_the_published_programs(scored):
     sweep = CamSweep(split, "cpu", 0.15, (*thresholds, 0.3))
     for record, cam in zip(split.records, cams):
         sweep.add(record, cam)
-    found = {t: matrix.scores() for t, matrix in sweep.matrices["cam"].items()}
+    found = sweep.sweeps["cam"].scores()
     assert_close(torch.stack([percent(found[t]) for t in thresholds]), case["sweep"], **EXACT)
     for threshold, name in ((0.15, "015"), (0.3, "030")):
         iou = found[threshold].iou

@@ -211,3 +211,26 @@ def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):
     run.restore(tmp_path / "converted.pth")
     assert run.step == 0
     torch.testing.assert_close(run.method.linear.weight, source.method.linear.weight)
+
+
+@pytest.mark.parametrize("killed_at", [4, 8])
+def test_validation_that_was_killed_is_made_up_for(tmp_path, killed_at):
+    """Its checkpoint is there already, at the last step too, where nothing else is left to do."""
+    options = TrainOptions(**{**vars(OPTIONS), "eval_every": 4, "checkpoint_every": 100})
+    scores, scored = {4: 30.0, 8: 20.0}, []
+
+    def validate(method, step):
+        scored.append(step)
+        if step == killed_at and scored.count(step) == 1:
+            raise KeyboardInterrupt
+        return {"seg": scores[step]}
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, validate=validate, options=options).fit()
+    for _ in range(2):  # what is scored is not scored again
+        run = trainer(tmp_path, validate=validate, options=options)
+        run.restore(tmp_path / "last.pth")
+        run.fit()
+    assert scored == sorted([4, 8, killed_at])
+    assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
+    assert load_checkpoint(tmp_path / "last.pth")["best"] == 30.0

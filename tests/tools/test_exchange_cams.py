@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tools import exchange_cams
-from utils.artifacts import CamFile, load_cam, save_cam
-from utils.exchange import load_foreign_cam, save_irn_cam, save_psa_cam
+from utils.artifacts import CamFile, load_cam, save_cam, write_json
+from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
 
 
 def cams(classes=(3, 15)):
@@ -94,4 +94,35 @@ def test_folder_goes_there_and_back(tmp_path, form):
         file = load_cam(back / f"{name}.npz")
         assert torch.equal(file.cam, cams().cam) and torch.equal(file.class_ids, cams().class_ids)
     with pytest.raises(FileNotFoundError, match=r"no \.npy files"):
-        exchange_cams.run({"input": str(tmp_path / "ours"), "out": str(tmp_path), "to": "tag2mask"})
+        exchange_cams.run({"input": str(tmp_path / "ours"), "out": str(tmp_path / "x"), "to": "tag2mask"})
+
+
+def test_files_without_classes_are_counted_and_left_out(tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    save_psa_cam(tmp_path / "theirs" / "a.npy", cams())
+    for name in ("b", "c"):
+        save_psa_cam(tmp_path / "theirs" / f"{name}.npy", cams(()))
+    with pytest.raises(NoClassError, match=r"b\.npy holds no class"):
+        load_foreign_cam(tmp_path / "theirs" / "b.npy")
+    options = {"input": str(tmp_path / "theirs"), "out": str(tmp_path / "ours"), "to": "tag2mask"}
+    out = exchange_cams.run(options)
+    assert [path.name for path in out.glob("*.npz")] == ["a.npz"]
+    printed = capsys.readouterr().out
+    assert "(1 files)" in printed and "skipped  2 files that hold no class" in printed and "b.npy" in printed
+
+
+def test_folder_of_other_files_or_settings_is_refused(tmp_path):
+    save_cam(tmp_path / "ours" / "a.npz", cams(), "float32")
+    options = {"input": str(tmp_path / "ours"), "out": str(tmp_path / "theirs"), "to": "irn"}
+    out = exchange_cams.run(options)
+    kept = (out / "a.npy").stat().st_mtime_ns
+    assert exchange_cams.run(options) == out and (out / "a.npy").stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match="other settings .*to: irn -> psa"):
+        exchange_cams.run({**options, "to": "psa"})
+    write_json(tmp_path / "ours" / "settings.json", {"checkpoint_sha256": "another"})
+    with pytest.raises(ValueError, match="other settings .*made_with"):
+        exchange_cams.run(options)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "b.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no run of this tool made, for example b\.npy"):
+        exchange_cams.run({**options, "out": str(tmp_path / "foreign")})

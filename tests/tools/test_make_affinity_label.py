@@ -8,7 +8,7 @@ from PIL import Image
 from models.refiners.dense_crf import DenseCRF, merge_confident_labels, unary_from_probs
 from tests.tools.test_crf import folder  # noqa: F401  (fixture)
 from tools import crf, infer_cam, make_affinity_label
-from utils.artifacts import load_cam, load_scores
+from utils.artifacts import load_cam, load_scores, read_json, write_json
 from utils.image import read_mask
 
 
@@ -81,6 +81,15 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     files = sorted(path.name for path in out.glob("*.png"))
     assert files == sorted(f"{path.stem}.png" for path in cam.glob("*.npz"))
     assert all(read_mask(out / name).shape == (48, 48) for name in files)
+    settings = read_json(out / "settings.json")
+    assert settings["cam_settings"] == read_json(cam / "settings.json") and settings["split"] == "test"
+    write_json(cam / "settings.json", {**settings["cam_settings"], "checkpoint_sha256": "another"})
+    with pytest.raises(ValueError, match="other settings .*cam_settings"):
+        make_affinity_label.run({**labels, "out": tmp_path / "labels"})
+    with pytest.raises(ValueError, match="other settings .*split: test -> train"):
+        fewer = tmp_path / "train.txt"
+        fewer.write_text("\n".join(path.stem for path in cam.glob("*.npz")))
+        make_affinity_label.run({**labels, "out": tmp_path / "labels", "split": str(fewer)})
     next(cam.glob("*.npz")).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 CAM files"):
         make_affinity_label.run({**labels, "out": tmp_path / "other"})

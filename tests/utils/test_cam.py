@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from tests.formula import stats
 from utils.cam import (
     affinity_label,
+    background_score,
     best_class,
     box_on_tokens,
     cam_to_confident_label,
@@ -118,3 +119,8 @@ def test_box_on_tokens_keeps_tokens_whose_centre_is_inside():
             # The centre of token i is the border between pixels 16 i + 7 and 16 i + 8.
             inside = [i for i in range(14) if start <= 16 * i + 8 and 16 * i + 8 < stop]
             assert inside == list(range(int(first), int(last)))
+
+
+def test_background_of_a_cam_that_rounding_left_above_one_is_nothing():
+    cam = torch.tensor([1.0, 1.0001, 0.5])[None, None]
+    assert_close(background_score(cam, 2.5), torch.tensor([[0.0, 0.0, 0.5**2.5]]), **TIGHT)

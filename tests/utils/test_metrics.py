@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from utils.metrics import ConfusionMatrix, SegScores, tag_f1
+from utils.metrics import ConfusionMatrix, SegScores, ThresholdSweep, tag_f1
 
 SHAPES = {"voc": (21, (3, 40, 50)), "coco": (81, (2, 60, 40))}
 
@@ -171,3 +171,24 @@ def test_record_survives_json_with_undefined_values():
     assert record["miou_classes"] == 2 and record["confusion_classes"] == 1
     again = SegScores.from_dict(record)
     assert torch.equal(again.matrix, scores.matrix) and again.miou == scores.miou
+
+
+def test_sweep_in_one_pass_equals_a_matrix_for_each_threshold():
+    generator = torch.Generator().manual_seed(0)
+    thresholds = [0.3, 0.0, 0.15, 0.59]
+    sweep, expected = ThresholdSweep(4, thresholds), {t: ConfusionMatrix(4) for t in thresholds}
+    for size in ((7, 9), (1, 5)):
+        truth = torch.randint(5, size, generator=generator)
+        truth[truth == 4] = 255
+        label = torch.randint(1, 4, size, generator=generator)
+        score = torch.randint(0, 61, size, generator=generator) / 100  # on the thresholds and between them
+        sweep.update(truth, label, score)
+        for threshold, matrix in expected.items():
+            matrix.update(truth, label.where(score > threshold, 0))
+    found = sweep.reduce().scores()
+    assert list(found) == sorted(thresholds)
+    assert all(torch.equal(found[t].matrix, expected[t].scores().matrix) for t in thresholds)
+    sweep = ThresholdSweep(4, thresholds)
+    sweep.update(torch.tensor([[7]]), torch.tensor([[1]]), torch.tensor([[0.5]]))
+    with pytest.raises(ValueError, match="ground truth"):
+        sweep.scores()

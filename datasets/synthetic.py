@@ -32,6 +32,7 @@ from datasets.voc import tags_from_xml
 from utils.artifacts import read_json, write_atomic, write_json
 from utils.image import write_mask
 from utils.logging import progress_bar
+from utils.worker import start_worker
 
 FORMAT = "tag2mask/synthetic-1"  # a change of what is drawn for the same options needs a new number
 SPLITS = ("train", "test", "test_shuffled")
@@ -364,7 +365,8 @@ def _for_each(parts: list, root: Path, options: SceneOptions, workers: int) -> I
         yield from (_write_images(root, options, part) for part in parts)
         return
     # spawn: the caller may already run threads, which a forked process would inherit in an undefined state.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
         yield from pool.map(_write_images, [root] * len(parts), [options] * len(parts), parts)
 
 

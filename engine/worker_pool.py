@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
-import torch
+from utils.worker import start_worker
 
 
 class WorkerPool:
@@ -41,7 +39,7 @@ class WorkerPool:
         elif workers:
             # Forked children would inherit locked mutexes of torch's thread pools.
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+            self._executor = ProcessPoolExecutor(workers, context, initializer=start_worker)
 
     def submit(
         self, work: Callable[..., Any], *arguments: Any, then: Callable[[Any], None] | None = None
@@ -77,16 +75,3 @@ class WorkerPool:
         finally:
             if self._executor is not None:
                 self._executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would wait for calls for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -34,6 +34,7 @@ SMALL_RUN = [
 # archive.
 ELSEWHERE = (
     "bash run_demo.sh",
+    "python scripts/demo.py",
     "bash run_tests.sh",
     "mkdir ",
     "tar ",

@@ -1,0 +1,25 @@
+"""What every process of a pool does first."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+import torch
+
+
+def start_worker() -> None:
+    """Initializer of process pools: one thread, and an end with the parent.
+
+    A killed parent cannot stop its workers, which would wait for calls for ever.
+    """
+    torch.set_num_threads(1)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import multiprocessing.util
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -127,6 +130,17 @@ def _set_up_worker(_worker: int) -> None:
     # Several workers with a thread pool each would fight over the cores.
     torch.set_num_threads(1)
     # A terminal's Ctrl-C and a cluster's stop signal reach the workers too. The training process ends its
-    # step and saves; for that it needs them. They end with it, however it ends.
+    # step and saves; for that it needs them. They end with it, however it ends: `_end_workers`.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """When a process ends, also by an error: its workers do not hear the request to end; it would wait."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+# Called before multiprocessing's own exit function, which was registered when it was imported.
+atexit.register(_end_workers)

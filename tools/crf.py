@@ -19,6 +19,7 @@ thresholds (strict, lax); one value runs the CRF once and ignores nothing.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import zipfile
@@ -114,6 +115,14 @@ def run(cfg: Mapping[str, Any]) -> Path:
     if len(values) not in ((0,) if options.recipe == "probs" else (1, 2)):
         count = "no" if options.recipe == "probs" else "one or two"
         raise ValueError(f"recipe {options.recipe} takes {count} values, got {values}")
+    # The strict run has the higher threshold, or the lower alpha.
+    falling = options.recipe in ("toco", "irn")
+    in_range = all(0 < value < (1 if falling else math.inf) for value in values)
+    if not in_range or (len(values) == 2 and (values[0] > values[1]) != falling):
+        what = (
+            "thresholds between 0 and 1, the higher first" if falling else "alphas above 0, the lower first"
+        )
+        raise ValueError(f"--values of recipe {options.recipe} are {what}, not {list(values)}")
     crf = DenseCRF.preset(options.preset or preset, steps=options.steps, backend=options.backend)
     device = default_device(options.device)
     job = Job(
@@ -220,24 +229,30 @@ def named(label: Tensor, class_ids: Tensor) -> np.ndarray:
 
 
 def read_probs(path: Path) -> tuple[Tensor, Tensor]:
-    """Class ids (K,) and probabilities (K, h, w)."""
+    """Class ids (K,) and probabilities (K, h, w).
+
+    Raises:
+        ValueError: a file without them, with values outside of [0, 1], or with ids that are no labels.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            probs = torch.from_numpy(arrays["probs"]).float()
-            ids = (
-                torch.from_numpy(arrays["class_ids"]).long()
-                if "class_ids" in arrays
-                else torch.arange(len(probs))
-            )
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            probs = arrays["probs"]
+            ids = arrays["class_ids"] if "class_ids" in arrays else np.arange(len(probs))
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no array 'probs' (K, h, w), or is damaged ({error})") from error
-    if probs.ndim != 3 or len(ids) != len(probs):
+    if probs.ndim != 3 or probs.dtype.kind != "f" or not probs.size or ids.shape != probs.shape[:1]:
         raise ValueError(
-            f"{path}: probs must be (K, h, w) with K class ids, got {tuple(probs.shape)} and {len(ids)}"
+            f"{path}: probs must be floats (K, h, w) with K class ids, got {probs.dtype} {probs.shape} and "
+            f"{ids.shape}"
         )
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) <= 254:
-        raise ValueError(f"{path}: class ids are {ids.tolist()}, but a label image holds 0..254")
-    return ids, probs
+    if probs.min() < 0 or probs.max() > 1 + 1e-3 or not probs.max() > 0:
+        raise ValueError(
+            f"{path}: probs lie between {probs.min():.3g} and {probs.max():.3g}, not in [0, 1]; "
+            "take the softmax of logits first"
+        )
+    if ids.dtype.kind not in "iu" or len(set(ids.tolist())) < len(ids) or ids.min() < 0 or ids.max() > 254:
+        raise ValueError(f"{path}: class ids are {ids.tolist()}, not K different integers of 0..254")
+    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()
 
 
 def read_cam(path: Path) -> tuple[Tensor, Tensor]:

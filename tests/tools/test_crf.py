@@ -139,3 +139,41 @@ def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
     assert results == [0, 1, 4, 9, 16, 25]
     with pytest.raises(ValueError, match="seven"), WorkerPool(workers, threads=True) as pool:
         pool.submit(square, 7)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"probs": np.full((3, 4, 5), 2.0)}, r"not in \[0, 1\]"),
+        ({"probs": np.full((3, 4, 5), -0.5)}, r"not in \[0, 1\]"),
+        ({"probs": np.zeros((3, 4, 5))}, r"not in \[0, 1\]"),
+        ({"probs": np.ones((3, 4, 5), np.uint8)}, "must be floats"),
+        ({"probs": np.full((2, 4, 5), 0.5), "class_ids": np.array([0, 300])}, "different integers of 0..254"),
+        ({"probs": np.full((2, 4, 5), 0.5), "class_ids": np.array([5, 5])}, "different integers of 0..254"),
+        (
+            {"probs": np.full((2, 4, 5), 0.5), "class_ids": np.array([0.0, 1.5])},
+            "different integers of 0..254",
+        ),
+        ({"probs": np.full((2, 4, 5), 0.5), "class_ids": np.array([[0], [1]])}, "with K class ids"),
+    ],
+)
+def test_wrong_probabilities_are_refused_by_name(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"x\.npz.*{message}"):
+        crf.read_probs(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values"), [("toco", [0.25, 0.7]), ("psa", [-3.0, 5.0]), ("irn", [float("nan"), 0.2])]
+)
+def test_wrong_values_of_a_recipe_are_refused(tmp_path, recipe, values):
+    with pytest.raises(ValueError, match=f"--values of recipe {recipe} are"):
+        crf.run(
+            {
+                "input": str(tmp_path),
+                "images": str(tmp_path),
+                "out": str(tmp_path / "out"),
+                "recipe": recipe,
+                "values": values,
+            }
+        )

@@ -198,3 +198,13 @@ def test_settings_file_holds_what_decides_the_labels(plain):
     settings = json.loads((plain / "settings.json").read_text())
     assert {"checkpoint_sha256", "data_fingerprint", "split", "max_side"} <= set(settings)
     assert {"size", "scales", "flip", "merge_flips", "merge_scales", "crf"} <= set(settings)
+
+
+def test_a_broken_photo_ends_the_tool(checkpoint, tmp_path):
+    """Its loader's workers hear no stop signal, and must not keep it alive."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no picture")
+    command = [sys.executable, str(ROOT / "tools" / "infer_seg.py"), "--model_path", str(checkpoint)]
+    command += ["--infer", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "bad.jpg" in done.stderr

@@ -39,10 +39,24 @@ def barrier() -> None:
 
 
 def default_device(device: str) -> str:
-    """What ``auto`` means here: a GPU if there is one; any other name stays."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.device_count() else "cpu"
+    """The name of a device that is there; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ValueError: for a GPU where there is none, or a name that is no device.
+    """
+    available = torch.cuda.device_count()
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device '{device}' is not auto, cpu, cuda or cuda:<index>") from error
+    if named.type == "cuda" and not available:
+        raise ValueError(
+            f"{(named.index or 0) + 1} GPU(s) asked for on this machine, 0 found; check CUDA_VISIBLE_DEVICES "
+            "(DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
+        )
+    return device
 
 
 def init_process_group(device: str) -> torch.device:

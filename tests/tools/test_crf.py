@@ -177,3 +177,12 @@ def test_wrong_values_of_a_recipe_are_refused(tmp_path, recipe, values):
                 "values": values,
             }
         )
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda", "0 found"), ("gpu", "is not auto, cpu, cuda")])
+def test_a_device_that_is_not_there_is_refused(folder, tmp_path, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    options = {"input": str(tmp_path), "images": str(tmp_path), "out": str(tmp_path / "out"), "recipe": "irn"}
+    with pytest.raises(ValueError, match=message):
+        crf.run({**options, "device": device})
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.formula import Formula
+from utils.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -27,6 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder with other recorded cases of the same form: NAME.npz or NAME_holdout.npz",
     )
+
+
+def pytest_configure() -> None:
+    keep_freed_memory()  # as every entry point does
 
 
 class GoldenCase(Formula, Mapping):

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from utils.memory import keep_freed_memory
+
 USER_ERRORS = (
     ValueError,
     KeyError,
@@ -22,6 +24,7 @@ def run_main(main: Callable[[], object]) -> None:
     """Call ``main`` and exit; bad input prints its message alone (``TRACEBACK=1`` shows where it was
     raised).
     """
+    keep_freed_memory()
     try:
         main()
     except USER_ERRORS as error:

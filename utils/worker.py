@@ -8,6 +8,8 @@ import threading
 
 import torch
 
+from utils.memory import keep_freed_memory
+
 
 def start_worker() -> None:
     """Initializer of process pools: one thread, and an end with the parent.
@@ -15,6 +17,7 @@ def start_worker() -> None:
     A killed parent cannot stop its workers, which would wait for calls for ever.
     """
     torch.set_num_threads(1)
+    keep_freed_memory()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

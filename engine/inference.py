@@ -30,7 +30,7 @@ from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
 from utils.build import suggest
 from utils.checkpoint import FORMAT, load_checkpoint
-from utils.config import load_config, to_plain
+from utils.config import OPEN, load_config, to_plain
 from utils.distributed import barrier, is_main, shard
 from utils.image import rescale
 from utils.logging import progress_bar
@@ -408,10 +408,10 @@ def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         key, equals, _ = item.partition("=")
         if not equals:
             raise ValueError(f"'{item}' is not key=value, for example data.root=/data/VOC2012")
-        # Arguments of the method and of the data source are checked where they are called.
+        # Arguments of classes and functions are checked where they are called.
         if (
             key not in known
-            and not key.startswith(("method.", "data.options."))
+            and not key.startswith(tuple(f"{prefix}." for prefix in OPEN))
             and not any(k.startswith(key + ".") for k in known)
         ):
             raise KeyError(f"'{key}' is not a key of the checkpoint's config{suggest(key, known)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,12 @@ def _validation(
     return score
 
 
+def _names(classes: Sequence[str], most: int = 6) -> str:
+    """Number and names of classes: the first lines of the log then show a tag file that was read wrongly."""
+    shown = ", ".join(classes[:most]) + (", ..." if len(classes) > most else "")
+    return f"{len(classes)} class{'' if len(classes) == 1 else 'es'} ({shown})"
+
+
 def _log_start(
     cfg: DictConfig,
     train_split: Split,
@@ -269,7 +275,7 @@ def _log_start(
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")
     LOGGER.info(
         f"data     {cfg.data.name}: {len(train_split)} training images ({cfg.data.train_set}), "
-        f"{train_split.num_classes - 1} classes"
+        f"{_names(train_split.class_names[1:])}"
         + (f", {len(val_split)} to score ({cfg.data.val_set})" if val_split else "")
     )
     LOGGER.info(

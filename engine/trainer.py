@@ -241,7 +241,7 @@ class Trainer:
             if name not in losses and self.method.loss_weight(name, self.step):
                 raise ValueError(
                     f"method.loss_weights.{name} belongs to no loss of {type(self.method).__name__}"
-                    f"{suggest(name, losses)}"
+                    f"{suggest(name, {*losses, *self.method.loss_weights} - {name})}"
                 )
 
     def _report_broken(self, losses: dict[str, Tensor]) -> NoReturn:

@@ -21,21 +21,23 @@ import torch
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import provenance, resize
+from engine.evaluator import resize
 from engine.inference import for_each_image, load_method
 from tools.evaluate import CamSweep
 from tools.options import (
     checkpoint_parser,
+    claim_output,
     complete,
     data_overrides,
     find_split,
-    output_folder,
+    output_flags,
     parse,
+    score_source,
     short_name,
 )
-from utils.artifacts import CamFile, cam_path, claim_folder, load_cam, save_cam
+from utils.artifacts import CamFile, cam_path, load_cam, save_cam
 from utils.cli import run_main
-from utils.distributed import barrier, init_process_group, is_main
+from utils.distributed import init_process_group
 from utils.image import normalize, strided_size
 from utils.precision import autocast
 
@@ -61,20 +63,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("float16", "float32"),
         help="of the stored values (default %(default)s)",
     )
-    p.add_argument(
-        "--out",
-        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
-    )
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16", "auto"),
-        help="of the network (default %(default)s)",
-    )
-    p.add_argument(
-        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
-    )
+    output_flags(p)
     return p
 
 
@@ -96,24 +85,16 @@ def run(cfg: Mapping[str, Any]) -> Path:
         raise ValueError(f"size is '{size}', not native or a number of pixels")
     # The mirrored image is always used, and scale 1 whether it is listed or not.
     protocol = f"cam/{short_name(split)}/{'ms' if set(scales) - {1.0} else 'ss'}+flip"
-    settings = {
-        "protocol": protocol,
-        "checkpoint_sha256": loaded.sha256,
-        "split": short_name(split),
-        "data_fingerprint": split.fingerprint(),
-        "size": size if size == "native" else int(size),
-        "scales": scales,
-        "stride": options.stride,
-        "dtype": options.dtype,
-        "precision": options.precision,
-        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
-    }
-    out = output_folder(options.out, loaded, protocol)
-    if is_main():
-        print(loaded.describe())
-        claim_folder(out, settings)
-        print(f"output   {out}   ({len(split)} images)")
-    barrier()
+    out, settings = claim_output(
+        options,
+        loaded,
+        split,
+        protocol,
+        size=size if size == "native" else int(size),
+        scales=scales,
+        stride=options.stride,
+        dtype=options.dtype,
+    )
     sweep = CamSweep(split, device, method.background_threshold)
 
     def work(sample: Sample) -> None:
@@ -149,7 +130,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         finished=lambda record: cam_path(out, record.name).is_file(),
         revisit=lambda record: sweep.add(record, load_cam(cam_path(out, record.name))),
     )
-    source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    source = score_source(options, loaded, split)
     sweep.reduce().report(out, protocol, settings, source)
     return out
 

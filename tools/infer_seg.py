@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import provenance
 from engine.inference import (
     MERGES,
     LoadedMethod,
@@ -39,19 +38,21 @@ from engine.worker_pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF
 from tools.options import (
     checkpoint_parser,
+    claim_output,
     complete,
     count_pixels,
     data_overrides,
     find_split,
-    output_folder,
+    output_flags,
     parse,
     report_labels,
+    score_source,
     short_name,
 )
-from utils.artifacts import claim_folder, label_path
+from utils.artifacts import label_path
 from utils.cli import run_main
 from utils.config import to_plain
-from utils.distributed import barrier, init_process_group, is_main, world_size
+from utils.distributed import init_process_group, world_size
 from utils.drawing import label_overlay, write_picture
 from utils.image import normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
@@ -99,22 +100,9 @@ def parser() -> argparse.ArgumentParser:
         help="photos with a longer side are segmented at this size and enlarged (default %(default)s)",
     )
     p.add_argument(
-        "--out",
-        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
-    )
-    p.add_argument(
         "--overlay", action="store_true", help="also write <out>/overlay/<name>.jpg (always for photos)"
     )
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16", "auto"),
-        help="of the network (default %(default)s)",
-    )
-    p.add_argument(
-        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
-    )
+    output_flags(p)
     return p
 
 
@@ -138,8 +126,6 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             f"{options.model_path} has {len(loaded.class_names)} classes with background, this tool is for "
             f"{num_classes}: use {other}"
         )
-    if is_main():
-        print(loaded.describe())
     infer = _settings(options, loaded)
     split = find_split(loaded, options.infer)
     refine = DenseCRF.from_config(infer["crf"]) if infer["crf"] else None
@@ -154,20 +140,7 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
     )
     if infer["tags"] and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
-    settings = {
-        "protocol": protocol,
-        "checkpoint_sha256": loaded.sha256,
-        "split": short_name(split),
-        "data_fingerprint": split.fingerprint(),
-        "precision": options.precision,
-        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
-        **infer,
-    }
-    out = output_folder(options.out, loaded, protocol)
-    if is_main():
-        claim_folder(out, settings)
-        print(f"output   {out}   ({len(split)} images, protocol {protocol})")
-    barrier()
+    out, settings = claim_output(options, loaded, split, protocol, **infer)
 
     matrix = ConfusionMatrix(split.num_classes, device)
     overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
@@ -206,7 +179,7 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             ),
             revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
         )
-    source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    source = score_source(options, loaded, split)
     report_labels(out, matrix, split, protocol, settings, source)
     return out
 

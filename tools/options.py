@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,11 @@ import torch
 
 from datasets.base import Record, Split
 from engine.data import load_split
-from engine.evaluator import confusion_table, pair_table, score_record, score_table
+from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table
 from engine.inference import LoadedMethod, image_split, is_photo
-from utils.artifacts import write_scores
-from utils.distributed import is_main
+from utils.artifacts import claim_folder, write_scores
+from utils.build import suggest
+from utils.distributed import barrier, is_main
 from utils.image import read_mask
 from utils.metrics import IGNORE_INDEX, ConfusionMatrix
 
@@ -47,6 +47,24 @@ def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+def output_flags(p: argparse.ArgumentParser) -> None:
+    """Add what every tool takes that writes a file for each image of a split."""
+    p.add_argument(
+        "--out",
+        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
+    )
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    p.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "auto"),
+        help="of the network (default %(default)s)",
+    )
+    p.add_argument(
+        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
+    )
+
+
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Flags and ``key=value`` overrides in any order, as a mapping; the latter under ``overrides``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -66,11 +84,7 @@ def complete(parser: argparse.ArgumentParser, cfg: Mapping[str, Any]) -> argpars
     options = {action.dest: action.default for action in actions} | {"overrides": []}
     for key, value in cfg.items():
         if key not in options:
-            close = difflib.get_close_matches(key, options, n=1)
-            raise KeyError(
-                f"'{key}' is not an option of {parser.prog}"
-                + (f": did you mean '{close[0]}'?" if close else "")
-            )
+            raise KeyError(f"'{key}' is not an option of {parser.prog}{suggest(key, options)}")
         options[key] = value
     for action in actions:
         if action.required and options[action.dest] is None:
@@ -89,9 +103,14 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
     config's val_set.
 
     Raises:
-        ValueError: the data set has other classes than the checkpoint.
+        ValueError: the data set has other classes than the checkpoint, or the name means two things.
     """
     if infer is not None and is_photo(infer):
+        if Path(infer).name == infer and Path(infer).is_dir() and _is_split(loaded, infer):
+            raise ValueError(
+                f"'{infer}' is a split of the data set and a folder in the working directory: write "
+                f"./{infer} for the folder, or start from another directory for the split"
+            )
         return image_split(infer, loaded.class_names)
     name = infer or loaded.cfg.data.val_set
     if not name:
@@ -109,6 +128,14 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
     return split
 
 
+def _is_split(loaded: LoadedMethod, name: str) -> bool:
+    try:
+        load_split(loaded.cfg.data, name)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def short_name(split: Split) -> str:
     """The split's name in protocol ids and folder names; of a list file its stem."""
     return Path(split.name).stem if split.name.endswith(".txt") else split.name
@@ -122,6 +149,41 @@ def output_folder(out: str | None, loaded: LoadedMethod, protocol: str) -> Path:
         loaded.path.parent
         / f"{loaded.path.stem}_{re.sub('[^A-Za-z0-9.+-]+', '_', protocol).strip('_')[:100]}"
     )
+
+
+def claim_output(
+    options: argparse.Namespace, loaded: LoadedMethod, split: Split, protocol: str, **settings: Any
+) -> tuple[Path, dict[str, Any]]:
+    """The output folder of a tool, claimed for its settings (all processes agree), and these settings.
+
+    Args:
+        options: the command line, with `output_flags`.
+        settings: of this tool, beside checkpoint, images and precision.
+
+    Raises:
+        FileExistsError: the folder holds files made with other settings.
+    """
+    settings = {
+        "protocol": protocol,
+        "checkpoint_sha256": loaded.sha256,
+        "split": short_name(split),
+        "data_fingerprint": split.fingerprint(),
+        "precision": options.precision,
+        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
+        **settings,
+    }
+    out = output_folder(options.out, loaded, protocol)
+    if is_main():
+        print(loaded.describe())
+        claim_folder(out, settings)
+        print(f"output   {out}   ({len(split)} images, protocol {protocol})")
+    barrier()
+    return out, settings
+
+
+def score_source(options: argparse.Namespace, loaded: LoadedMethod, split: Split) -> dict[str, Any]:
+    """Where a score comes from: the data, the checkpoint and the precision."""
+    return {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
 
 
 def has_mask(record: Record) -> bool:

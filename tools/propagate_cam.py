@@ -20,24 +20,25 @@ import numpy as np
 import torch
 
 from datasets.base import Record, Sample, WeakSegDataset
-from engine.evaluator import provenance
 from engine.inference import for_each_image, load_method
 from models.refiners.dense_crf import DenseCRF, unary_from_probs
 from tools.crf import named
 from tools.options import (
     checkpoint_parser,
+    claim_output,
     complete,
     count_pixels,
     data_overrides,
     find_split,
-    output_folder,
+    output_flags,
     parse,
     report_labels,
+    score_source,
     short_name,
 )
-from utils.artifacts import cam_path, claim_folder, label_path, load_cam, made_with, missing_files
+from utils.artifacts import cam_path, label_path, load_cam, made_with, missing_files
 from utils.cli import run_main
-from utils.distributed import barrier, init_process_group, is_main
+from utils.distributed import init_process_group
 from utils.image import normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
@@ -53,20 +54,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1; default 0, none)",
     )
-    p.add_argument(
-        "--out",
-        help="output folder; default: beside the checkpoint, named after checkpoint, images and protocol",
-    )
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16", "auto"),
-        help="of the network (default %(default)s)",
-    )
-    p.add_argument(
-        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
-    )
+    output_flags(p)
     return p
 
 
@@ -91,22 +79,14 @@ def run(cfg: Mapping[str, Any]) -> Path:
     )
     crf = DenseCRF.preset("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
-    settings = {
-        "protocol": protocol,
-        "checkpoint_sha256": loaded.sha256,
-        "split": short_name(split),
-        "data_fingerprint": split.fingerprint(),
-        "cam": str(cam_folder.absolute()),
-        "cam_settings": made_with(cam_folder),
-        "precision": options.precision,
-        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
-    }
-    out = output_folder(options.out, loaded, protocol)
-    if is_main():
-        print(loaded.describe())
-        claim_folder(out, settings)
-        print(f"output   {out}   ({len(split)} images, protocol {protocol})")
-    barrier()
+    out, settings = claim_output(
+        options,
+        loaded,
+        split,
+        protocol,
+        cam=str(cam_folder.absolute()),
+        cam_settings=made_with(cam_folder),
+    )
     matrix = ConfusionMatrix(split.num_classes, device)
 
     def work(sample: Sample) -> None:
@@ -135,7 +115,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         finished=lambda record: label_path(out, record.name).is_file(),
         revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
     )
-    source = {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    source = score_source(options, loaded, split)
     report_labels(out, matrix, split, protocol, settings, source)
     return out
 

@@ -40,6 +40,13 @@ OPEN = {
 }
 GIVEN = {"num_classes", "class_prior", "root", "split"}
 
+# Numbers of which there is at least one; no other number of the engine is negative.
+COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_every", "train.eval_every"} | {
+    "train.checkpoint_every",
+    "data.crop_size",
+    "eval.size",
+}
+
 TRAINING = "engine.train"  # the stage whose options are a config
 STAGE_KEYS = ("name", "run", "config", "like")
 
@@ -133,6 +140,7 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
             composed.run_name = f"{cfg.run_name}_{stage}"
             composed.work_dir = f"{cfg.work_dir}/{stage}"
             OmegaConf.resolve(composed)
+            _check_values(composed, where)
             loaded.append(Stage(stage, TRAINING, to_plain(composed)))
         else:
             loaded.append(Stage(stage, str(values["run"]), _container(_merge(options, changed))))
@@ -170,6 +178,7 @@ def _load_layers(
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{_label(path)}: {error}") from error
+    _check_values(merged, _label(path))
     return merged, layers, stages, changes, stage_changes
 
 
@@ -317,13 +326,13 @@ def _container(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    try:  # by OmegaConf, which reads 1e-4 as a number, as people mean it; plain YAML calls it a text
+        values = OmegaConf.create(path.read_text())
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, DictConfig) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    return values
+    return _container(values)
 
 
 def _without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -408,6 +417,23 @@ def _check_keys(
                 raise KeyError(
                     f"{source}: '{prefix}.{first}' is not a key{suggest(f'{prefix}.{first}', names)}"
                 )
+
+
+def _check_values(cfg: DictConfig, source: str) -> None:
+    """Refuse a value of the engine's that is no number, or no true or false, where the default is one."""
+    for key, default in _leaves(_defaults()):
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(default, (bool, int, float)):
+            continue
+        if isinstance(default, bool):
+            kind, fits = "true or false", isinstance(value, bool)
+        else:
+            least = 1 if key in COUNTS else 0
+            kind = f"a {'whole ' if isinstance(default, int) else ''}number from {least}"
+            allowed = int if isinstance(default, int) else (int, float)
+            fits = isinstance(value, allowed) and not isinstance(value, bool) and value >= least
+        if not fits:
+            raise ValueError(f"{source}: {key} is {kind}, not {value!r}")
 
 
 def _comments(path: Path) -> dict[str, str]:

@@ -193,6 +193,9 @@ def test_a_batch_can_be_overfitted(tmp_path):
 def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
     with pytest.raises(ValueError, match="loss_weights.fitt belongs to no loss of Toy: did you mean 'fit'"):
         trainer(tmp_path, loss_weights={"fitt": 1.0}).fit()
+    # A loss that is switched off is known by its weight.
+    with pytest.raises(ValueError, match="loss_weights.regg belongs .*: did you mean 'reg'"):
+        trainer(tmp_path, loss_weights={"fit": 1.0, "reg": 0.0, "regg": 1.0}).fit()
 
 
 def test_unknown_selection_score_is_refused(tmp_path):

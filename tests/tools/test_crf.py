@@ -106,6 +106,7 @@ def test_bad_input_is_one_clear_error(folder):
     (path / "images" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
         crf.run(options(path, out=path / "out3"))
+    assert not (path / "out3").exists()
 
 
 def test_crf_beside_the_network_gives_the_same_labels(checkpoint, tmp_path):  # noqa: F811

@@ -122,6 +122,16 @@ def test_photo_and_folder_of_photos_need_no_data_set(checkpoint, tmp_path):
     assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
 
 
+def test_a_name_that_is_a_split_and_a_folder_is_asked_about(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "test").mkdir()
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "test/photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="write ./test for the folder"):
+        infer(checkpoint, tmp_path / "out", infer="test")
+    out = infer(checkpoint, tmp_path / "out", infer="./test")
+    assert [file.stem for file in out.glob("*.png")] == ["photo"]
+
+
 def test_crf_is_part_of_the_protocol_and_changes_labels(plain, checkpoint, tmp_path):
     out = infer(checkpoint, tmp_path / "crf", crf="toco")
     (record,) = read_scores(out)

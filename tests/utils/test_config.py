@@ -5,7 +5,16 @@ from omegaconf import OmegaConf
 
 from utils import config
 from utils.build import build
-from utils.config import CONFIGS, ROOT, differences, documented_keys, find_config, load_config, to_plain
+from utils.config import (
+    CONFIGS,
+    ROOT,
+    differences,
+    documented_keys,
+    find_config,
+    load_config,
+    load_stages,
+    to_plain,
+)
 from utils.schedule import Schedule
 
 EXPERIMENTS = sorted(
@@ -48,6 +57,30 @@ def test_method_argument_that_no_file_sets_can_be_overridden():
 def test_override_without_value_is_refused():
     with pytest.raises(ValueError, match="not key=value"):
         load_config("configs/toco/voc.yaml", ["train.steps"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=abc", "train.steps is a whole number from 1, not 'abc'"),
+        ("train.batch_size=2.5", "train.batch_size is a whole number from 1, not 2.5"),
+        ("optim.lr=-1", "optim.lr is a number from 0, not -1"),
+        ("train.deterministic=1", "train.deterministic is true or false, not 1"),
+        ("seed=null", "seed is a whole number from 0, not None"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("configs/toco/voc.yaml", [override])
+    with pytest.raises(ValueError, match=f"stage.*{message}|{message}"):
+        load_stages("configs/irn/voc.yaml", [override])
+
+
+def test_powers_of_ten_need_no_decimal_point(tmp_path):
+    name = tmp_path / "mine.yaml"
+    name.write_text("base: toco/voc.yaml\noptim: {lr: 1e-4}\n")
+    assert load_config(name).optim.lr == 1e-4
+    assert load_config(name, ["optim.lr=2e-4"]).optim.lr == 2e-4
 
 
 def test_unknown_config_names_the_closest_one():

@@ -3,10 +3,11 @@
 #   bash run_evaluate_seg_voc.sh SCRIPT [GPUS] [PORT] [DEVICES] CHECKPOINT [flags and key=value ...]
 #   bash run_evaluate_seg_voc.sh tools/infer_seg_voc.py 4 29501 0,1,2,3 logs/seco_voc/last.pth --infer val --crf
 #   bash run_evaluate_seg_voc.sh tools/infer_seg_voc.py 2 29501 cpu logs/toco_mini/last.pth     # two processes (gloo)
+#   bash run_evaluate_seg_voc.sh tools/infer_seg_voc.py 0,1 logs/seco_voc/last.pth              # DEVICES alone: 0, cpu or a list
 # DEVICES "cpu" uses no GPU. All flags: python tools/infer_seg_voc.py --help
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0; fi
+if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0; fi
 
 script=$1; shift
 [ -f "$script" ] || script=$here/$script
@@ -14,7 +15,16 @@ script=$1; shift
 positional=()
 while [ $# -gt 0 ] && [ ${#positional[@]} -lt 3 ] && [[ $1 =~ ^([0-9]+(,[0-9]+)*|cpu)$ ]] && [ ! -f "$1" ]; do positional+=("$1"); shift; done
 if [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; then set -- --model_path "$@"; fi
+if [ ${#positional[@]} -eq 1 ] && [[ ${positional[0]} =~ ^(0|cpu|.*,.*)$ ]]; then
+  commas=${positional[0]//[^,]/}
+  positional=($(( ${#commas} + 1 )) 29500 "${positional[0]}")
+fi
 processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-}
+
+fail() { echo "$1 (bash run_evaluate_seg_voc.sh --help)" >&2; exit 2; }
+[ -f "$script" ] || fail "there is no script '$script'"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a number of processes, not '$processes'"
+[[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || fail "PORT is a number up to 65535, not '$port'"
 
 invoked_from=$PWD
 cd "$here"
@@ -23,13 +33,13 @@ use_python
 case $PYTHON in .venv/*) PYTHON=$here/$PYTHON ;; esac
 cd "$invoked_from"
 if [ "$devices" = cpu ]; then
-  set -- "$@" --device cpu
+  set -- --device cpu "$@"
   export CUDA_VISIBLE_DEVICES=
 elif [ -n "$devices" ]; then
   export CUDA_VISIBLE_DEVICES=$devices
 fi
 # GPUs that were asked for and are not there are an error, not a reason to compute on the CPU.
-if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- "$@" --device cuda; fi
+if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- --device cuda "$@"; fi
 # torchrun gives every process one thread unless told otherwise: share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
 

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.lists import IGNORE_INDEX, file_of, find_list, read_list, read_tags, require_files, some
-from utils.image import UnreadableImageError, read_image, read_mask
+from datasets.lists import file_of, find_list, read_list, read_tags, require_files, some
+from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
 
 Sample = dict[str, Any]

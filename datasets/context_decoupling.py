@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import Sample, WeakSegDataset
-from datasets.lists import IGNORE_INDEX
 from utils.artifacts import missing_files, read_json, write_atomic, write_json
 from utils.build import suggest
+from utils.image import IGNORE_INDEX
 from utils.seed import sample_generator
 
 INDEX_FORMAT = "tag2mask-objects/1"

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.artifacts import write_atomic
+from utils.image import IGNORE_INDEX
 from utils.npy_dictionary import read_npy_dictionary
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
-IGNORE_INDEX = 255
 
 _HEADER_WORDS = {
     "name",

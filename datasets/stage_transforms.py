@@ -16,8 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from utils.cam import IGNORE_INDEX
-from utils.image import normalize
+from utils.image import IGNORE_INDEX, normalize
 
 Sample = dict[str, Any]
 Draw = Callable[[int], int]

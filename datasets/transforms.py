@@ -16,11 +16,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from utils.image import normalize
+from utils.image import IGNORE_INDEX, normalize
 
 Sample = dict[str, Any]
-
-_IGNORE_INDEX = 255
 
 
 class PlainView:
@@ -181,7 +179,7 @@ def random_crop(
     }
     if "mask" in sample:
         labels = Image.fromarray(sample["mask"].to(torch.uint8).numpy())
-        mask = sample["mask"].new_full((crop_size, crop_size), _IGNORE_INDEX)
+        mask = sample["mask"].new_full((crop_size, crop_size), IGNORE_INDEX)
         resized = labels.resize((width, height), Image.Resampling.NEAREST).crop(window)
         mask[y0:y1, x0:x1] = F.pil_to_tensor(resized)[0]
         changed["mask"] = mask.flip(-1) if mirrored else mask

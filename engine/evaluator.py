@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from methods.base import Method
 from utils.cam import best_class, present_classes
 from utils.config import ROOT
 from utils.distributed import all_reduce_sum, is_main, shard, world_size
-from utils.image import normalize
+from utils.image import normalize, resize
 from utils.logging import progress_bar
 from utils.metrics import ConfusionMatrix, SegScores, tag_f1
 from utils.precision import autocast
@@ -171,15 +170,6 @@ def strongest_class(cam: Tensor, class_label: Tensor, size: Sequence[int]) -> tu
 def threshold_label(score: Tensor, label: Tensor, background_threshold: float) -> Tensor:
     """``label`` where its score exceeds the threshold, background elsewhere."""
     return label.masked_fill(score <= background_threshold, 0)
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of (B, M, h, w) maps without corner alignment; untouched when the size is right."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    if not maps.numel():  # an image without tags has no map
-        return maps.new_zeros(*maps.shape[:2], *size)
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def single(batch: Batch) -> Sample:

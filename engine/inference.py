@@ -23,7 +23,7 @@ import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.lists import IMAGE_SUFFIXES
 from datasets.loader import eval_loader
-from engine.evaluator import resize, single
+from engine.evaluator import single
 from engine.train import build_method
 from methods.base import Method
 from methods.published import recognise
@@ -32,7 +32,7 @@ from utils.build import suggest
 from utils.checkpoint import FORMAT, load_checkpoint
 from utils.config import OPEN, load_config, to_plain
 from utils.distributed import barrier, is_main, shard
-from utils.image import rescale
+from utils.image import rescale, resize
 from utils.logging import progress_bar
 
 Merge = Literal["sum", "mean", "max"]
@@ -88,12 +88,14 @@ class LoadedMethod:
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the weights, for a score record."""
-        return {
+        known = {
             "checkpoint": str(self.path),
             "checkpoint_sha256": self.sha256,
             "step": self.step,
             "source": self.source,
         }
+        # Of a published checkpoint nobody knows the seed, and the config is ours.
+        return known if self.source == "tag2mask" else {**known, "seed": None, "run_name": None}
 
 
 def load_method(path: str | Path, device: torch.device | str, overrides: Sequence[str] = ()) -> LoadedMethod:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ FREE_TO_CHANGE = (
     "work_dir",
     "data.root",
     "data.num_workers",
+    "data.on_error",
+    "eval.select",
     "train.resume",
     "train.threads",
     "train.log_every",
@@ -53,6 +55,7 @@ def run(cfg: DictConfig) -> Path:
     device = init_process_group(cfg.device)
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
+    check_batch(cfg)
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir, checkpoint = _run_folder(cfg)
     setup_logging(work_dir)
@@ -127,6 +130,19 @@ def build_method(cfg: DictConfig | dict[str, Any], num_classes: int, pretrained:
     return build(spec, num_classes=num_classes)
 
 
+def check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """Raise a ValueError if a batch cannot be divided equally over processes and micro-batches."""
+    batch_size, processes, parts = cfg["train"]["batch_size"], world_size(), cfg["train"]["accumulate"]
+    pasted = 2 if cfg["data"]["context_decoupling"]["bank"] else 1
+    if batch_size % (processes * parts * pasted):
+        raise ValueError(
+            f"train.batch_size={batch_size} (images per step over all processes) cannot be divided equally "
+            f"over {processes} processes x {parts} micro-batches"
+            + (" x 2 (originals and their pasted versions, data.context_decoupling)" if pasted == 2 else "")
+            + f": choose a multiple of {processes * parts * pasted}"
+        )
+
+
 def _is_path(resume: str) -> bool:
     return str(resume) not in ("auto", "never")
 
@@ -193,11 +209,6 @@ def _batches(
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
     batch_size = cfg.train.batch_size
     if isinstance(dataset, ContextDecoupledDataset):
-        if batch_size % 2:
-            raise ValueError(
-                f"train.batch_size={batch_size} counts originals and their pasted versions "
-                "(data.context_decoupling), so it must be even"
-            )
         batch_size //= 2
 
     def from_step(step: int) -> Iterator[dict[str, Any]]:
@@ -226,11 +237,12 @@ def _validation(
         )
         percent = result.percent()
         settings = {"size": cfg.eval.size, "background_threshold": method.background_threshold}
-        settings |= {"cam_scales": list(method.cam_scales)}
+        settings |= {"cam_scales": list(method.cam_scales), "precision": cfg.train.precision}
         made_by = {**source, "checkpoint": str(work_dir), "checkpoint_sha256": f"step {step}", "step": step}
         if is_main():
             kind = "ms" if set(method.cam_scales) - {1.0} else "ss"
-            protocols = {"seg": "ss", "cam": f"{kind}+flip", "aux_cam": f"{kind}+flip"}
+            cam = f"{kind}+flip@{method.background_threshold:.2f}"
+            protocols = {"seg": "ss", "cam": cam, "aux_cam": cam}
             records = [
                 score_record(
                     f"{name}/{split.name}/{protocols[name]}", s, split.class_names, settings, made_by

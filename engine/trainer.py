@@ -30,6 +30,7 @@ from utils.distributed import (
     is_distributed,
     is_main,
     share_buffers,
+    world_size,
 )
 from utils.logging import LOGGER, MetricsWriter
 from utils.precision import autocast
@@ -100,16 +101,33 @@ class Trainer:
         A checkpoint without optimiser (a converted one) gives its weights alone; training begins at step 0.
         """
         state = load_checkpoint(path)
-        if "optimizer" not in state:
-            found = self.method.load_state_dict(state.get("model", state), strict=False)
+        is_whole = "optimizer" in state
+        weights = state["model"] if is_whole else state.get("model", state)
+        own = self.method.state_dict()
+        wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+        missing = [name for name in own if name not in weights]
+        if wrong or len(missing) == len(own) or (is_whole and missing):
+            reason = (
+                f"'{wrong[0]}' is {tuple(weights[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
+                if wrong
+                else f"{len(missing)} of {len(own)} weights are not in the file, first '{missing[0]}'"
+            )
+            raise ValueError(
+                f"{path} holds no weights of this {type(self.method).__name__}: {reason}; a checkpoint of a "
+                "published program is converted by tools/convert_weights.py"
+            )
+        if not is_whole:
+            found = self.method.load_state_dict(weights, strict=False)
             LOGGER.info(
                 f"weights  from {path}; the optimiser starts afresh at step 0; not in the file: "
                 f"{found.missing_keys or 'nothing'}; not used: {found.unexpected_keys or 'nothing'}"
             )
             return
-        self.method.load_state_dict(state["model"])
+        self.method.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        if state.get("select", self.select) != self.select:
+            self.best = None  # it is of another score
         self.scored = state.get("scored", self.step)  # checkpoints of earlier versions do not say
         self.window.restore(state["window"])
         torch.set_rng_state(state["rng"]["cpu"])
@@ -123,6 +141,11 @@ class Trainer:
         writer = MetricsWriter(self.work_dir, self.step)
         batches = self.batches(self.step)
         started, first = time.perf_counter(), self.step
+        if all_reduce_sum(torch.tensor([float(first)], device=self.device)).item() != first * world_size():
+            raise ValueError(
+                f"this process begins at step {first}, others do not: work_dir {self.work_dir} must be a "
+                "folder that all nodes share"
+            )
         bar = tqdm(
             total=options.steps,
             initial=self.step,
@@ -134,6 +157,8 @@ class Trainer:
         try:
             if self.scored < self.step and self._is_scored():  # an earlier process died during the validation
                 started += self._score(writer)
+            if first >= options.steps and not (self.work_dir / "last.pth").is_file():
+                self.save("last.pth")  # of a run that was finished in another folder
             while self.step < options.steps:
                 self.window.add(self._train_step(batches))
                 self.step += 1
@@ -180,6 +205,7 @@ class Trainer:
                 "step": self.step,
                 "scored": self.scored,
                 "best": self.best,
+                "select": self.select,
                 "skipped": self.skipped,
                 "window": window,
                 "rng": rng,
@@ -310,8 +336,11 @@ class Trainer:
         return time.perf_counter() - started
 
     def _request_stop(self, number: int, frame: Any) -> None:
-        if self._stop_signal is not None:  # a second Ctrl-C does not wait for the step
-            raise KeyboardInterrupt
+        # A second Ctrl-C does not wait for the step. SIGTERM may come twice: from a job and its launcher.
+        if self._stop_signal is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self._stop_signal = number
         LOGGER.info("stopping after this step ...")
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.cam import IGNORE_INDEX
 from utils.distributed import global_mean
+from utils.image import IGNORE_INDEX
 from utils.pairs import PixelPairs
 from utils.precision import full_precision
 

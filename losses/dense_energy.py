@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.image import IGNORE_INDEX
 from utils.permutohedral import PermutohedralLattice, bilateral_features
 
-IGNORE_INDEX = 255
 # Pixels whose lattice is in memory at once (about 350 bytes each, plus 20 per class): larger batches are
 # filtered in parts.
 MAX_PIXELS = 2**20

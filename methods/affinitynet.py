@@ -26,8 +26,8 @@ from losses.affinity import pair_affinity_loss, pair_label
 from methods.base import Batch, Method, Transform, groups_by_origin, resize_like
 from models.backbones import create_backbone
 from models.refiners.random_walk import random_walk
-from utils.cam import IGNORE_INDEX, background_score
-from utils.image import normalize
+from utils.cam import background_score
+from utils.image import IGNORE_INDEX, normalize
 from utils.pairs import PixelPairs, fitting_radius
 from utils.precision import full_precision
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from utils.image import resize
 from utils.schedule import Schedule
 
 Batch = dict[str, Any]  # keys: see datasets/base.py
@@ -192,9 +193,4 @@ def groups_by_origin(method: nn.Module) -> list[dict[str, Any]]:
 
 def resize_like(logits: Tensor, label: Tensor) -> Tensor:
     """Logits (B, K, h, w) at the size of a label (B, H, W), bilinear."""
-    logits = logits.float()  # losses are float32 under mixed precision too
-    if logits.shape[-2:] == label.shape[-2:]:
-        return logits
-    return torch.nn.functional.interpolate(
-        logits, size=label.shape[-2:], mode="bilinear", align_corners=False
-    )
+    return resize(logits.float(), label.shape[-2:])  # losses are float32 under mixed precision too

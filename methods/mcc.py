@@ -20,6 +20,7 @@ from losses.dense_energy import dense_energy_loss
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, resize_like
 from methods.toco import ToCo
+from methods.vit_base import label_shares
 from models.backbones.vit import ViT
 from utils.cam import PresentClasses, present_classes, region_mask
 from utils.image import denormalize
@@ -79,6 +80,10 @@ class MCC(ToCo):
         self.mask_rate = mask_rate
         self.mask_scale = mask_scale
         self.flag_source = Schedule(flag_source)
+        if unused := {"local_crop_size", "num_local_crops"} & set(options):
+            raise ValueError(
+                f"MCC masks whole images and has no local crops: leave method.{unused.pop()} out"
+            )
         if unknown := set(self.flag_source.values) - {"cam", "aux_cam"}:
             raise ValueError(f"flag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
 
@@ -113,7 +118,7 @@ class MCC(ToCo):
         }
         if self.loss_weight("reg", step) > 0:
             losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
-        return losses
+        return losses | label_shares(pseudo_label)
 
     def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells.

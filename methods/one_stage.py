@@ -21,8 +21,8 @@ from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from models.refiners.pixel_adaptive import PAMR
-from utils.cam import IGNORE_INDEX, PresentClasses, present_classes, summed_cam
-from utils.image import denormalize
+from utils.cam import PresentClasses, present_classes, summed_cam
+from utils.image import IGNORE_INDEX, denormalize
 from utils.precision import full_precision
 
 CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}

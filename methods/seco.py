@@ -20,19 +20,13 @@ from losses.dense_energy import dense_energy_loss
 from losses.segmentation import balanced_cross_entropy
 from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_contrast
 from methods.base import Batch, resize_like
-from methods.vit_base import SingleStageViT
+from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
-from utils.cam import (
-    IGNORE_INDEX,
-    PresentClasses,
-    cam_to_confident_label,
-    ignore_outside_box,
-    present_classes,
-)
+from utils.cam import PresentClasses, cam_to_confident_label, ignore_outside_box, present_classes
 from utils.crops import crop_positions, cut
 from utils.distributed import gather_batch
-from utils.image import denormalize
+from utils.image import IGNORE_INDEX, denormalize
 from utils.precision import full_precision
 from utils.schedule import Schedule
 from utils.seed import sample_generator
@@ -145,7 +139,9 @@ class SeCo(SingleStageViT):
         self.teacher_backbone = momentum_copy(self.backbone)
         self.teacher_step = -1
         self.register_buffer("prototypes", torch.randn(num_classes - 1, width))
-        # Noise with background tags until real keys have replaced it, which is long before LIL gets a weight.
+        # Noise until real keys have replaced it (96 steps of 48): on VOC and COCO long before LIL has weight.
+        # As published, prototypes start unnormalised, so the logged LIG begins at 10 and not at 3, and the
+        # queue's columns are normalised instead of its rows: noise keys are shorter than real ones.
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=0))
         self.register_buffer("queue_tags", torch.zeros(queue_size, 1, dtype=torch.int64))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
@@ -190,6 +186,7 @@ class SeCo(SingleStageViT):
         if step >= self.prototype_from_step:
             self.update_prototypes(out.tokens.cls_token, class_label)
         query = project(self.proj_head, views.cls_token, self.backbone(crops).cls_token)  # ((2 + V) * B, D)
+        # The queue keeps the tags as they are, LIG gets the revised ones.
         keys, key_tags, copies = self.remember(self.teach(views.cls_token, key_crops, step), tags)
         lil, revised_tags = local_to_local_contrast(
             query, keys, tags, key_tags, self.temperature_lil, copies, self.revise_ratio, self.revise_among
@@ -208,7 +205,7 @@ class SeCo(SingleStageViT):
         }
         if self.loss_weight("reg", step) > 0:
             losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
-        return losses
+        return losses | label_shares(pseudo_label)
 
     # -- separate
 
@@ -281,7 +278,8 @@ class SeCo(SingleStageViT):
         self.queue_tags.index_copy_(0, places, tags[-kept:, None])
         self.queue_ptr.add_(number).remainder_(size)
         # The current keys count twice, for the authors contrast with them and with a queue that holds them
-        # already.
+        # already. They prepend the process's own keys, here those of all processes count twice, so that the
+        # loss does not depend on their number.
         copies = torch.ones_like(self.queue_tags[:, 0]).index_fill_(0, places, 2)
         return self.queue.clone(), self.queue_tags[:, 0].clone(), copies
 

@@ -24,8 +24,8 @@ from models.backbones import create_backbone
 from models.backbones.vit import ViT
 from models.heads import DECODERS, create_decoder
 from utils.build import suggest
-from utils.cam import IGNORE_INDEX
 from utils.distributed import global_mean
+from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
 
 HEADS = ("linear", "deeplab", *DECODERS)

@@ -18,7 +18,7 @@ from losses.contrastive import class_token_contrast
 from losses.dense_energy import dense_energy_loss
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, resize_like
-from methods.vit_base import SingleStageViT
+from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
 from utils.cam import PresentClasses, present_classes, region_mask
@@ -102,7 +102,7 @@ class ToCo(SingleStageViT):
         }
         if self.loss_weight("reg", step) > 0:
             losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
-        return losses
+        return losses | label_shares(pseudo_label)
 
     @torch.no_grad()
     def teach(self, cls_token: Tensor, step: int) -> Tensor:

@@ -20,7 +20,6 @@ from models.backbones.vit import Tokens
 from models.heads import create_decoder, pooled_logits
 from models.refiners.pixel_adaptive import PAR
 from utils.cam import (
-    IGNORE_INDEX,
     PresentClasses,
     affinity_label,
     box_on_tokens,
@@ -29,7 +28,7 @@ from utils.cam import (
     multi_scale_cam,
     present_classes,
 )
-from utils.image import denormalize
+from utils.image import IGNORE_INDEX, denormalize
 from utils.precision import full_precision
 from utils.schedule import Schedule
 
@@ -50,6 +49,7 @@ class SingleStageViT(Method):
         num_classes: with background.
         backbone: arguments of ``create_backbone``: ``name``, ``pretrained``, ``aux_layer``, ...
         decoder: ``large_fov`` (ToCo, MCC), ``aspp`` (SeCo), or None for a network without one.
+        decoder_std: spread of the weights of the decoder's last layer at the start; None: that of its class.
         low_threshold: CAM score up to which a pixel is confident background.
         high_threshold: CAM score above which a pixel is confident foreground; in between it is ignored.
         label_source: which CAM supervises the decoder, ``cam`` or ``aux_cam``, or a schedule of them.
@@ -71,6 +71,7 @@ class SingleStageViT(Method):
         backbone: Mapping[str, Any],
         decoder: str | None = "large_fov",
         loss_weights: Mapping[str, Any] | None = None,
+        decoder_std: float | None = None,
         low_threshold: float = 0.25,
         high_threshold: float = 0.7,
         background_threshold: float = 0.5,
@@ -101,7 +102,7 @@ class SingleStageViT(Method):
         width = self.backbone.embed_dim
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
-        self.decoder = None if decoder is None else create_decoder(decoder, width, num_classes)
+        self.decoder = None if decoder is None else create_decoder(decoder, width, num_classes, decoder_std)
 
     # -- forward passes
 
@@ -235,6 +236,16 @@ class SingleStageViT(Method):
         return WeakStrongViews(
             crop_size, scale_range, main_view=self.main_view, consistent_flip=self.consistent_flip
         )
+
+
+@torch.no_grad()
+def label_shares(pseudo_label: Tensor) -> dict[str, Tensor]:
+    """For the log, without a weight: the shares of the pixels that are labelled and that show an object.
+
+    They tell early whether a run goes wrong: no foreground, or background swallowed by it.
+    """
+    valid = pseudo_label != IGNORE_INDEX
+    return {"valid": valid.float().mean(), "fg": (valid & (pseudo_label > 0)).float().mean()}
 
 
 def refined_label(

@@ -13,18 +13,27 @@ from torch.nn.utils.parametrizations import weight_norm
 class LargeFOV(nn.Module):
     """DeepLab's large field of view decoder: two dilated 3x3 convolutions, then 1x1 (ToCo, MCC).
 
-    (B, D, h, w) -> (B, K, h, w). The last layer starts near zero: a log of the authors' program begins at the
-    loss of a uniform prediction, ln K to three digits. PyTorch's default spreads the first logits by 0.1, and
-    two runs from it ended below that log's scores (docs/results.md).
+    (B, D, h, w) -> (B, K, h, w).
+
+    Args:
+        std: spread of the last layer's weights at the start; None: PyTorch's default.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden: int = 512, dilation: int = 5) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        hidden: int = 512,
+        dilation: int = 5,
+        std: float | None = None,
+    ) -> None:
         super().__init__()
         options = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=False)
         self.conv6 = nn.Conv2d(in_channels, hidden, **options)
         self.conv7 = nn.Conv2d(hidden, hidden, **options)
         self.conv8 = nn.Conv2d(hidden, num_classes, 1, bias=False)
-        nn.init.normal_(self.conv8.weight, std=1e-3)
+        if std is not None:
+            nn.init.normal_(self.conv8.weight, std=std)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.conv8(F.relu(self.conv7(F.relu(self.conv6(features)))))
@@ -34,10 +43,17 @@ class ASPP(nn.Module):
     """DeepLab v2's atrous spatial pyramid: the sum of parallel dilated convolutions (SeCo).
 
     (B, D, h, w) -> (B, K, h, w).
+
+    Args:
+        std: spread of the weights at the start; None: 0.01.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, dilations: tuple[int, ...] = (6, 12, 18, 24)
+        self,
+        in_channels: int,
+        num_classes: int,
+        dilations: tuple[int, ...] = (6, 12, 18, 24),
+        std: float | None = None,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
@@ -45,7 +61,7 @@ class ASPP(nn.Module):
             for dilation in dilations
         )
         for branch in self.branches:
-            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.normal_(branch.weight, std=0.01 if std is None else std)
             nn.init.zeros_(branch.bias)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -89,11 +105,11 @@ class ProjectionHead(nn.Module):
 DECODERS = {"large_fov": LargeFOV, "aspp": ASPP}
 
 
-def create_decoder(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    """A segmentation decoder by name: ``large_fov`` or ``aspp``."""
+def create_decoder(name: str, in_channels: int, num_classes: int, std: float | None = None) -> nn.Module:
+    """A segmentation decoder by name: ``large_fov`` or ``aspp``; ``std`` as in its class."""
     if name not in DECODERS:
         raise ValueError(f"there is no decoder '{name}'; known: {', '.join(DECODERS)}")
-    return DECODERS[name](in_channels, num_classes)
+    return DECODERS[name](in_channels, num_classes, std=std)
 
 
 def pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
@@ -101,4 +117,5 @@ def pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
 
     The maximum is taken before the linear map, so a logit is not the maximum of its activation map.
     """
-    return classifier(F.adaptive_max_pool2d(features, 1)).flatten(1)
+    # amax, for the gradient of adaptive_max_pool2d is not deterministic on a GPU.
+    return classifier(features.amax((2, 3), keepdim=True)).flatten(1)

@@ -15,7 +15,10 @@ PY
 
 use_python() {
   if [ -n "${PYTHON:-}" ]; then return; fi
-  if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && has_packages python; then PYTHON=python; return; fi
+  if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    if has_packages python; then PYTHON=python; return; fi
+    echo "the active environment lacks packages of requirements.txt${TEST_MODULES:+ or one of: $TEST_MODULES}: using .venv" >&2
+  fi
   if [ $# -eq 0 ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; return; fi
     if has_packages python3; then PYTHON=python3; return; fi
@@ -35,7 +38,12 @@ use_python() {
   done
   if [ -z "$base" ]; then echo "Python 3.10 or newer is needed and was not found" >&2; exit 2; fi
   echo "installing into .venv (once; some minutes, PyTorch is large) ..."
-  [ -x "$PYTHON" ] || "$base" -m venv .venv
+  if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then  # none yet, or one that broke off half-way
+    if ! "$base" -m venv --clear .venv; then
+      echo "$base cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)" >&2
+      exit 2
+    fi
+  fi
   "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
   printf '%s' "$wanted" | cksum >> "$stamp"
 }

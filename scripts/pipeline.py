@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.data import load_split
 from engine.evaluator import text_table
 from engine.inference import is_photo, override_config
-from engine.train import FREE_TO_CHANGE
+from engine.train import FREE_TO_CHANGE, check_batch
 from scripts.stage_pictures import draw_stage
 from tools.options import OVERRIDE, complete
 from utils.artifacts import FILES, read_json, read_scores, write_atomic, write_json
@@ -151,6 +151,10 @@ def make_plans(cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str,
                     f"stage '{stage.name}': train.resume is {stage.options['train']['resume']}, but a "
                     f"pipeline decides itself what goes on; to train a stage afresh, delete {folder}"
                 )
+            try:
+                check_batch(stage.options)
+            except ValueError as error:
+                raise ValueError(f"stage '{stage.name}': {error}") from error
             plan = Plan(stage, module, folder, stage.options)
         else:
             plan = Plan(stage, module, folder, {**stage.options, "out": str(folder)})

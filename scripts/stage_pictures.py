@@ -12,16 +12,14 @@ from torch import Tensor
 
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import object_path
-from engine.evaluator import resize
 from engine.inference import LoadedMethod, load_method
 from methods.affinitynet import confident_label
 from methods.base import Method
 from tools.options import has_mask
 from tools.visualize import TITLES, panels_of
 from utils.artifacts import ScoreFile, cam_path, label_path, load_cam, load_scores
-from utils.cam import IGNORE_INDEX
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
-from utils.image import normalize, read_mask
+from utils.image import IGNORE_INDEX, normalize, read_mask, resize
 
 COUNT = 6  # images of a sheet
 Panels = dict[str, np.ndarray]

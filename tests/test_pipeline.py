@@ -321,6 +321,15 @@ def settings_of(plan):
     return pipeline._settings(plan, runs, "logs/seam_demo", "data")
 
 
+def test_a_batch_that_cannot_be_divided_is_refused_before_the_first_stage(demo_folder):  # noqa: F811
+    root = f"data.root={demo_folder}"
+    with pytest.raises(ValueError, match="stage 'segment': train.batch_size=3 .* choose a multiple of 2"):
+        plans_of([root, "train.batch_size=4", "train.accumulate=2", "stages.segment.train.batch_size=3"])
+    bank = "stages.segment.data.context_decoupling.bank=objects"
+    with pytest.raises(ValueError, match="originals and their pasted versions.* choose a multiple of 2"):
+        plans_of([root, bank, "stages.segment.train.batch_size=3"])
+
+
 def test_change_of_the_inference_repeats_the_inference_and_no_training(demo_folder):  # noqa: F811
     root = f"data.root={demo_folder}"
     before, after = (plans_of([root, *more]) for more in ((), ("infer.scales=[1.0,1.5]", "infer.flip=false")))

@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,30 @@ def test_command_runs(command, world, tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / words[1]), run_name="__main__")
     except SystemExit as end:
         assert end.code in (None, 0), command
+
+
+def test_the_method_of_the_readme_trains(world, tmp_path):
+    """Its code and its config as they stand there, but for the backbone and the data, started by torchrun."""
+    text = (ROOT / "README.md").read_text()
+    code, config = (
+        textwrap.dedent(re.search(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[1])
+        for kind in ("python", "yaml")
+    )
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(config.replace("methods.mine.Mine", "mine.Mine"))
+    words = _on_cpu(["bash", "run_train.sh", "scripts/train_voc.py", f"config={tmp_path / 'mine.yaml'}"])
+    small = [word for word in SMALL_RUN if "local_crop" not in word]
+    data = [f"data.root={world['voc']}", "data.train_set=train", "data.val_set=null"]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(tmp_path),
+    }
+    command = [*words, *data, *small, "train.steps=2", f"work_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "last.pth").is_file()
 
 
 def test_pages_name_files_that_exist():

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +50,7 @@ from utils.cli import run_main
 from utils.distributed import default_device
 from utils.image import read_image, write_mask
 from utils.logging import progress_bar
+from utils.worker import core_count
 
 # recipe: (DenseCRF preset, values of the strict and the lax run)
 RECIPES: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -150,7 +150,7 @@ def workers(job: Job, count: int, left: int, processes: int | None) -> Iterator[
         processes: on the CPU; None: one for each core.
     """
     on_gpu = torch.device(job.device).type == "cuda"
-    wanted = 2 if on_gpu else processes if processes is not None else len(os.sched_getaffinity(0))
+    wanted = 2 if on_gpu else processes if processes is not None else core_count()
     print(
         f"output   {job.out}   ({count} files, {left} to do, {job.crf.protocol}, "
         f"{wanted} {'threads' if on_gpu else 'processes'})"

@@ -23,15 +23,7 @@ from omegaconf import OmegaConf
 
 from datasets.base import Record, Split
 from engine.data import load_split
-from engine.evaluator import (
-    confusion_table,
-    pair_table,
-    provenance,
-    resize,
-    score_record,
-    score_table,
-    text_table,
-)
+from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table, text_table
 from engine.inference import override_config
 from tools.options import (
     complete,
@@ -47,7 +39,7 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import run_main
 from utils.config import load_config
 from utils.distributed import is_main
-from utils.image import read_mask
+from utils.image import read_mask, resize
 from utils.logging import progress_bar
 from utils.metrics import ConfusionMatrix, SegScores, ThresholdSweep
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import resize
 from engine.inference import for_each_image, load_method
 from tools.evaluate import CamSweep
 from tools.options import (
@@ -38,7 +37,7 @@ from tools.options import (
 from utils.artifacts import CamFile, cam_path, load_cam, save_cam
 from utils.cli import run_main
 from utils.distributed import init_process_group
-from utils.image import normalize, strided_size
+from utils.image import normalize, resize, strided_size
 from utils.precision import autocast
 
 

@@ -11,7 +11,6 @@ processes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +56,7 @@ from utils.drawing import label_overlay, write_picture
 from utils.image import normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
+from utils.worker import core_count
 
 Refine = Callable[[Tensor, Tensor], Tensor]
 
@@ -276,7 +276,7 @@ def crf_workers(asked: int | None, refine: Refine | None, device: torch.device, 
         return 0
     if asked is not None:
         return asked
-    return max(1, len(os.sched_getaffinity(0)) // world_size() - 1) if images >= 20 else 0
+    return max(1, core_count() // world_size() - 1) if images >= 20 else 0
 
 
 def protocol_id(

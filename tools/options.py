@@ -19,8 +19,8 @@ from engine.inference import LoadedMethod, image_split, is_photo
 from utils.artifacts import claim_folder, write_scores
 from utils.build import suggest
 from utils.distributed import barrier, is_main
-from utils.image import read_mask
-from utils.metrics import IGNORE_INDEX, ConfusionMatrix
+from utils.image import IGNORE_INDEX, read_mask
+from utils.metrics import ConfusionMatrix
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -161,7 +161,7 @@ def claim_output(
         settings: of this tool, beside checkpoint, images and precision.
 
     Raises:
-        FileExistsError: the folder holds files made with other settings.
+        ValueError: the folder holds files made with other settings.
     """
     settings = {
         "protocol": protocol,

@@ -29,10 +29,10 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from datasets.coco import CLASS_NAMES
-from datasets.lists import IGNORE_INDEX, write_tags
+from datasets.lists import write_tags
 from utils.artifacts import read_json, write_atomic, write_json
 from utils.cli import run_main
-from utils.image import read_mask, write_mask
+from utils.image import IGNORE_INDEX, read_mask, write_mask
 from utils.logging import progress_bar
 
 EXPECTED = {"train": 82081, "val": 40137, "val_part": 5000}
@@ -67,7 +67,7 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
         coco, out = COCO(file), root / "SegmentationClass" / f"{part}2014"
         if foreign is not None:
             adopt(foreign, part, image_names(coco), out)
-        found, histogram[part] = convert(coco, out, **(rule if foreign is None else {}))
+        found, histogram[part] = convert(coco, out, **(rule if foreign is None else {"is_foreign": True}))
         lists[part] = sorted(found)
         tags |= {name: found[name] for name in lists[part]}
     lists["val_part"] = lists["val"][: EXPECTED["val_part"]]
@@ -94,12 +94,16 @@ def convert(
     out: Path,
     overlap: Literal["first", "smallest"] = "first",
     crowd: Literal["ignore", "class"] = "ignore",
+    is_foreign: bool = False,
 ) -> tuple[dict[str, list[str]], np.ndarray]:
     """Write the masks of one annotation file that are not there yet.
 
+    A class is a tag of an image when a pixel of the mask, or a crowd region, is of it. Masks made elsewhere
+    (``is_foreign``) speak for themselves. Where a mask holds no class at all, its objects being smaller than
+    a pixel, the annotations say which there are.
+
     Returns:
-        Image name -> its classes, for images with at least one, and the number of pixels of every mask value
-        (256,).
+        Annotated image name -> its classes, and the number of pixels of every mask value (256,).
     """
     value_of = _values(coco)
     tags, histogram = {}, np.zeros(256, dtype=np.int64)
@@ -117,9 +121,10 @@ def convert(
             write_mask(path, mask)
         histogram += np.bincount(mask.ravel(), minlength=256)
         present = set(np.unique(mask).tolist()) - {0, IGNORE_INDEX}
-        present |= {value_of[a["category_id"]] for a in annotations if a.get("iscrowd")}
-        if present:
-            tags[name] = [CLASS_NAMES[value] for value in sorted(present)]
+        if not is_foreign:
+            present |= {value_of[a["category_id"]] for a in annotations if a.get("iscrowd")}
+        present = present or {value_of[a["category_id"]] for a in annotations}
+        tags[name] = [CLASS_NAMES[value] for value in sorted(present)]
     return tags, histogram
 
 

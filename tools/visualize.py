@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from datasets.base import Record, Split, WeakSegDataset
-from engine.evaluator import resize
 from engine.inference import LoadedMethod, load_method
 from methods.base import Prediction
 from tools.options import checkpoint_parser, complete, data_overrides, find_split, has_mask, parse
@@ -33,7 +32,7 @@ from utils.cli import run_main
 from utils.crops import cut
 from utils.distributed import init_process_group
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, tagged_tiles, write_picture
-from utils.image import normalize, read_mask
+from utils.image import normalize, read_mask, resize
 from utils.logging import progress_bar
 
 TITLES = {

@@ -15,7 +15,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,7 @@ def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
     for name, maps in (("aux_cam", cams.aux_cam), ("strided", cams.strided)):
         if maps is not None:
             arrays[name] = maps.float().cpu().numpy().astype(dtype)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())
+    _write_arrays(path, **arrays)
 
 
 def load_cam(path: Path) -> CamFile:
@@ -125,26 +124,19 @@ def load_cam(path: Path) -> CamFile:
         FileNotFoundError: there is none.
         ValueError: the file is damaged or is something else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no CAM file {path}: run tools/infer_cam.py first")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            aux_cam, strided = (
-                torch.from_numpy(arrays[name]).float() if name in arrays else None
-                for name in ("aux_cam", "strided")
-            )
-            height, width = (int(v) for v in arrays["size"])
-            return CamFile(
-                class_ids=torch.from_numpy(arrays["class_ids"]).long(),
-                cam=torch.from_numpy(arrays["cam"]).float(),
-                aux_cam=aux_cam,
-                size=(height, width),
-                strided=strided,
-            )
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a CAM file of this project, or damaged ({error}); delete it and run again"
-        ) from error
+    with _open_arrays(path, "CAM file", "tools/infer_cam.py") as arrays:
+        aux_cam, strided = (
+            torch.from_numpy(arrays[name]).float() if name in arrays else None
+            for name in ("aux_cam", "strided")
+        )
+        height, width = (int(v) for v in arrays["size"])
+        return CamFile(
+            class_ids=torch.from_numpy(arrays["class_ids"]).long(),
+            cam=torch.from_numpy(arrays["cam"]).float(),
+            aux_cam=aux_cam,
+            size=(height, width),
+            strided=strided,
+        )
 
 
 @dataclass(frozen=True)
@@ -163,13 +155,11 @@ class ScoreFile:
 
 def save_scores(path: Path, file: ScoreFile) -> None:
     """Write a score file: ``class_ids`` int16, ``scores`` float16; training averages 64 of them."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
+    _write_arrays(
+        path,
         class_ids=file.class_ids.cpu().numpy().astype(np.int16),
         scores=file.scores.float().cpu().numpy().astype(np.float16),
     )
-    write_atomic(path, buffer.getvalue())
 
 
 def load_scores(path: Path) -> ScoreFile:
@@ -179,17 +169,31 @@ def load_scores(path: Path) -> ScoreFile:
         FileNotFoundError: there is none.
         ValueError: the file is damaged or is something else.
     """
+    with _open_arrays(path, "score file", "tools/make_affinity_label.py") as arrays:
+        return ScoreFile(
+            class_ids=torch.from_numpy(arrays["class_ids"]).long(),
+            scores=torch.from_numpy(arrays["scores"]).float(),
+        )
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """One compressed .npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
+
+
+@contextmanager
+def _open_arrays(path: Path, kind: str, maker: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a .npz file; what goes wrong in the block means that it is damaged or another kind."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no score file {path}: run tools/make_affinity_label.py first")
+        raise FileNotFoundError(f"there is no {kind} {path}: run {maker} first")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return ScoreFile(
-                class_ids=torch.from_numpy(arrays["class_ids"]).long(),
-                scores=torch.from_numpy(arrays["scores"]).float(),
-            )
+            yield arrays
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is not a score file of this project, or damaged ({error}); delete it and run again"
+            f"{path} is not a {kind} of this project, or damaged ({error}); delete it and run again"
         ) from error
 
 

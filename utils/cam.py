@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.image import rescale
+from utils.image import IGNORE_INDEX, rescale
 from utils.precision import full_precision
-
-IGNORE_INDEX = 255
 
 
 class PresentClasses(NamedTuple):

@@ -52,8 +52,9 @@ def default_device(device: str) -> str:
     except RuntimeError as error:
         raise ValueError(f"device '{device}' is not auto, cpu, cuda or cuda:<index>") from error
     if named.type == "cuda" and not available:
+        wanted = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (named.index or 0) + 1)
         raise ValueError(
-            f"{(named.index or 0) + 1} GPU(s) asked for on this machine, 0 found; check CUDA_VISIBLE_DEVICES "
+            f"{wanted} GPU(s) asked for on this machine, 0 found; check CUDA_VISIBLE_DEVICES "
             "(DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
         )
     return device

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from utils.artifacts import write_atomic
 # ImageNet statistics on the 0..255 scale.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+IGNORE_INDEX = 255  # in masks and labels: the pixel does not count
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -37,6 +40,15 @@ def normalize(image_rgb: Tensor) -> Tensor:
 def denormalize(image: Tensor) -> Tensor:
     """Undo `normalize`: (..., 3, H, W) on 0..255, neither rounded nor clipped (what is next decides that)."""
     return image * _channels(IMAGENET_STD, image) + _channels(IMAGENET_MEAN, image)
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize of (B, M, h, w) maps without corner alignment; untouched when the size is right."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    if not maps.numel():  # an image without tags has no map
+        return maps.new_zeros(*maps.shape[:2], *size)
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:

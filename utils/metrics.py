@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.distributed import all_reduce_sum
-
-IGNORE_INDEX = 255
+from utils.image import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

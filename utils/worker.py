@@ -1,4 +1,4 @@
-"""What every process of a pool does first."""
+"""Worker processes: how many there may be, and what each does first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import threading
 import torch
 
 from utils.memory import keep_freed_memory
+
+
+def core_count() -> int:
+    """Number of CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
 
 
 def start_worker() -> None:

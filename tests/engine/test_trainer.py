@@ -216,6 +216,35 @@ def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):
     torch.testing.assert_close(run.method.linear.weight, source.method.linear.weight)
 
 
+def test_weights_of_something_else_are_refused(tmp_path):
+    own = trainer(tmp_path).method.state_dict()
+    for state, message in (
+        ({"proj.weight": torch.zeros(3)}, "weights are not in the file.*tools/convert_weights.py"),
+        ({**own, "linear.weight": torch.zeros(3, 3, 3)}, r"'linear.weight' is \(3, 3, 3\), not"),
+    ):
+        torch.save({"model": state}, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path).restore(tmp_path / "other.pth")
+
+
+def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path):
+    trainer(tmp_path / "a").fit()
+    run = trainer(tmp_path / "b")
+    run.restore(tmp_path / "a/last.pth")
+    run.fit()
+    assert load_checkpoint(tmp_path / "b/last.pth")["step"] == 8
+
+
+def test_the_best_of_another_score_is_forgotten(tmp_path):
+    run = trainer(tmp_path, validate=lambda method, step: {"seg": 70.0, "cam": 50.0})
+    run.fit()
+    assert load_checkpoint(tmp_path / "last.pth")["best"] == 70.0
+    run = trainer(tmp_path)
+    run.select = "cam"
+    run.restore(tmp_path / "last.pth")
+    assert run.best is None
+
+
 @pytest.mark.parametrize("killed_at", [4, 8])
 def test_validation_that_was_killed_is_made_up_for(tmp_path, killed_at):
     """Its checkpoint is there already, at the last step too, where nothing else is left to do."""

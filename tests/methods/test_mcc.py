@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
-from torch import nn
 from torch.testing import assert_close
 
 from losses.contrastive import class_token_contrast
@@ -252,6 +251,7 @@ def test_wrong_options_are_errors():
         demo_method(mask_scale=4)(demo_batch(), 0)
     with pytest.raises(ValueError, match="mask_rate is a probability"):
         demo_method(mask_rate=95)
+    with pytest.raises(ValueError, match="has no local crops: leave method.local_crop_size out"):
+        demo_method(local_crop_size=32)
     with pytest.raises(ValueError, match="flag_source is 'cam' or 'aux_cam', not 'seg'"):
         demo_method(flag_source="seg")
-    assert isinstance(demo_method(), nn.Module)

@@ -164,6 +164,27 @@ def test_gpus_that_are_not_there_are_an_error(checkpoint, tmp_path):
     assert done.returncode != 0 and "GPU(s) asked for on this machine" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (["0"], "1 GPU(s) asked for"),  # DEVICE alone, as in SeCo's script for VOC
+        (["0,1"], "2 GPU(s) asked for"),
+        (["0", "29999"], "GPUS is a number of processes, not '0'"),
+        (["1", "99999"], "PORT is a number up to 65535"),
+    ],
+)
+def test_positions_of_the_launcher(checkpoint, tmp_path, positions, message):
+    command = [
+        "bash",
+        str(ROOT / "run_evaluate_seg_voc.sh"),
+        "tools/infer_seg.py",
+        *positions,
+        str(checkpoint),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and message in done.stderr
+
+
 def test_flags_and_overrides_come_in_any_order():
     words = "data.root=/x --scales 1.0 0.5 infer.flip=false --model_path m.pth --no-flip"
     cfg = parse(parser(), words.split())

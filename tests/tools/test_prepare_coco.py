@@ -86,6 +86,26 @@ def test_masks_in_circulation_are_recognised(coco, tmp_path, layout, ids):
     assert record.tags == tuple(range(1, 81))
 
 
+def test_masks_made_elsewhere_speak_for_themselves(coco, tmp_path):
+    """A crowd that the annotations have, but no pixel of the mask shows, is no tag."""
+    for part in ("train", "val"):
+        mask = np.full((10, 12), 80, dtype=np.uint8)
+        mask[0, :2] = 12, 66  # numbers that only the 80 classes without gaps have
+        write_mask(tmp_path / f"other/{part}/{7:012d}.png", mask)
+    run({"root": coco, "any_counts": True, "masks": tmp_path / "other"})
+    assert coco_split(coco, "train").records[0].tags == (12, 66, 80)
+
+
+def test_an_object_smaller_than_a_pixel_keeps_its_image(coco):
+    file = coco / "annotations/instances_val2014.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = box(3.1, 3.1, 0.1, 0.1)
+    file.write_text(json.dumps(content))
+    assert run({"root": coco, "any_counts": True})["val"] == 1
+    record = coco_split(coco, "val").records[0]
+    assert record.tags == (CLASS_NAMES.index("couch"),) and not read_mask(record.mask).any()
+
+
 def test_a_numbering_that_is_not_clear_is_refused(tmp_path):
     with pytest.raises(ValueError, match="fit both numberings"):
         numbering([0, 1, 2, 255], tmp_path)

@@ -41,7 +41,7 @@ def test_training_logs_its_losses_and_scores(run_folder):
     log = (run_folder / "run.log").read_text()
     assert "mask" in log and "cls" in log and "fg" in log
     protocols = {record["protocol"] for record in read_scores(run_folder)}
-    assert protocols == {"seg/test/ss", "cam/test/ss+flip"}
+    assert protocols == {"seg/test/ss", "cam/test/ss+flip@0.25"}
     assert (run_folder / "best.pth").is_file()
 
 

@@ -6,7 +6,6 @@ image.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +27,8 @@ from engine.train import build_method
 from methods.base import Method
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
-from utils.build import suggest
-from utils.checkpoint import FORMAT, load_checkpoint
-from utils.config import OPEN, load_config, to_plain
+from utils.checkpoint import FORMAT, file_digest, load_checkpoint
+from utils.config import load_config, override_config
 from utils.distributed import barrier, is_main, shard
 from utils.image import rescale, resize
 from utils.logging import progress_bar
@@ -115,7 +113,7 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     """
     path = Path(path)
     state = load_checkpoint(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = file_digest(path)
     if state.get("format") == FORMAT:
         cfg = override_config(OmegaConf.create(state["config"]), overrides)
         method = build_method(cfg, len(state["class_names"]), pretrained=False)
@@ -401,36 +399,6 @@ def _load_published(
 def _merge(a: Tensor, b: Tensor, how: Merge) -> Tensor:
     """Two maps into one; whoever asks for a mean divides the sum."""
     return torch.maximum(a, b) if how == "max" else a + b
-
-
-def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Apply ``key=value`` to a config that is complete already; a key it does not have is a typing error."""
-    known = _dotted_keys(to_plain(cfg))
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals:
-            raise ValueError(f"'{item}' is not key=value, for example data.root=/data/VOC2012")
-        # Arguments of classes and functions are checked where they are called.
-        if (
-            key not in known
-            and not key.startswith(tuple(f"{prefix}." for prefix in OPEN))
-            and not any(k.startswith(key + ".") for k in known)
-        ):
-            raise KeyError(f"'{key}' is not a key of the checkpoint's config{suggest(key, known)}")
-    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> set[str]:
-    keys: set[str] = set()
-    for key, value in values.items():
-        keys |= (
-            _dotted_keys(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping) and value
-            else {f"{prefix}{key}"}
-        )
-    return keys
 
 
 def _load_state(method: Method, state: Mapping[str, Tensor], path: Path) -> list[str]:

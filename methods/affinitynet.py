@@ -209,11 +209,11 @@ class AffinityView:
         if random_draw(2):
             image_rgb, scores = image_rgb.flip(-1), scores.flip(-1)
             valid_box = flip_box(valid_box, self.crop_size)
-        pseudo_label = confident_label(F.avg_pool2d(scores, self.stride))
+        pseudo_label = merge_readings(F.avg_pool2d(scores, self.stride))
         return sample | {"image": normalize(image_rgb), "valid_box": valid_box, "pseudo_label": pseudo_label}
 
 
-def confident_label(scores: Tensor) -> Tensor:
+def merge_readings(scores: Tensor) -> Tensor:
     """Where two readings of an image are sure (PSA section 3.2); everything else is ignored.
 
     Args:

@@ -22,7 +22,7 @@ from models.backbones import create_backbone
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from models.refiners.pixel_adaptive import PAMR
 from utils.cam import PresentClasses, present_classes, summed_cam
-from utils.image import IGNORE_INDEX, denormalize
+from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
 
 CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
@@ -259,7 +259,7 @@ class OneStage(SingleStageCNN):
 
     def branches(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """What the gate mixes, deep and shallow, each (B, D, h, w), from two maps of the backbone."""
-        context = resize_aligned(self.context(deep), shallow.shape[-2:])
+        context = resize(self.context(deep), shallow.shape[-2:], align_corners=True)
         deep = self.deep_and_skip(torch.cat([context, self.skip(shallow)], 1))
         return deep, self.cue_injection(shallow, deep)
 
@@ -279,7 +279,7 @@ class OneStage(SingleStageCNN):
     def read(self, image: Tensor) -> Reading:
         logits = self.network(image)
         masks = logits.softmax(1)
-        return Reading(self.class_scores(logits, masks), resize_aligned(masks, image.shape[-2:]))
+        return Reading(self.class_scores(logits, masks), resize(masks, image.shape[-2:], align_corners=True))
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         image, class_label = batch["image"], batch["class_label"]
@@ -293,7 +293,7 @@ class OneStage(SingleStageCNN):
         }
         if self.loss_weight("mask", step) > 0:
             pseudo_label = self.pseudo_ground_truth(image, masks, class_label)  # (B, H, W)
-            seg_logits = resize_aligned(logits, image.shape[-2:])
+            seg_logits = resize(logits, image.shape[-2:], align_corners=True)
             losses["mask"] = mask_loss(seg_logits, pseudo_label, class_label).mean()
         return losses
 
@@ -320,9 +320,9 @@ class OneStage(SingleStageCNN):
         The authors refine all classes and remove the absent ones afterwards; maps do not interact.
         """
         with full_precision(image):
-            image_rgb = resize_aligned(denormalize(image.float()) / 255, masks.shape[-2:])
+            image_rgb = resize(denormalize(image.float()) / 255, masks.shape[-2:], align_corners=True)
             kept = torch.cat([masks[:, :1], present.select(masks[:, 1:])], 1)
-            refined = resize_aligned(self.refiner(image_rgb, kept), image.shape[-2:])
+            refined = resize(self.refiner(image_rgb, kept), image.shape[-2:], align_corners=True)
             return refined * F.pad(present.label.float(), (1, 0), value=1)[:, :, None, None]
 
 
@@ -360,7 +360,7 @@ class CAMBaseline(SingleStageCNN):
 
     def read(self, image: Tensor) -> Reading:
         features = self.backbone(image)[-1]
-        cam = resize_aligned(self.classifier(features).float(), image.shape[-2:]).relu()
+        cam = resize(self.classifier(features).float(), image.shape[-2:], align_corners=True).relu()
         cam = cam / (1e-5 + cam.amax((2, 3), keepdim=True))
         background = torch.full_like(cam[:, :1], self.background_score)
         return Reading(self.class_scores(features), torch.cat([background, cam], 1))
@@ -415,11 +415,6 @@ def confident_label(
     channel = confident.to(torch.uint8).max(1).indices  # faster than argmax, see methods/vit_base.py
     label = class_ids.gather(1, channel.flatten(1)).view_as(channel)
     return label.masked_fill(confident.sum(1) != 1, IGNORE_INDEX)
-
-
-def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, M, h, w) maps at another size, bilinear with aligned corners."""
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 # -- blocks of the decoder

@@ -28,6 +28,7 @@ from losses.equivariance import (
 from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from utils.cam import summed_cam
+from utils.image import resize
 from utils.precision import full_precision
 
 # The authors' names of our layers; everything else is the backbone.
@@ -110,15 +111,15 @@ class SEAM(Method):
         cam = self.classifier(self.dropout(maps[-1])).float()
         refined = self.correlation(attention_maps(cam), image, [m.detach() for m in low_level(maps)])
         size = image.shape[-2:]
-        return Output(resize_corners(cam, size), resize_corners(refined, size))
+        return Output(resize(cam, size, align_corners=True), resize(refined, size, align_corners=True))
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         image, class_label = batch["image"], batch["class_label"]
         present = F.pad(class_label, (1, 0), value=1.0)[:, :, None, None]  # (B, K, 1, 1) with background
         size = [max(int(side * self.small_scale), 1) for side in image.shape[-2:]]
 
-        out, small = self.network(image), self.network(resize_corners(image, size))
-        cam, refined = (resize_corners(max_norm(m), size) * present for m in out)  # (B, K, *size) in [0, 1]
+        out, small = self.network(image), self.network(resize(image, size, align_corners=True))
+        cam, refined = (resize(max_norm(m), size, align_corners=True) * present for m in out)
         small_cam, small_refined = (max_norm(m) * present for m in small)
         target, small_target = (with_background(m[:, 1:]) for m in (cam, small_cam))
 
@@ -188,12 +189,12 @@ class PixelCorrelation(nn.Module):
         """(B, K, h, w) attention, (B, 3, H, W) image and shallow maps of any size -> (B, K, h, w) refined."""
         size = attention.shape[-2:]
         parts = [F.relu(branch(m)) for branch, m in zip(self.branches, maps)]
-        features = torch.cat([resize_corners(x.float(), size) for x in (image, *parts)], 1)
+        features = torch.cat([resize(x.float(), size, align_corners=True) for x in (image, *parts)], 1)
         return self.correlate(attention, features)
 
     def correlate(self, attention: Tensor, features: Tensor) -> Tensor:
         """Attention (B, K, ., .), brought to the (h, w) of the features (B, 3 + sum(branch_dims), h, w)."""
-        attention = resize_corners(attention, features.shape[-2:]).flatten(2)
+        attention = resize(attention, features.shape[-2:], align_corners=True).flatten(2)
         unit = self.embed(features).flatten(2)
         with full_precision(unit):
             unit = unit.float()
@@ -240,13 +241,6 @@ def stretch(total: Tensor, eps: float = 1e-5) -> Tensor:
 def class_logits(out: Output) -> Tensor:
     """(B, C): the mean of the enlarged maps, as in the published program."""
     return out.cam[:, 1:].mean((2, 3))
-
-
-def resize_corners(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize with aligned corners, which SEAM uses everywhere."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

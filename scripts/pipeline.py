@@ -27,13 +27,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.data import load_split
 from engine.evaluator import text_table
-from engine.inference import is_photo, override_config
+from engine.inference import is_photo
 from engine.train import FREE_TO_CHANGE, check_batch
 from scripts.stage_pictures import draw_stage
-from tools.options import OVERRIDE, complete
+from tools.options import complete
 from utils.artifacts import FILES, read_json, read_scores, write_atomic, write_json
 from utils.build import suggest
+from utils.checkpoint import file_digest
 from utils.config import (
+    OVERRIDE,
     ROOT,
     TRAINING,
     Stage,
@@ -41,6 +43,7 @@ from utils.config import (
     find_config,
     load_config,
     load_stages,
+    override_config,
     project_path,
 )
 from utils.distributed import all_reduce_sum, barrier, init_process_group, is_main
@@ -305,7 +308,7 @@ def _content(value: str) -> str:
     path = Path(value).expanduser()
     if not ("/" in value or path.suffix) or not path.exists():
         return value
-    return f"folder {_listing(path)}" if path.is_dir() else f"file {_file_hash(path)}"
+    return f"folder {_listing(path)}" if path.is_dir() else f"file {file_digest(path)}"
 
 
 def _outputs(plan: Plan) -> str:
@@ -313,7 +316,7 @@ def _outputs(plan: Plan) -> str:
     if not plan.trains:
         return _listing(plan.folder, OUTPUTS)
     last = plan.folder / "last.pth"
-    return _file_hash(last) if last.is_file() else ""
+    return file_digest(last) if last.is_file() else ""
 
 
 def _listing(folder: Path, suffixes: Sequence[str] = ()) -> str:
@@ -329,10 +332,6 @@ def _listing(folder: Path, suffixes: Sequence[str] = ()) -> str:
         and not path.name.startswith(".")
     )
     return _digest(files)
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _digest(value: Any) -> str:

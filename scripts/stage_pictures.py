@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import object_path
 from engine.inference import LoadedMethod, load_method
-from methods.affinitynet import confident_label
+from methods.affinitynet import merge_readings
 from methods.base import Method
 from tools.options import has_mask
 from tools.visualize import TITLES, panels_of
@@ -83,7 +83,7 @@ def label_of_scores(file: ScoreFile) -> np.ndarray:
     """The label (H, W) uint8 that an affinity network learns from: class ids, 255 where it is unsure."""
     table = torch.full((256,), IGNORE_INDEX, dtype=torch.uint8)
     table[: len(file.class_ids) + 1] = torch.tensor([0, *file.class_ids.tolist()], dtype=torch.uint8)
-    return table[confident_label(file.scores)].numpy()
+    return table[merge_readings(file.scores)].numpy()
 
 
 def seen_by_network(stage: str, loaded: LoadedMethod, record: Record, image_rgb: Tensor) -> Panels:

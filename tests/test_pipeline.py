@@ -16,12 +16,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from datasets.lists import read_class_names, read_list, read_tags, write_tags
-from engine.inference import override_config
 from engine.train import build_method
 from scripts import pipeline
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
-from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, to_plain
+from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, override_config, to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_STAGE = '''

@@ -24,7 +24,6 @@ from omegaconf import OmegaConf
 from datasets.base import Record, Split
 from engine.data import load_split
 from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table, text_table
-from engine.inference import override_config
 from tools.options import (
     complete,
     count_pixels,
@@ -37,7 +36,7 @@ from tools.options import (
 from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, missing_files
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_main
-from utils.config import load_config
+from utils.config import load_config, override_config
 from utils.distributed import is_main
 from utils.image import read_mask, resize
 from utils.logging import progress_bar

@@ -18,11 +18,10 @@ from engine.evaluator import confusion_table, pair_table, provenance, score_reco
 from engine.inference import LoadedMethod, image_split, is_photo
 from utils.artifacts import claim_folder, write_scores
 from utils.build import suggest
+from utils.config import OVERRIDE
 from utils.distributed import barrier, is_main
 from utils.image import IGNORE_INDEX, read_mask
 from utils.metrics import ConfusionMatrix
-
-OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
 def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -14,6 +15,15 @@ import torch
 from torch import Tensor
 
 FORMAT = "tag2mask/1"
+
+
+def file_digest(path: Path) -> str:
+    """16 hex digits that name the content of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

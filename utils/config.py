@@ -47,6 +47,7 @@ COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_ever
     "eval.size",
 }
 
+OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")  # how key=value begins
 TRAINING = "engine.train"  # the stage whose options are a config
 STAGE_KEYS = ("name", "run", "config", "like")
 
@@ -258,6 +259,25 @@ def _resolved(cfg: DictConfig, stages: StageValues) -> StageValues:
     return _container(whole.stages)
 
 
+def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Apply ``key=value`` to a config that is complete already; a key it does not have is a typing error."""
+    known = [key for key, _ in _leaves(to_plain(cfg))]
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals:
+            raise ValueError(f"'{item}' is not key=value, for example data.root=/data/VOC2012")
+        # Arguments of classes and functions are checked where they are called.
+        if (
+            key not in known
+            and not key.startswith(tuple(f"{prefix}." for prefix in OPEN))
+            and not any(k.startswith(key + ".") for k in known)
+        ):
+            raise KeyError(f"'{key}' is not a key of the checkpoint's config{suggest(key, known)}")
+    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as plain dicts and lists, for checkpoints and files."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
@@ -361,7 +381,7 @@ def _label(path: Path) -> str:
 
 def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
     for item in overrides:
-        if not re.match(r"^[A-Za-z_][\w.]*=", item):
+        if not OVERRIDE.match(item):
             raise ValueError(f"'{item}' is not key=value, for example train.steps=100 (all keys: --help)")
     try:
         return OmegaConf.from_dotlist(list(overrides))

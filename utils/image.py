@@ -42,13 +42,13 @@ def denormalize(image: Tensor) -> Tensor:
     return image * _channels(IMAGENET_STD, image) + _channels(IMAGENET_MEAN, image)
 
 
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of (B, M, h, w) maps without corner alignment; untouched when the size is right."""
+def resize(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear resize of (B, M, h, w) maps; untouched when the size is right."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     if not maps.numel():  # an image without tags has no map
         return maps.new_zeros(*maps.shape[:2], *size)
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:

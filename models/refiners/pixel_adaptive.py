@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.image import resize
 from utils.precision import full_precision
 
 # Row-major order around the centre, which is left out: up-left, up, up-right, left, right, ...
@@ -84,9 +85,7 @@ class LocalFilter:
             (B, M, H, W) float32; sums over channels grow by what the weights of a pixel add up to.
         """
         with full_precision(image):
-            scores = scores.float()
-            if scores.shape[-2:] != image.shape[-2:]:
-                scores = F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=True)
+            scores = resize(scores.float(), image.shape[-2:], align_corners=True)
             return propagate(scores, self.affinity(image), self.offsets, self.iterations)
 
 

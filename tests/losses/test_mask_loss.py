@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from losses.classification import multilabel_hinge_loss, multilabel_loss
 from losses.segmentation import mask_loss
-from methods.one_stage import resize_aligned
 from tests.methods.single_stage import assert_stored, case_input
+from utils.image import resize
 
 
 @pytest.mark.parametrize("system", ["wsfcn", "onestage"])
@@ -16,7 +16,7 @@ def test_mask_loss_matches_reference_values_and_gradient(golden, system):
     case = golden(f"{system}_mask_loss")
     logits = case_input(case, "logits").requires_grad_()
     label = case["labelmap"].long()
-    resized = resize_aligned(logits, label.shape[-2:])
+    resized = resize(logits, label.shape[-2:], align_corners=True)
     losses = mask_loss(resized, label, case["labels"])
     assert_stored(case, "loss_per_image", losses, rtol=1e-5, atol=1e-7)
     assert_stored(case, "loss", losses.mean(), rtol=1e-5, atol=1e-7)

@@ -55,7 +55,7 @@ def assert_stored(case: GoldenCase, name: str, value: Tensor, rtol: float, atol:
         return
     assert list(value.shape) == case[f"{name}__shape"].tolist()
     found = value.reshape(-1)[:: int(case[f"{name}__stride"])]
-    assert_close(found, case[f"{name}__sub"], rtol=rtol, atol=atol)
+    assert_close(found.to(case[f"{name}__sub"].dtype), case[f"{name}__sub"], rtol=rtol, atol=atol)
     x = value.double()
     found = torch.stack([x.mean(), x.std(unbiased=False), x.min(), x.max(), x.abs().mean()])
     assert_close(found, case[f"{name}__stats"], rtol=rtol, atol=atol)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import methods.cam
 from losses.affinity import PairLabel, pair_affinity_loss, pair_label
 from losses.classification import multilabel_loss
-from methods.affinitynet import PUBLISHED_KEYS, AffinityNet, AffinityView, confident_label, pair_affinity
+from methods.affinitynet import PUBLISHED_KEYS, AffinityNet, AffinityView, merge_readings, pair_affinity
 from methods.cam import PooledCAMNetwork
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
@@ -96,7 +96,7 @@ def test_labels_match_the_authors(golden):
     volume[:, :17] = 0
     scores = F.avg_pool2d(volume.permute(2, 0, 1).unflatten(0, (2, -1)), step)
     assert_close(scores.flatten(0, 1).permute(1, 2, 0), case["pooled"], rtol=0, atol=1e-6)
-    label = confident_label(scores)
+    label = merge_readings(scores)
     assert torch.equal(label, case["label"].long())
     for name, found in pair_label(label[None], PixelPairs(5))._asdict().items():
         assert torch.equal(found[0], case[name] > 0)

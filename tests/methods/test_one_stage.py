@@ -14,7 +14,6 @@ from methods.one_stage import (
     confident_label,
     focal_penalty,
     mean_foreground,
-    resize_aligned,
     weighted_pooling,
 )
 from methods.ws_fcn import WSFCN
@@ -31,6 +30,7 @@ from tests.methods.single_stage import (
     small_batch,
     small_method,
 )
+from utils.image import resize
 
 NAMES = author_names("onestage", one_stage)
 SYSTEMS = ["wsfcn", "onestage"]
@@ -115,7 +115,7 @@ def test_everything_behind_the_logits_matches_reference_values(golden, system):
     for name in ("cls", "test_cls"):
         assert_stored(case, name, test.class_logits, **close)
     assert_stored(case, "test_masks", test.masks, **close)
-    cam = resize_aligned(masks.detach(), image.shape[-2:])
+    cam = resize(masks.detach(), image.shape[-2:], align_corners=True)
     cam[:, 1:] *= labels[:, :, None, None]
     assert_stored(case, "cam", cam, **close)
     assert_stored(case, "dec", all_classes(method, image, masks, labels), **close)
@@ -125,7 +125,9 @@ def test_everything_behind_the_logits_matches_reference_values(golden, system):
     batch = {"image": image, "class_label": labels}
     losses = method.train()(batch, step=10**6)
     assert set(losses) == {"cls", "fg", "mask"} and set(method(batch, step=0)) == {"cls", "fg"}
-    per_image = one_stage.mask_loss(resize_aligned(logits, image.shape[-2:]), pseudo_label, labels)
+    per_image = one_stage.mask_loss(
+        resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
+    )
     assert_stored(case, "loss_mask_per_image", per_image, **close)
     totals = {"cls": losses["cls"], "mask": losses["mask"], "main": losses["cls"] + losses["mask"]}
     for name, total in totals.items():

@@ -11,7 +11,7 @@ import methods.one_stage
 import methods.ws_fcn
 from engine.inference import multi_scale_segment
 from engine.optim import build_optimizer
-from methods.one_stage import CAMBaseline, OneStage, mean_foreground, resize_aligned
+from methods.one_stage import CAMBaseline, OneStage, mean_foreground
 from methods.ws_fcn import WSFCN
 from models.backbones import create_backbone
 from models.refiners.dense_crf import DenseCRF
@@ -27,7 +27,7 @@ from tests.methods.single_stage import (
     normalized,
     table,
 )
-from utils.image import normalize
+from utils.image import normalize, resize
 
 
 class System(NamedTuple):
@@ -72,6 +72,7 @@ def make():
         names = author_names(name, system.module) | {"classifier.weight": "fc8.weight"}
         if not made:
             load_formula_weights(case, backbone, local_names(backbone, names, "backbone"), made)
+        backbone.float()  # a test may have made it double
         num_classes = case["cls"].shape[1] + 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(methods.one_stage, "create_backbone", lambda: backbone)
@@ -133,10 +134,11 @@ def test_baseline_matches_reference_values(golden, make, system):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_training_step_matches_reference_values(golden, make, system):
     case = golden(f"{system}_network_train")
-    method = make(system, case).train()
+    # In double precision: one layer's gradient is so ill-conditioned that machines differ by 1 % in float32.
+    method = make(system, case).train().double()
     no_dropout(method)
     method.gate.keep_mask = lambda deep: case_input(case, "gate_u") >= method.gate.psi
-    image, labels = normalized(case_input(case, "raw_image")), case["labels"]
+    image, labels = normalized(case_input(case, "raw_image")).double(), case["labels"].double()
     batch, names = {"image": image, "class_label": labels}, author_names(system, SYSTEMS[system].module)
     method.network = keep(method.network, seen := [])
 
@@ -169,7 +171,9 @@ def test_training_step_matches_reference_values(golden, make, system):
     assert_stored(case, "dec", all_classes(method, image, masks, labels), rtol=1e-3, atol=1e-4)
     pseudo_label = method.pseudo_ground_truth(image, masks, labels)
     assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.005
-    per_image = methods.one_stage.mask_loss(resize_aligned(logits, image.shape[-2:]), pseudo_label, labels)
+    per_image = methods.one_stage.mask_loss(
+        resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
+    )
     assert_stored(case, "loss_mask_per_image", per_image, rtol=1e-3, atol=1e-5)
     assert_stored(case, "loss_cls", losses["cls"], rtol=1e-3, atol=1e-5)
     norm = method.head[1]

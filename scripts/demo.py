@@ -11,12 +11,16 @@ finished is not done again; an interrupted demo goes on where it stopped.
 from __future__ import annotations
 
 import html
+import io
 import json
+import multiprocessing
 import re
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,6 +35,7 @@ from tools import make_demo_data, visualize
 from utils.artifacts import write_atomic
 from utils.cli import run_main
 from utils.config import load_config, project_path
+from utils.worker import core_count, start_worker
 
 CONFIGS = ("configs/cam/demo.yaml", "configs/toco/demo.yaml", "configs/seco/demo.yaml")
 TITLES = {
@@ -45,6 +50,7 @@ TITLES = {
 SPLITS = ("test", "test_shuffled")
 FOLDER = Path("logs/demo")
 SHEET_IMAGES = 12
+DRAWN = "sheets/checkpoint.txt"  # the last thing that a method leaves: which checkpoint its sheets show
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto }
@@ -67,25 +73,77 @@ def main() -> None:
     name_of = "_".join([FOLDER.name, *(re.sub(r"[^\w.=]+", "_", item) for item in overrides)])
     out = Path(folders[-1]).absolute() if folders else project_path(FOLDER.with_name(name_of[:100]))
     started = time.monotonic()
+    for name in names:
+        make_demo_data.run(config_of(name, out, overrides))
+    todo = [name for name in names if not (out / Path(name).parent.name / DRAWN).is_file()]
+    if len(todo) > 1 and core_count() > 1:
+        train_side_by_side(todo, out, overrides)
     records, sheets = [], {}
     for name in names:
-        method = Path(name).parent.name
-        title = TITLES.get(method, method)
-        cfg = load_config(
-            name, [f"run_name=demo/{method}", f"work_dir={out / method}", "data.val_set=null", *overrides]
-        )
-        make_demo_data.run(cfg)
+        title = title_of(name)
         print(f"--- {title}: {name}", flush=True)
-        checkpoint = train(cfg) / "last.pth"
-        scores = score(cfg, checkpoint)
+        scores, sheets[title] = run_method(name, out, overrides)
         records.append({"method": title, "config": name, "overrides": overrides, **scores})
-        sheets[title] = draw(checkpoint)
     table = results_table(records)
     write_atomic(out / "table.txt", (table + "\n").encode())
     write_atomic(out / "scores.json", json.dumps(records, indent=1).encode())
     write_atomic(out / "report.html", report(table, records, sheets, out).encode())
     minutes = (time.monotonic() - started) / 60
     print(f"\n{table}\n\npictures and numbers: {out / 'report.html'}   ({minutes:.1f} minutes)")
+
+
+def title_of(name: str) -> str:
+    """What a config's method is called in the table."""
+    method = Path(name).parent.name
+    return TITLES.get(method, method)
+
+
+def config_of(name: str, out: Path, overrides: Sequence[str]) -> DictConfig:
+    """A config with a run folder below ``out``."""
+    method = Path(name).parent.name
+    given = [f"run_name=demo/{method}", f"work_dir={out / method}", "data.val_set=null"]
+    return load_config(name, [*given, *overrides])
+
+
+def run_method(name: str, out: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Path]]:
+    """Train, score and draw one method, or read what is there already; scores and sheets."""
+    cfg = config_of(name, out, overrides)
+    checkpoint = train(cfg) / "last.pth"
+    return score(cfg, checkpoint), draw(checkpoint)
+
+
+def train_side_by_side(names: Sequence[str], out: Path, overrides: Sequence[str]) -> None:
+    """Every method in a process of its own: networks this small gain little from a second thread."""
+    workers = min(len(names), core_count())
+    threads = [f"train.threads={core_count() // workers}"]
+    print(f"{', '.join(map(title_of, names))}: {workers} at a time, {threads[0]}", flush=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_worker) as pool:
+        # The longest first: the plain classifier fits in at the end.
+        jobs = [pool.submit(_named_run, name, out, [*threads, *overrides]) for name in reversed(names)]
+        for job in jobs:
+            job.result()
+
+
+def _named_run(name: str, out: Path, overrides: Sequence[str]) -> None:
+    sys.stdout = sys.stderr = _Titled(sys.stdout, f"{title_of(name):<16} | ")
+    run_method(name, out, overrides)
+
+
+class _Titled(io.TextIOBase):
+    """Puts a title before every line and leaves progress bars out, which several processes cannot share."""
+
+    def __init__(self, stream: TextIO, title: str) -> None:
+        self.stream, self.title, self.rest = stream, title, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        shown = [line for line in lines if line.strip() and "\r" not in line]
+        self.stream.write("".join(f"{self.title}{line}\n" for line in shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
@@ -119,14 +177,13 @@ def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
 
 def draw(checkpoint: Path) -> list[Path]:
     """Sheets of a few images of each test split."""
-    folder = checkpoint.parent / "sheets"
-    stamp, digest = folder / "checkpoint.txt", load_method(checkpoint, "cpu").sha256
+    stamp, digest = checkpoint.parent / DRAWN, load_method(checkpoint, "cpu").sha256
     if not (stamp.is_file() and stamp.read_text() == digest):
         for split in SPLITS:
-            options = {"infer": split, "count": SHEET_IMAGES // 2, "out": str(folder), "device": "cpu"}
+            options = {"infer": split, "count": SHEET_IMAGES // 2, "out": str(stamp.parent), "device": "cpu"}
             visualize.run({"model_path": str(checkpoint), **options})
         write_atomic(stamp, digest.encode())
-    return sorted(folder.glob("*.png"))
+    return sorted(stamp.parent.glob("*.png"))
 
 
 def results_table(records: list[dict[str, Any]]) -> str:

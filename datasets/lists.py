@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,6 +100,8 @@ def read_class_names(
         names = list(default)
     elif isinstance(source, str):
         path = root / source
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no data set folder {root}: see docs/data.md, or set data.root")
         if not path.is_file():
             raise FileNotFoundError(
                 f"class names {path} are missing: write one name per line, or correct "
@@ -202,6 +205,8 @@ def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, l
     if rows and rows[0][1][0].lower() in _HEADER_WORDS:
         rows = rows[1:]
     separator = ";" if any(";" in cell for _, row in rows for cell in row[1:]) else None
+    if separator is None and not class_names:
+        _refuse_torn_names(path, [" ".join(row[1:]).split() for _, row in rows])
 
     def words(cell: str) -> list[str]:
         parts = [cell] if cell in class_names else cell.split(separator)
@@ -211,6 +216,24 @@ def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, l
         (strip_suffix(row[0]), [word for cell in row[1:] for word in words(cell)], f"{path}, line {line}")
         for line, row in rows
     ]
+
+
+def _refuse_torn_names(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Raise a ValueError where spaces seem to tear a class name such as ``potted plant`` into two tags."""
+    lines_of: dict[str, set[int]] = {}
+    pairs: dict[tuple[str, str], set[int]] = {}
+    for line, words in enumerate(rows):
+        for word in words:
+            lines_of.setdefault(word, set()).add(line)
+        for pair in itertools.pairwise(words):
+            pairs.setdefault(pair, set()).add(line)
+    for (first, second), lines in pairs.items():
+        if len(lines) > 1 and lines == lines_of[first] == lines_of[second]:
+            raise ValueError(
+                f"{path}: '{first} {second}' always stand together. If it is one tag, write it as "
+                f"'{first} {second};', if there are two, as '{first};{second}': spaces separate tags only in "
+                "a file without any ';'. Or name the classes in data.options.class_names"
+            )
 
 
 def _json_tags(path: Path, text: str) -> list[tuple[str, list[str], str]]:

@@ -119,7 +119,7 @@ class SingleStageCNN(Method):
         if not hasattr(self.backbone, "dims"):
             raise ValueError(
                 f"{type(self).__name__} needs a backbone that gives maps from shallow to deep, such as "
-                f"resnet38d or a ViT with pyramid: true; '{backbone['name']}' does not"
+                f"resnet38d, or a ViT with method.backbone.pyramid=true; '{backbone['name']}' does not"
             )
 
     def read(self, image: Tensor) -> Reading:

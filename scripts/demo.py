@@ -10,6 +10,7 @@ finished is not done again; an interrupted demo goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import json
@@ -126,8 +127,9 @@ def train_side_by_side(names: Sequence[str], out: Path, overrides: Sequence[str]
 
 
 def _named_run(name: str, out: Path, overrides: Sequence[str]) -> None:
-    sys.stdout = sys.stderr = _Titled(sys.stdout, f"{title_of(name):<16} | ")
-    run_method(name, out, overrides)
+    shown = _Titled(sys.stdout, f"{title_of(name):<16} | ")
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        run_method(name, out, overrides)
 
 
 class _Titled(io.TextIOBase):

@@ -74,8 +74,9 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
             f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run "
             f"code); save its state dict alone with torch.save and use that file. {_unsupported(error)}"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or ["it is empty or cut off"])[0]
+    except (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError) as error:
+        is_told = isinstance(error, RuntimeError) and str(error)  # the others say nothing to a user
+        reason = str(error).splitlines()[0] if is_told else "it is empty, cut off, or something else"
         raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a mapping of names to weights")

@@ -34,7 +34,7 @@ def crop_positions(
     if window[0].numel() < count:
         raise ValueError(
             f"an image of {height} x {width} pixels has no room for {count} crops of {size} pixels: "
-            "make local_crop_size smaller or data.crop_size larger"
+            "make method.local_crop_size smaller or data.crop_size larger"
         )
     columns = window.shape[2]
     places = []

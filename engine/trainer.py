@@ -84,6 +84,7 @@ class Trainer:
         self.validate, self.select = validate, select
         self.step = 0  # number of finished optimiser steps
         self.scored = 0  # the last of them after which the validation was finished
+        self.scores: dict[str, float] = {}  # what that validation found, percent
         self.best: float | None = None
         self.skipped = 0  # unreadable images that were replaced, over all processes
         self.window = _Means(device)
@@ -129,6 +130,7 @@ class Trainer:
         if state.get("select", self.select) != self.select:
             self.best = None  # it is of another score
         self.scored = state.get("scored", self.step)  # checkpoints of earlier versions do not say
+        self.scores = state.get("scores", {})
         self.window.restore(state["window"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["rng"]:
@@ -204,6 +206,9 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "scored": self.scored,
+                "scores": self.scores
+                if self.scored == self.step
+                else {},  # of these weights, not of older ones
                 "best": self.best,
                 "select": self.select,
                 "skipped": self.skipped,
@@ -327,7 +332,7 @@ class Trainer:
             raise ValueError(
                 f"eval.select={self.select} is no score of this method{suggest(self.select, scores)}"
             )
-        self.scored = self.step
+        self.scored, self.scores = self.step, scores
         score = scores[self.select]
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best = score

@@ -171,7 +171,8 @@ def test_best_checkpoint_is_the_best_scored_one(tmp_path):
         options=TrainOptions(**{**vars(OPTIONS), "eval_every": 2}),
     )
     run.fit()
-    assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
+    best = load_checkpoint(tmp_path / "best.pth")
+    assert best["step"] == 4 and best["scores"] == {"seg": 30.0}
     assert load_checkpoint(tmp_path / "last.pth")["best"] == 30.0
 
 

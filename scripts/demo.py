@@ -14,12 +14,10 @@ import contextlib
 import html
 import io
 import json
-import multiprocessing
 import re
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,11 +30,12 @@ from engine.data import load_split
 from engine.evaluator import provenance, text_table, validate
 from engine.inference import load_method
 from engine.train import run as train
+from engine.worker_pool import WorkerPool
 from tools import make_demo_data, visualize
 from utils.artifacts import write_atomic
 from utils.cli import run_main
 from utils.config import load_config, project_path
-from utils.worker import core_count, start_worker
+from utils.worker import core_count
 
 CONFIGS = ("configs/cam/demo.yaml", "configs/toco/demo.yaml", "configs/seco/demo.yaml")
 TITLES = {
@@ -118,12 +117,11 @@ def train_side_by_side(names: Sequence[str], out: Path, overrides: Sequence[str]
     workers = min(len(names), core_count())
     threads = [f"train.threads={core_count() // workers}"]
     print(f"{', '.join(map(title_of, names))}: {workers} at a time, {threads[0]}", flush=True)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_worker) as pool:
-        # The longest first: the plain classifier fits in at the end.
-        jobs = [pool.submit(_named_run, name, out, [*threads, *overrides]) for name in reversed(names)]
-        for job in jobs:
-            job.result()
+    # None waits in the pool, where it would begin after Ctrl-C. The longest come first: the plain classifier
+    # fits in at the end.
+    with WorkerPool(workers, in_flight=workers) as pool:
+        for name in reversed(names):
+            pool.submit(_named_run, name, out, [*threads, *overrides])
 
 
 def _named_run(name: str, out: Path, overrides: Sequence[str]) -> None:

@@ -129,12 +129,12 @@ def run(cfg: Mapping[str, Any]) -> Path:
         Path(options.input), Path(options.images), Path(options.out), options.recipe, values, crf, device
     )
     names = find_names(job.source)
-    check_images(job, names)
+    left = [name for name in names if not label_path(job.out, name).is_file()]
+    check_images(job, left)
     claim_folder(
         job.out,
         {"input": str(job.source.absolute()), "recipe": job.recipe, "values": values, "crf": crf.protocol},
     )
-    left = [name for name in names if not label_path(job.out, name).is_file()]
     with workers(job, len(names), len(left), options.processes) as submit:
         for name in left:
             submit(refine_file, job, name)

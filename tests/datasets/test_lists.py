@@ -10,6 +10,7 @@ from datasets.lists import (
     read_list,
     read_tags,
     require_files,
+    tag_words,
     write_tags,
 )
 
@@ -38,6 +39,24 @@ def test_text_and_space_separated_csv(tmp_path):
     expected = {"a": (1, 2), "b": ()}
     assert read_tags(write(tmp_path / "labels.txt", "a dog cat\n\nb\n"), CLASSES) == expected
     assert read_tags(write(tmp_path / "tags.csv", "a,dog cat\nb,\n"), CLASSES) == expected
+
+
+def test_a_missing_data_set_folder_is_said_first(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no data set folder .*set data.root"):
+        read_class_names("class_names.txt", tmp_path / "nowhere", ())
+
+
+def test_class_names_torn_by_spaces_are_asked_about(tmp_path):
+    """Without known classes and without any ';' nothing tells one tag of two words from two tags."""
+    path = tmp_path / "tags.csv"
+    path.write_text("a.jpg,potted plant\nb.jpg,dog\nc.jpg,potted plant\n")
+    with pytest.raises(ValueError, match="'potted plant' always stand together.*write it as 'potted plant;'"):
+        tag_words(path)
+    assert read_tags(path, ["background", "dog", "potted plant"]) == {"a": (2,), "b": (1,), "c": (2,)}
+    path.write_text("a.jpg,potted plant;\nb.jpg,dog\n")
+    assert [words for _, words, _ in tag_words(path)] == [["potted plant"], ["dog"]]
+    path.write_text("a.jpg,cat dog\nb.jpg,dog\n")
+    assert [words for _, words, _ in tag_words(path)] == [["cat", "dog"], ["dog"]]
 
 
 def test_written_tags_read_back(tmp_path):

@@ -61,6 +61,7 @@ def test_other_contents_are_refused(tmp_path):
         load_checkpoint(tmp_path / "tensor.pth")
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    for name in ("empty", "text"):
+    (tmp_path / "junk.pth").write_text("junk\n")  # an index error inside of torch
+    for name in ("empty", "text", "junk"):
         with pytest.raises(ValueError, match=f"{name}.pth is damaged or not a checkpoint"):
             load_checkpoint(tmp_path / f"{name}.pth")

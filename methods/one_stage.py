@@ -21,6 +21,7 @@ from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from models.refiners.pixel_adaptive import PAMR
+from utils.build import build_part
 from utils.cam import PresentClasses, present_classes, summed_cam
 from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
@@ -235,7 +236,7 @@ class OneStage(SingleStageCNN):
         self.focal_power, self.focal_floor = focal_power, focal_floor
         self.foreground_share, self.background_share = foreground_share, background_share
         self.confidence_floor = confidence_floor
-        self.refiner = PAMR(**(pamr or {}))
+        self.refiner = build_part(PAMR, pamr, key="method.pamr")
         shallow, deep = self.backbone.dims[self.backbone.shallow], self.backbone.dims[-1]
         self.build_decoder(shallow, deep, width, tuple(context_dilations))
         self.gate = StochasticGate(gate)

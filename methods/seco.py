@@ -23,6 +23,7 @@ from methods.base import Batch, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
+from utils.build import build_part
 from utils.cam import PresentClasses, cam_to_confident_label, ignore_outside_box, present_classes
 from utils.crops import crop_positions, cut
 from utils.distributed import gather_batch
@@ -134,7 +135,9 @@ class SeCo(SingleStageViT):
         # Prototypes average class tokens and are compared with projected ones, so both are as wide as the
         # encoder.
         width = self.backbone.embed_dim
-        self.proj_head = ProjectionHead(width, bottleneck_dim=width, out_dim=None, **(head or {}))
+        self.proj_head = build_part(
+            ProjectionHead, head, width, key="method.head", bottleneck_dim=width, out_dim=None
+        )
         self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_backbone = momentum_copy(self.backbone)
         self.teacher_step = -1

@@ -23,7 +23,7 @@ from methods.base import Batch, Method, Prediction, Transform, resize_like
 from models.backbones import create_backbone
 from models.backbones.vit import ViT
 from models.heads import DECODERS, create_decoder
-from utils.build import suggest
+from utils.build import build_part, suggest
 from utils.distributed import global_mean
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
@@ -39,7 +39,7 @@ class Segmentor(Method):
         backbone: arguments of ``create_backbone``: a CNN, a ViT, or a ViT with ``pyramid``.
         head: ``linear`` (1x1 convolution of the deep map), ``large_fov``, ``aspp`` (DeepLab v2) or
             ``deeplab`` (DeepLab v3+, which needs a backbone that gives a list of maps).
-        head_options: further arguments of the head ``deeplab``: ``hidden``, ``skip_dim``, ``dilations``.
+        head_options: further arguments of the head's class, such as ``hidden``; ``linear`` has none.
         loss_weights: of ``seg``.
         balanced: give background and foreground the same weight, however many pixels there are of each,
             instead of the plain mean over pixels.
@@ -69,11 +69,22 @@ class Segmentor(Method):
             if is_vit:
                 raise ValueError("the head 'deeplab' needs a shallow map: set method.backbone.pyramid=true")
             self.skip = self.backbone.shallow
-            self.head: nn.Module = DeepLabHead(dims[-1], dims[self.skip], num_classes, **(head_options or {}))
+            self.head: nn.Module = build_part(
+                DeepLabHead,
+                head_options,
+                dims[-1],
+                dims[self.skip],
+                num_classes,
+                key="method.head_options",
+            )
         elif head == "linear":
+            if head_options:
+                raise ValueError(
+                    f"the head 'linear' has no method.head_options, but got {sorted(head_options)}"
+                )
             self.head = nn.Conv2d(dims[-1], num_classes, 1)
         else:
-            self.head = create_decoder(head, dims[-1], num_classes)
+            self.head = create_decoder(head, dims[-1], num_classes, head_options, key="method.head_options")
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if "mask" not in batch:

@@ -21,6 +21,7 @@ from methods.base import Batch, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
+from utils.build import build_part
 from utils.cam import PresentClasses, present_classes, region_mask
 from utils.crops import crop_positions, cut
 from utils.image import denormalize
@@ -70,7 +71,7 @@ class ToCo(SingleStageViT):
         self.object_share = object_share
         self.temperature = temperature
         self.momentum = momentum
-        self.proj_head = ProjectionHead(self.backbone.embed_dim, **(head or {}))
+        self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
         self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_step = -1
 

@@ -19,6 +19,7 @@ from models.backbones import create_backbone
 from models.backbones.vit import Tokens
 from models.heads import create_decoder, pooled_logits
 from models.refiners.pixel_adaptive import PAR
+from utils.build import build_part
 from utils.cam import (
     PresentClasses,
     affinity_label,
@@ -49,7 +50,7 @@ class SingleStageViT(Method):
         num_classes: with background.
         backbone: arguments of ``create_backbone``: ``name``, ``pretrained``, ``aux_layer``, ...
         decoder: ``large_fov`` (ToCo, MCC), ``aspp`` (SeCo), or None for a network without one.
-        decoder_std: spread of the weights of the decoder's last layer at the start; None: that of its class.
+        decoder_options: arguments of the decoder's class (``models/heads.py``); None: the published values.
         low_threshold: CAM score up to which a pixel is confident background.
         high_threshold: CAM score above which a pixel is confident foreground; in between it is ignored.
         label_source: which CAM supervises the decoder, ``cam`` or ``aux_cam``, or a schedule of them.
@@ -71,7 +72,7 @@ class SingleStageViT(Method):
         backbone: Mapping[str, Any],
         decoder: str | None = "large_fov",
         loss_weights: Mapping[str, Any] | None = None,
-        decoder_std: float | None = None,
+        decoder_options: Mapping[str, Any] | None = None,
         low_threshold: float = 0.25,
         high_threshold: float = 0.7,
         background_threshold: float = 0.5,
@@ -93,7 +94,7 @@ class SingleStageViT(Method):
             raise ValueError(f"label_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
         self.ptc_box = ptc_box
         self.consistent_flip = consistent_flip
-        self.refiner = PAR(**(par or {}))
+        self.refiner = build_part(PAR, par, key="method.par")
         self.backbone = create_backbone(**backbone)
         if not hasattr(self.backbone, "embed_dim"):
             raise ValueError(
@@ -102,7 +103,9 @@ class SingleStageViT(Method):
         width = self.backbone.embed_dim
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
-        self.decoder = None if decoder is None else create_decoder(decoder, width, num_classes, decoder_std)
+        self.decoder = None
+        if decoder is not None:
+            self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
 
     # -- forward passes
 

@@ -5,9 +5,14 @@ B images, D backbone width, K classes with background, (h, w) tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from utils.build import build_part, suggest
 
 
 class LargeFOV(nn.Module):
@@ -105,11 +110,25 @@ class ProjectionHead(nn.Module):
 DECODERS = {"large_fov": LargeFOV, "aspp": ASPP}
 
 
-def create_decoder(name: str, in_channels: int, num_classes: int, std: float | None = None) -> nn.Module:
-    """A segmentation decoder by name: ``large_fov`` or ``aspp``; ``std`` as in its class."""
+def create_decoder(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    key: str = "method.decoder_options",
+) -> nn.Module:
+    """A segmentation decoder by name: ``large_fov`` or ``aspp``.
+
+    Args:
+        options: arguments of its class, such as ``hidden``.
+        key: where they stand in the config, for the message.
+
+    Raises:
+        KeyError: for an unknown name or option.
+    """
     if name not in DECODERS:
-        raise ValueError(f"there is no decoder '{name}'; known: {', '.join(DECODERS)}")
-    return DECODERS[name](in_channels, num_classes, std=std)
+        raise KeyError(f"there is no decoder '{name}'{suggest(name, DECODERS)}")
+    return build_part(DECODERS[name], options, in_channels, num_classes, key=key)
 
 
 def pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:

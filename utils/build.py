@@ -68,9 +68,31 @@ def build(spec: Mapping[str, Any], **extra: Any) -> Any:
     """
     arguments = {key: value for key, value in spec.items() if key != "target"} | extra
     target = import_target(spec["target"])
-    known = keyword_names(target)
-    if known is not None:
-        for key in arguments:
-            if key not in known:
-                raise KeyError(f"'{key}' is not an argument of {spec['target']}{suggest(key, known)}")
+    _check_names(target, arguments, spec["target"])
     return target(**arguments)
+
+
+def build_part(target: Any, options: Mapping[str, Any] | None, *args: Any, key: str, **fixed: Any) -> Any:
+    """Call ``target(*args, **fixed, **options)``, a part of a method whose options stand in its config.
+
+    Args:
+        options: keyword arguments; None: the target's own defaults.
+        key: where the options stand in the config, for the message.
+        **fixed: keyword arguments that the method decides itself, which are no options.
+
+    Raises:
+        KeyError: if an option is not an argument of the target; names the closest argument.
+    """
+    given = list(inspect.signature(target).parameters)[: len(args)]
+    _check_names(target, options or {}, key, but=[*given, *fixed])
+    return target(*args, **fixed, **(options or {}))
+
+
+def _check_names(target: Any, arguments: Iterable[str], whose: str, but: Iterable[str] = ()) -> None:
+    names = keyword_names(target)
+    if names is None:
+        return
+    known = names - set(but)
+    for name in arguments:
+        if name not in known:
+            raise KeyError(f"'{name}' is not an argument of {whose}{suggest(name, known)}")

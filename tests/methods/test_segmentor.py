@@ -94,3 +94,5 @@ def test_wrong_head_and_missing_labels_are_clear_errors():
         small("liner")
     with pytest.raises(ValueError, match=r"data\.label_dir"):
         small()({"image": torch.randn(1, 3, 48, 48)}, 0)
+    with pytest.raises(ValueError, match=r"'linear' has no method\.head_options.*hidden"):
+        Segmentor(4, {"name": "vit_demo"}, head="linear", head_options={"hidden": 3})

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import Sample, WeakSegDataset
-from utils.artifacts import missing_files, read_json, write_atomic, write_json
+from utils.artifacts import read_json, require_files, write_atomic, write_json
 from utils.build import suggest
 from utils.image import IGNORE_INDEX
 from utils.seed import sample_generator
@@ -95,10 +95,9 @@ class ObjectBank:
         self.names: dict[int, tuple[str, ...]] = {
             int(class_id): tuple(names) for class_id, names in index["objects"].items() if names
         }
-        missing_files(
+        require_files(
             (object_path(self.folder, k, name) for k, names in self.names.items() for name in names),
             "objects of the bank",
-            self.folder,
             "run tools/mine_objects.py again",
         )
 

@@ -10,7 +10,6 @@ import difflib
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -270,22 +269,6 @@ def file_of(root: Path, place: str, name: str, suffix: str) -> Path:
     return root / place.replace("{part}", part).replace("{number}", name.rpartition("_")[2]).replace(
         "{name}", name
     )
-
-
-def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
-    """Raise one FileNotFoundError that counts what is missing, names the first, and says what to do."""
-    paths = list(paths)
-    there = {folder: _files_in(folder) for folder in {path.parent for path in paths}}
-    missing = [path for path in paths if path.name not in there[path.parent]]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; {advice}"
-        )
-
-
-def _files_in(folder: Path) -> set[str]:
-    # One listing instead of thousands of look-ups, which are slow on network disks.
-    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def some(names: Sequence[str], total: int, what: str) -> str:

@@ -79,6 +79,8 @@ class Trainer:
         validate: Callable[[Method, int], dict[str, float]] | None = None,
         select: str = "seg",
     ) -> None:
+        if not method.loss_weights:
+            raise ValueError("method.loss_weights is empty, so that nothing would be trained")
         self.method, self.optimizer, self.batches, self.options = method, optimizer, batches, options
         self.work_dir, self.device, self.header = work_dir, device, header
         self.validate, self.select = validate, select
@@ -277,11 +279,13 @@ class Trainer:
 
     def _report_broken(self, losses: dict[str, Tensor]) -> NoReturn:
         schedules = self.method.loss_weights
+        # The mean over processes: the broken value may be another's. All of them come here at the same step.
+        values = all_reduce_mean(torch.stack(list(losses.values()))).tolist()
         parts = []
-        for name, value in losses.items():
-            text = f"{name} {float(value):.4g}"
+        for name, value in zip(losses, values, strict=True):
+            text = f"{name} {value:.4g}"
             if (
-                not math.isfinite(float(value))
+                not math.isfinite(value)
                 and self.step > 0
                 and name in schedules
                 and self.step in schedules[name].starts

@@ -38,7 +38,7 @@ class Method(nn.Module):
     Args:
         num_classes: with background.
         loss_weights: name of a loss -> weight, constant or ``[[from_step, value], ...]``. A loss without
-            weight counts as weight 0.
+            weight counts as weight 0; None: no loss has one, for a network that only predicts.
         background_threshold: CAM score up to which a pixel is background when nothing is ignored.
         cam_scales: image scales of multi-scale CAMs.
     """
@@ -51,7 +51,7 @@ class Method(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        loss_weights: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None,
         background_threshold: float = 0.5,
         cam_scales: Sequence[float] = (1.0, 0.5, 1.5),
     ) -> None:
@@ -59,7 +59,7 @@ class Method(nn.Module):
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background, so it is at least 2, not {num_classes}")
         self.num_classes = num_classes
-        self.loss_weights = {name: Schedule(weight) for name, weight in loss_weights.items()}
+        self.loss_weights = {name: Schedule(weight) for name, weight in (loss_weights or {}).items()}
         self.background_threshold = background_threshold
         self.cam_scales = tuple(cam_scales)
 

@@ -27,21 +27,12 @@ from utils.image import denormalize
 from utils.schedule import Schedule
 from utils.seed import sample_generator
 
-VOC_LOSS_WEIGHTS = {
-    "cls": 1.0,
-    "cls_aux": 1.0,
-    "aff": 0.2,
-    "mcc": 0.5,
-    "seg": [[0, 0.0], [2001, 0.1]],
-    "reg": [[0, 0.0], [2001, 0.05]],
-}
-
 
 class MCC(ToCo):
     """Class tokens of masked images are contrasted with those of whole ones, by what the visible part shows.
 
     Args:
-        loss_weights: of ``cls, cls_aux, aff, mcc, seg, reg``; the VOC schedule by default.
+        loss_weights: of ``cls, cls_aux, aff, mcc, seg, reg``.
         num_masks: masked views per image.
         mask_rate: share of the cells of a mask that are hidden. Of the 49 cells of a 448-pixel crop 0.95
             leaves 2.5 visible on average; 8 % of the masks hide all of them.
@@ -70,7 +61,7 @@ class MCC(ToCo):
         super().__init__(
             num_classes,
             backbone,
-            loss_weights=loss_weights or VOC_LOSS_WEIGHTS,
+            loss_weights=loss_weights,
             object_share=object_share,
             **options,
         )

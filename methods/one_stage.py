@@ -27,7 +27,6 @@ from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
 
 CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
-VOC_LOSS_WEIGHTS = {"cls": 1.0, "mask": [[0, 0.0], [3305, 1.0]]}
 
 # The authors' names -> ours, the first that matches; what all of their programs share is in the second.
 SHARED_KEYS = (
@@ -95,7 +94,7 @@ class SingleStageCNN(Method):
         self,
         num_classes: int,
         backbone: Mapping[str, Any],
-        loss_weights: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None,
         class_loss: Literal["soft_margin", "hinge"] = "soft_margin",
         class_threshold: float = 0.1,
         background: tuple[str, float] = ("power", 3.0),
@@ -204,8 +203,8 @@ class OneStage(SingleStageCNN):
     program: numbers change with the number of processes.
 
     Args:
-        loss_weights: of ``cls`` and ``mask``; VOC's schedule by default. The log also shows ``fg``, the mean
-            mask of the present classes, which trains nothing.
+        loss_weights: of ``cls`` and ``mask``. The log also shows ``fg``, the mean mask of the present
+            classes, which trains nothing.
         focal_power, focal_floor: p and lambda of the focal mask penalty.
         gate: psi of the stochastic gate, the share of the shallow branch.
         foreground_share, background_share: a pixel is confident above this share of its class's maximum.
@@ -232,7 +231,7 @@ class OneStage(SingleStageCNN):
         pamr: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(num_classes, backbone, loss_weights or VOC_LOSS_WEIGHTS, **options)
+        super().__init__(num_classes, backbone, loss_weights, **options)
         self.focal_power, self.focal_floor = focal_power, focal_floor
         self.foreground_share, self.background_share = foreground_share, background_share
         self.confidence_floor = confidence_floor

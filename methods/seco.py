@@ -32,16 +32,6 @@ from utils.precision import full_precision
 from utils.schedule import Schedule
 from utils.seed import sample_generator
 
-VOC_LOSS_WEIGHTS = {
-    "cls": 1.0,
-    "cls_aux": 1.0,
-    "ptc": 0.3,
-    "lil": [[0, 0.0], [1001, 0.5]],
-    "lig": [[0, 0.0], [1001, 0.5]],
-    "seg": [[0, 0.0], [2001, 0.12]],
-    "reg": [[0, 0.0], [2001, 0.05]],
-}
-
 
 class SeCo(SingleStageViT):
     """Images are decomposed into local crops with category tags; class tokens are contrasted by tag.
@@ -50,7 +40,7 @@ class SeCo(SingleStageViT):
     hold what images of a single class look like (LIG).
 
     Args:
-        loss_weights: of ``cls, cls_aux, ptc, lil, lig, seg, reg``; the VOC schedule by default.
+        loss_weights: of ``cls, cls_aux, ptc, lil, lig, seg, reg``.
         local_crop_size: side of the local crops in pixels.
         num_local_crops: local crops per image.
         tag_source: which CAM tags are read from, ``cam`` or ``aux_cam``, or a schedule of them.
@@ -83,8 +73,8 @@ class SeCo(SingleStageViT):
         self,
         num_classes: int,
         backbone: Mapping[str, Any],
-        decoder: str | None = "aspp",
         loss_weights: Mapping[str, Any] | None = None,
+        decoder: str | None = "aspp",
         cam_scales: Sequence[float] = (1.0, 0.5, 0.75, 1.5),
         local_crop_size: int = 64,
         num_local_crops: int = 10,
@@ -111,7 +101,7 @@ class SeCo(SingleStageViT):
             backbone,
             main_view=main_view,
             decoder=decoder,
-            loss_weights=loss_weights or VOC_LOSS_WEIGHTS,
+            loss_weights=loss_weights,
             cam_scales=cam_scales,
             **options,
         )

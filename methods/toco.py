@@ -27,21 +27,12 @@ from utils.crops import crop_positions, cut
 from utils.image import denormalize
 from utils.seed import sample_generator
 
-VOC_LOSS_WEIGHTS = {
-    "cls": 1.0,
-    "cls_aux": 1.0,
-    "ptc": 0.2,
-    "ctc": 0.5,
-    "seg": [[0, 0.0], [2001, 0.1]],
-    "reg": [[0, 0.0], [2001, 0.05]],
-}
-
 
 class ToCo(SingleStageViT):
     """Contrast of patch tokens by labels from an inner block, of class tokens by uncertain regions.
 
     Args:
-        loss_weights: of ``cls, cls_aux, ptc, ctc, seg, reg``; the VOC schedule by default.
+        loss_weights: of ``cls, cls_aux, ptc, ctc, seg, reg``.
         local_crop_size: side of the local crops in pixels.
         num_local_crops: local crops per image.
         object_share: a local crop is a negative view when the mean of its region mask (0 background, 1
@@ -65,7 +56,7 @@ class ToCo(SingleStageViT):
         head: Mapping[str, int] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(num_classes, backbone, loss_weights=loss_weights or VOC_LOSS_WEIGHTS, **options)
+        super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
         self.local_crop_size = local_crop_size
         self.num_local_crops = num_local_crops
         self.object_share = object_share

@@ -83,7 +83,7 @@ class SingleStageViT(Method):
         par: Mapping[str, Any] | None = None,
         main_view: Literal["augmented", "plain"] = "augmented",
     ) -> None:
-        super().__init__(num_classes, loss_weights or {}, background_threshold, cam_scales)
+        super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
         self.main_view = main_view
         if ptc_box not in ("published", "scaled"):
             raise ValueError(f"ptc_box '{ptc_box}' is neither 'published' nor 'scaled'")

@@ -19,8 +19,6 @@ from methods.one_stage import SHARED_KEYS, OneStage
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from utils.precision import full_precision
 
-VOC_LOSS_WEIGHTS = {"cls": 1.0, "mask": [[0, 0.0], [4627, 1.0]]}
-
 # The authors' names -> ours, the first that matches.
 PUBLISHED_KEYS = (
     *(
@@ -78,7 +76,7 @@ class WSFCN(OneStage):
         super().__init__(
             num_classes,
             backbone,
-            loss_weights or VOC_LOSS_WEIGHTS,
+            loss_weights,
             background=background,
             crf_background_power=crf_background_power,
             **options,

@@ -33,7 +33,7 @@ from tools.options import (
     report,
     short_name,
 )
-from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, missing_files
+from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, require_files
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_main
 from utils.config import load_config, override_config
@@ -201,10 +201,9 @@ def run(cfg: Mapping[str, Any]) -> Path:
     records = [record for record in split.records if has_mask(record)]
     path_of = label_path if options.labels else cam_path
     hint = "finish the inference (it goes on where it stopped), or score what is there with --split LIST.txt"
-    missing_files(
+    require_files(
         (path_of(folder, record.name) for record in records),
         f"predictions of split '{split.name}'",
-        folder,
         hint,
     )
     origin = made_with(folder)

@@ -31,7 +31,7 @@ from utils.artifacts import (
     label_path,
     load_cam,
     made_with,
-    missing_files,
+    require_files,
     save_scores,
 )
 from utils.cli import run_main
@@ -134,10 +134,9 @@ def find_images(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
 
     data = data_config(options).data
     split = load_split(data, options.split or data.train_set)
-    missing_files(
+    require_files(
         (cam_path(folder, record.name) for record in split.records),
         f"CAM files of split '{split.name}'",
-        folder,
         "finish tools/infer_cam.py on that split, or name another with --split",
     )
     chosen = {"split": short_name(split), "data_fingerprint": split.fingerprint()}

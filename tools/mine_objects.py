@@ -27,7 +27,7 @@ from engine.evaluator import text_table
 from engine.worker_pool import WorkerPool
 from tools.evaluate import data_config
 from tools.options import complete, parse, short_name
-from utils.artifacts import claim_folder, label_path, made_with, missing_files
+from utils.artifacts import claim_folder, label_path, made_with, require_files
 from utils.cli import run_main
 from utils.drawing import write_picture
 from utils.image import read_image, read_mask
@@ -77,10 +77,9 @@ def run(cfg: Mapping[str, Any]) -> Path:
     labels = Path(options.labels).expanduser()
     config = data_config(options)
     split = load_split(config.data, options.split or config.data.train_set)
-    missing_files(
+    require_files(
         (label_path(labels, record.name) for record in split.records),
         f"labels of split '{split.name}'",
-        labels,
         "finish the stage that makes them (it goes on where it stopped)",
     )
     out = Path(options.out).expanduser() if options.out else labels.with_name("objects")

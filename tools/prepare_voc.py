@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import scipy.io
 
-from datasets.lists import read_list, read_tags, require_files, some, write_tags
+from datasets.lists import read_list, read_tags, some, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
-from utils.artifacts import write_atomic
+from utils.artifacts import require_files, write_atomic
 from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
 

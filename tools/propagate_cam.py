@@ -36,7 +36,7 @@ from tools.options import (
     score_source,
     short_name,
 )
-from utils.artifacts import cam_path, label_path, load_cam, made_with, missing_files
+from utils.artifacts import cam_path, label_path, load_cam, made_with, require_files
 from utils.cli import run_main
 from utils.distributed import init_process_group
 from utils.image import normalize, read_mask, write_mask
@@ -71,10 +71,9 @@ def run(cfg: Mapping[str, Any]) -> Path:
     method = loaded.method
     split = find_split(loaded, options.infer)
     cam_folder = Path(options.cam).expanduser()
-    missing_files(
+    require_files(
         (cam_path(cam_folder, record.name) for record in split.records),
         f"CAM files of {short_name(split)}",
-        cam_folder,
         "finish tools/infer_cam.py on the same images",
     )
     crf = DenseCRF.preset("psa", steps=options.crf_steps) if options.crf_steps else None

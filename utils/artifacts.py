@@ -59,15 +59,20 @@ def label_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.png"
 
 
-def missing_files(paths: Iterable[Path], what: str, folder: Path, hint: str = "") -> None:
-    """Raise one FileNotFoundError that counts what is missing; silent when everything is there."""
+def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
+    """Raise one FileNotFoundError that counts what is missing, names the first, and says what to do."""
     paths = list(paths)
-    missing = [path for path in paths if not path.is_file()]
+    there = {folder: _files_in(folder) for folder in {path.parent for path in paths}}
+    missing = [path for path in paths if path.name not in there[path.parent]]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} {what} are missing in {folder}, "
-            f"first {missing[0].relative_to(folder)}" + (f"; {hint}" if hint else "")
+            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; {advice}"
         )
+
+
+def _files_in(folder: Path) -> set[str]:
+    # One listing instead of thousands of look-ups, which are slow on network disks.
+    return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from datasets.lists import (
     read_class_names,
     read_list,
     read_tags,
-    require_files,
     tag_words,
     write_tags,
 )
+from utils.artifacts import require_files
 
 CLASSES = ("background", "cat", "dog", "traffic light")
 

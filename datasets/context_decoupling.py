@@ -47,8 +47,7 @@ def extract_object(
 ) -> MinedObject | None:
     """The object of an image whose label holds a single class, of neither tiny nor huge area; else None.
 
-    "Object" means all pixels of that class. A label without background, or with two classes, gives none: it
-    is rarely one object.
+    "Object" means all pixels of that class. A label with two classes gives none: it is rarely one object.
 
     Args:
         image_rgb: (H, W, 3) uint8.

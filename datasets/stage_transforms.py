@@ -112,7 +112,7 @@ class StageView:
     def __call__(self, sample: Sample) -> Sample:
         image = sample["image"]
         image = F.to_pil_image(image) if isinstance(image, Tensor) else image
-        factor = self._factor(max(image.size))
+        factor = self._factor()
         resized = resize_long_side(image, factor) if isinstance(factor, int) else rescale(image, factor)
         mirrored = random_draw(2) == 1
         if self.jitter is not None:
@@ -130,8 +130,8 @@ class StageView:
             changed["mask"] = crop(label, self.crop_size, box, fill=IGNORE_INDEX)
         return sample | changed
 
-    def _factor(self, long_side: int) -> int | float:
-        """A long side in pixels, or a factor."""
+    def _factor(self) -> int | float:
+        """A random long side in pixels, or a random factor."""
         if self.long_side is not None:
             low, high = self.long_side
             return low + random_draw(high - low + 1)

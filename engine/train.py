@@ -116,7 +116,7 @@ def run(cfg: DictConfig) -> Path:
     return work_dir
 
 
-def build_method(cfg: DictConfig | dict[str, Any], num_classes: int, pretrained: bool = True) -> Method:
+def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrained: bool = True) -> Method:
     """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows).
 
     Options of the backbone that are null are left out: a config takes back so what its base says.
@@ -141,6 +141,19 @@ def check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
             + (" x 2 (originals and their pasted versions, data.context_decoupling)" if pasted == 2 else "")
             + f": choose a multiple of {processes * parts * pasted}"
         )
+
+
+def check(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """What can be told of a training before it begins, so that a pipeline does not find it out after hours.
+
+    Raises:
+        KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
+            parts do not have, a crop that the method cannot take.
+    """
+    check_batch(cfg)
+    with torch.device("meta"):  # no memory; weights are read when the training begins
+        method = build_method(cfg, num_classes=2, pretrained=False)
+    method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 
 def _is_path(resume: str) -> bool:

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.data import load_split
 from engine.evaluator import text_table
 from engine.inference import is_photo
-from engine.train import FREE_TO_CHANGE, check_batch
+from engine.train import FREE_TO_CHANGE, check
 from scripts.stage_pictures import draw_stage
 from tools.options import complete
 from utils.artifacts import FILES, read_json, read_scores, write_atomic, write_json
@@ -80,7 +80,7 @@ class Plan:
     @property
     def shares_work(self) -> bool:
         """Whether every process does a part; other stages run in the main process alone."""
-        return self.trains or hasattr(self.module, "for_each_image")
+        return self.trains or getattr(self.module, "SHARES_WORK", False)
 
 
 def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -99,8 +99,10 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     cfg = load_config(config, overrides)
     work_dir = project_path(cfg.work_dir)
     with _inside(ROOT):
+        device = init_process_group(
+            cfg.device
+        )  # first, for a batch is checked against the number of processes
         plans = make_plans(cfg, load_stages(config, overrides), _tool_overrides(config, overrides))
-        device = init_process_group(cfg.device)
         setup_logging(work_dir)
         split = load_split(cfg.data, cfg.data.train_set)
         if is_main():
@@ -120,7 +122,8 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                 setup_logging(work_dir)  # a training logs to its own folder
                 if is_main():
                     folders = {p.stage.name: p.folder for p in plans[:number]}
-                    draw_stage(folders, split, work_dir / "pictures", device)
+                    shown = load_split(plan.images[1], plan.images[0]) if plan.images else split
+                    draw_stage(folders, shown, work_dir / "pictures", device)
                     _write_stamp(plan, settings, run=uuid.uuid4().hex[:12], outputs=_outputs(plan))
                     LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
             _wait_for(plan.folder)
@@ -155,9 +158,9 @@ def make_plans(cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str,
                     f"pipeline decides itself what goes on; to train a stage afresh, delete {folder}"
                 )
             try:
-                check_batch(stage.options)
-            except ValueError as error:
-                raise ValueError(f"stage '{stage.name}': {error}") from error
+                check(stage.options)
+            except (ImportError, KeyError, ValueError) as error:
+                raise type(error)(f"stage '{stage.name}': {error.args[0]}") from error
             plan = Plan(stage, module, folder, stage.options)
         else:
             plan = Plan(stage, module, folder, {**stage.options, "out": str(folder)})
@@ -349,8 +352,9 @@ def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
     away, what was interrupted stays.
     """
     stamp = _stamp(plan.folder)
-    if stamp.get("settings") == settings:
-        if stamp["run"] and stamp["outputs"] == _outputs(plan):
+    if stamp and not differences(stamp["settings"], settings):
+        kept = set(stamp.get("protocols", ())) <= set(_protocols(plan.folder))
+        if stamp["run"] and kept and stamp["outputs"] == _outputs(plan):
             LOGGER.info(f"{title}: unchanged")
             return True
         LOGGER.info(f"{title}: goes on")
@@ -373,7 +377,14 @@ def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
 
 def _write_stamp(plan: Plan, settings: dict[str, Any], run: str | None, outputs: str | None) -> None:
     stamp = {"format": "tag2mask-stage/1", "run": run, "outputs": outputs, "settings": settings}
+    if run:
+        stamp["protocols"] = _protocols(plan.folder)  # more may come, none may be lost
     write_json(plan.folder / STAMP, stamp)
+
+
+def _protocols(folder: Path) -> list[str]:
+    """What the stage was scored by."""
+    return sorted({record["protocol"] for record in read_scores(folder)})
 
 
 # -- several processes

@@ -15,11 +15,12 @@ from datasets.context_decoupling import object_path
 from engine.inference import LoadedMethod, load_method
 from methods.affinitynet import merge_readings
 from methods.base import Method
+from tools.crf import named
 from tools.options import has_mask
 from tools.visualize import TITLES, panels_of
 from utils.artifacts import ScoreFile, cam_path, label_path, load_cam, load_scores
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
-from utils.image import IGNORE_INDEX, normalize, read_mask, resize
+from utils.image import normalize, read_mask, resize
 
 COUNT = 6  # images of a sheet
 Panels = dict[str, np.ndarray]
@@ -81,9 +82,7 @@ def made_by_stage(stage: str, folder: Path, record: Record, photo: np.ndarray) -
 
 def label_of_scores(file: ScoreFile) -> np.ndarray:
     """The label (H, W) uint8 that an affinity network learns from: class ids, 255 where it is unsure."""
-    table = torch.full((256,), IGNORE_INDEX, dtype=torch.uint8)
-    table[: len(file.class_ids) + 1] = torch.tensor([0, *file.class_ids.tolist()], dtype=torch.uint8)
-    return table[merge_readings(file.scores)].numpy()
+    return named(merge_readings(file.scores), torch.tensor([0, *file.class_ids.tolist()]))
 
 
 def seen_by_network(stage: str, loaded: LoadedMethod, record: Record, image_rgb: Tensor) -> Panels:

@@ -1,5 +1,6 @@
 """Pipelines: stages run in order, what is unchanged is not done again, what was interrupted goes on."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,10 +19,13 @@ from omegaconf import OmegaConf
 
 from datasets.lists import read_class_names, read_list, read_tags, write_tags
 from engine.train import build_method
+from engine.train import run as train
 from scripts import pipeline
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
+from utils.build import import_target
 from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, override_config, to_plain
+from utils.image import read_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_STAGE = '''
@@ -95,6 +100,40 @@ def test_every_stage_leaves_a_picture_and_the_run_a_table(toy):
     assert {path.stem for path in (toy.run_folder / "pictures").iterdir()} == set(ALL)
     table = (toy.run_folder / "table.txt").read_text()
     assert all(name in table for name in ALL)
+
+
+def test_picture_of_a_stage_shows_the_images_that_it_worked_on(toy, monkeypatch):
+    """The inference of the validation split is drawn on images of that split, the rest on training images."""
+    drawn = {}
+    monkeypatch.setattr(
+        pipeline, "draw_stage", lambda folders, split, *rest: drawn.update({[*folders][-1]: split.name})
+    )
+    made_plans = pipeline.make_plans
+
+    def with_images(*arguments):
+        first, second, *others = made_plans(*arguments)
+        data = to_plain(load_config(toy.config))["data"]
+        return [first, dataclasses.replace(second, images=("test", data)), *others]
+
+    monkeypatch.setattr(pipeline, "make_plans", with_images)
+    toy.run()
+    assert drawn == {"first": "train", "second": "test", "apart": "train", "third": "train"}
+
+
+def test_stage_that_lost_its_scores_is_done_again(toy):
+    toy.run()
+    scores = toy.run_folder / "apart" / "scores.json"
+    stamp = toy.run_folder / "apart" / "stage.json"
+    content = json.loads(stamp.read_text())
+    stamp.write_text(json.dumps(content | {"protocols": ["cam/train/ss"]}))
+    with pytest.raises(AssertionError, match="ran into its own output"):
+        toy.run()
+    assert not scores.exists() and toy.ran == []
+
+
+def test_key_that_came_later_with_null_is_no_change(toy):
+    toy.run()
+    assert toy.run("stages.second.later=null") == []
 
 
 def test_what_depends_on_a_changed_stage_runs_again_and_nothing_else(toy):
@@ -184,6 +223,44 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
             r"stage 'second': reads is .*no stage before it writes; known: a",
         ),
         ([{"name": "a", "run": "tools.infer_cam", "model_path": "${nowhere}"}], ValueError, "nowhere"),
+        (
+            [{"name": "a", "run": "tools.make_affinity_label", "cam": "x", "out": "y", "mode": "ir"}],
+            ValueError,
+            r"stage 'a': .*--mode cannot be 'ir'; known: irn",
+        ),
+        (
+            [{"name": "a", "run": "tools.infer_cam", "model_path": "x.pth", "stride": "two"}],
+            ValueError,
+            r"stage 'a': .*--stride cannot be 'two'",
+        ),
+        (
+            [{"name": "a", "run": "tools.infer_cam", "model_path": "x.pth", "scales": 1.0}],
+            ValueError,
+            r"stage 'a': .*--scales takes a list, not 1.0",
+        ),
+        (
+            [{"name": "a", "run": "tools.infer_seg", "model_path": "x.pth", "flip": "yes"}],
+            ValueError,
+            r"stage 'a': .*--flip.* is true or false, not 'yes'",
+        ),
+        (
+            [{"name": "a", "run": "engine.train", "config": "toco/demo.yaml", "method": {"par": {"dil": 1}}}],
+            KeyError,
+            r"stage 'a': 'dil' is not an argument of method.par",
+        ),
+        (
+            [
+                {
+                    "name": "a",
+                    "run": "engine.train",
+                    "config": "cam/demo.yaml",
+                    "train": {"batch_size": 3},
+                    "data": {"context_decoupling": {"bank": "objects"}},
+                }
+            ],
+            ValueError,
+            r"stage 'a': train.batch_size=3 .* choose a multiple of 2",
+        ),
         ([{"name": "a", "like": "b"}], KeyError, "is like 'b', which is no stage"),
         (
             [{"name": "a", "run": "engine.train", "config": "cam/demo.yaml", "train": {"resume": "never"}}],
@@ -208,6 +285,30 @@ def test_missing_input_names_the_file(toy):
 def test_unknown_stage_on_the_command_line(toy):
     with pytest.raises(KeyError, match=r"no stage 'secnd': did you mean 'second'"):
         toy.run("stages.secnd.value=3")
+    for wrong in ("stages.second.like=first", "stages.second=3", "stages=3"):
+        with pytest.raises(ValueError, match=r"the command line: stages"):
+            toy.run(wrong)
+
+
+def test_command_line_chooses_what_a_stage_runs_and_by_which_config(toy):
+    """And leaves stages out; pipeline.yaml says the same."""
+    overrides = ["stages.segment.config=segmentor/mini.yaml", "stages.infer.run=tools.infer_cam"]
+    overrides += ["stages.scores=null", "stages.cam_scores=null"]
+    stages = {stage.name: stage for stage in load_stages("configs/irn/voc.yaml", overrides)}
+    assert stages["segment"].options["method"]["backbone"]["name"] == "deit_tiny_patch16_224"
+    assert stages["infer"].run == "tools.infer_cam" and not {"scores", "cam_scores"} & set(stages)
+    said = {s["name"]: s for s in to_plain(load_config("configs/irn/voc.yaml", overrides))["stages"]}
+    assert list(said) == list(stages)
+    assert said["segment"]["config"] == "segmentor/mini.yaml" and said["infer"]["run"] == "tools.infer_cam"
+    assert toy.run("stages.apart=null") == ["first", "second", "third"]
+
+
+def test_home_folder_in_the_work_dir(toy, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    toy.run_folder = tmp_path / "deep" / "run"
+    toy.write(STAGES)
+    toy.config.write_text(toy.config.read_text().replace(str(toy.run_folder), "~/deep/run"))
+    assert toy.run() == ALL and toy.result("third") == "421"
 
 
 def child_of(toy, stages):
@@ -282,8 +383,9 @@ def test_single_training_has_no_stages():
 
 PIPELINES = [
     str(path.relative_to(ROOT))
-    for path in CONFIGS.rglob("*.yaml")
-    if path.parent.name != "stages" and yaml.safe_load(path.read_text()).get("stages")
+    for method in ("irn", "psa", "seam")
+    for path in sorted((CONFIGS / method).glob("*.yaml"))
+    if path.stem not in ("cam_net", "affinity")  # the trainings inside
 ]
 
 
@@ -451,7 +553,7 @@ replace = os.replace
 
 def replace_and_die(source, target):
     replace(source, target)
-    if Path(target).parent.name == stage and Path(target).suffix in (".pth", ".npz", ".png"):
+    if stage in Path(target).parts and Path(target).suffix in (".pth", ".npz", ".png"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 os.replace = replace_and_die
@@ -475,16 +577,16 @@ def pseudo_labels(folder):
     return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in folder.glob("pseudo*/*.png")}
 
 
-@pytest.mark.parametrize("stage", ["cam_net_cda", "cam", "pseudo"])
+@pytest.mark.parametrize("stage", ["cam", "objects", "cam_net_cda", "pseudo_cda"])
 def test_pipeline_that_was_killed_ends_with_the_same_pseudo_labels(finished_pipeline, stage):
-    """In the middle of a training, an inference, a random walk; stages before it stay as they are."""
+    """In the middle of an inference, the mining, a training, a walk; stages before it stay as they are."""
     folder, arguments, expected = finished_pipeline
     shutil.rmtree(folder / stage)
     driver = [sys.executable, "-c", DIES_AT_ITS_FIRST_OUTPUT, stage, "configs/irn/demo_cda.yaml", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run(driver, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    outputs = [p for p in (folder / stage).iterdir() if p.suffix in (".pth", ".npz", ".png")]
+    outputs = [p for p in (folder / stage).rglob("*") if p.suffix in (".pth", ".npz", ".png")]
     assert len(outputs) == 1 and json.loads((folder / stage / "stage.json").read_text())["run"] is None
     written = outputs[0].stat().st_mtime_ns
     pipeline.run("configs/irn/demo_cda.yaml", arguments)
@@ -492,18 +594,57 @@ def test_pipeline_that_was_killed_ends_with_the_same_pseudo_labels(finished_pipe
     assert stage == "cam_net_cda" or outputs[0].stat().st_mtime_ns == written
 
 
-def test_two_processes_do_every_stage_once(toy):
-    """A stage that does not share its work out runs in the main process; the other one waits."""
+@pytest.mark.parametrize("config", ["toco/demo.yaml", "seco/demo.yaml", "ws_fcn/demo.yaml"])
+def test_single_stage_methods_train_with_pasted_objects(config, finished_pipeline, odd_images, tmp_path):
+    """The bank of a pipeline plugs into every method by one key; half of a batch are originals."""
+    bank = finished_pipeline[0] / "objects"
+    overrides = [f"work_dir={tmp_path / 'run'}", f"data.context_decoupling.bank={bank}", *small(odd_images)]
+    seen = []
+
+    def record(method, batch):
+        seen.append((batch["image"].clone(), batch["class_label"].clone(), batch["sample_seed"].clone()))
+
+    cfg = load_config(f"configs/{config}", overrides)
+    target = import_target(cfg.method.target)
+    original = target.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            target, "training_step", lambda self, b, step: (record(self, b), original(self, b, step))[1]
+        )
+        train(cfg)
+    assert (tmp_path / "run" / "last.pth").is_file() and len(seen) == 2
+    for image, class_label, sample_seed in seen:
+        assert len(image) == 4 and (class_label[2:] >= class_label[:2]).all()
+        assert len(set(sample_seed.tolist())) == 4  # pasted versions draw for themselves
+    assert any((label[2:] > label[:2]).any() for _, label, _ in seen)
+
+
+def on_two_processes(*arguments, **environment):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    command = ["bash", "run_train.sh", "scripts/train_voc.py", "2", port, "cpu", f"config={toy.config}"]
-    environment = {
-        **os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(toy.folder), "TOY_DIARY": str(toy.diary),
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    command = ["bash", "run_train.sh", "scripts/train_voc.py", "2", port, "cpu", *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_make_the_labels_of_one(finished_pipeline, odd_images, tmp_path):
+    """Trainings, inference and random walk are shared out; up to rounding nothing depends on it."""
+    arguments = [f"work_dir={tmp_path / 'run'}", "stages.seeds.processes=0", *small(odd_images)]
+    on_two_processes("config=configs/irn/demo.yaml", *arguments, "train.steps=3")
+    alone, shared = (
+        np.stack([read_mask(path) for path in sorted((folder / "pseudo").glob("*.png"))])
+        for folder in (finished_pipeline[0], tmp_path / "run")
+    )
+    assert alone.shape == shared.shape and (alone == shared).mean() > 0.98
+    protocols = {row.split("|")[2] for row in (tmp_path / "run" / "table.txt").read_text().splitlines()[2:]}
+    assert {"seg/test/ss+flip", "seg/test_shuffled/ss+flip"} <= {text.strip() for text in protocols}
+
+
+def test_two_processes_do_every_stage_once(toy):
+    """A stage that does not share its work out runs in the main process; the other one waits."""
+    on_two_processes(f"config={toy.config}", PYTHONPATH=str(toy.folder), TOY_DIARY=str(toy.diary))
     assert [line.split() for line in toy.diary.read_text().splitlines()] == [
         [stage["name"], str(stage["value"]), "0"] for stage in STAGES
     ]

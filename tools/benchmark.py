@@ -54,13 +54,15 @@ def main(arguments: list[str] | None = None) -> None:
         help="also measure the authors' formulation, which squares the dense matrix: minutes on a CPU",
     )
     walk.set_defaults(prepare=prepare_walk, methods=walk_methods, size=[375, 500])
-    for command, batch in ((crf, 1), (energy, 4), (walk, 1)):
-        command.add_argument(
-            "--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (default %(default)s)"
-        )
+    for command, batch in ((crf, 1), (energy, 4)):
         command.add_argument("--batch", type=int, default=batch, help="images per call (default %(default)s)")
         command.add_argument(
             "--image", type=Path, nargs="*", default=[], help="photos to measure on; default: a generated one"
+        )
+        command.add_argument("--original_python", help="interpreter that can import the compiled original")
+    for command in (crf, energy, walk):
+        command.add_argument(
+            "--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (default %(default)s)"
         )
         command.add_argument("--threads", type=int, nargs="+", default=[1])
         command.add_argument(
@@ -70,7 +72,6 @@ def main(arguments: list[str] | None = None) -> None:
             "--repeats", type=int, default=3, help="timed calls in a process, of which the best counts"
         )
         command.add_argument("--device", default="cpu")
-        command.add_argument("--original_python", help="interpreter that can import the compiled original")
         command.add_argument("--out", type=Path, help="write all measurements to this JSON file")
     if arguments is None and sys.argv[1:2] == ["worker"]:
         return worker(json.loads(sys.argv[2]))
@@ -443,10 +444,11 @@ def _walk(task: dict[str, Any]) -> Callable[[], object]:
 
     cam, edge = _walk_inputs(task)
 
-    def call() -> None:
-        propagate_to_edge(cam, edge, exp_times=task["exp_times"])
+    def call() -> torch.Tensor:
+        walked = propagate_to_edge(cam, edge, exp_times=task["exp_times"])
         if cam.is_cuda:
             torch.cuda.synchronize()
+        return walked
 
     return call
 
@@ -462,7 +464,7 @@ def _walk_dense(task: dict[str, Any], squaring: bool = False) -> Callable[[], ob
     height, width = edge.shape
     radius, beta = 5, 10
 
-    def call() -> None:
+    def call() -> torch.Tensor:
         pairs = PathPairs(radius)
         walled = F.pad(edge, (radius, radius, 0, radius), value=1.0)
         affinity = 1 - pairs.path_max(walled)
@@ -487,6 +489,7 @@ def _walk_dense(task: dict[str, Any], squaring: bool = False) -> Callable[[], ob
                 walked = walked @ transition
         if cam.is_cuda:
             torch.cuda.synchronize()
+        return walked.view(cam.shape)
 
     return call
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from tools.options import complete, parse
-from utils.artifacts import claim_folder, load_cam, made_with, save_cam
+from utils.artifacts import claim_folder, load_cam, origin_of, save_cam
 from utils.cli import run_main
 from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
 
@@ -56,7 +56,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     files = sorted(path.relative_to(source) for path in source.rglob(f"*{read}"))
     if not files:
         raise FileNotFoundError(f"there are no {read} files in {source} (--to {options.to} reads those)")
-    settings = {"input": str(source.absolute()), "made_with": made_with(source), "to": options.to}
+    settings = {"input": origin_of(source), "to": options.to}
     claim_folder(out, settings | ({"dtype": options.dtype} if options.to == "tag2mask" else {}))
     empty = []
     for file in tqdm(files, desc="convert", unit="file", dynamic_ncols=True):

@@ -40,6 +40,8 @@ from utils.distributed import init_process_group
 from utils.image import normalize, resize, strided_size
 from utils.precision import autocast
 
+SHARES_WORK = True  # in a pipeline every process does its part of the images
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""

@@ -58,6 +58,8 @@ from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
 from utils.worker import core_count
 
+SHARES_WORK = True  # in a pipeline every process does its part of the images
+
 Refine = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -30,7 +30,7 @@ from utils.artifacts import (
     claim_folder,
     label_path,
     load_cam,
-    made_with,
+    origin_of,
     require_files,
     save_scores,
 )
@@ -92,13 +92,12 @@ def run(cfg: Mapping[str, Any]) -> Path:
         relation = "below" if is_irn else "above"
         raise ValueError(f"{names[1]}={values[1]} must be {relation} {names[0]}={values[0]}")
     crf = DenseCRF.preset(preset, steps=options.steps)
-    folders = Path(options.cam), Path(options.images or ""), Path(options.out)
+    folders = (Path(folder or "").expanduser() for folder in (options.cam, options.images, options.out))
     job = Job(*folders, options.mode, values, crf, default_device(options.device))
     images, source = find_images(options)
     path_of, work = (label_path, write_label) if is_irn else (cam_path, write_scores)
     settings = {
-        "cam": str(job.source.absolute()),
-        "cam_settings": made_with(job.source),
+        "cam": origin_of(job.source),
         **source,
         "mode": options.mode,
         "crf": crf.protocol,
@@ -117,16 +116,16 @@ def find_images(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
     Raises:
         FileNotFoundError: images or CAM files are missing.
     """
-    folder = Path(options.cam)
+    folder = Path(options.cam).expanduser()
     if options.images:
-        found = {name: find_image(Path(options.images), name) for name in find_names(folder)}
+        images = Path(options.images).expanduser()
+        found = {name: find_image(images, name) for name in find_names(folder)}
         missing = [name for name, path in found.items() if path is None]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(found)} images are missing in {options.images}, "
-                f"first {missing[0]}.jpg"
+                f"{len(missing)} of {len(found)} images are missing in {images}, first {missing[0]}.jpg"
             )
-        chosen = {"images": str(Path(options.images).absolute())}
+        chosen = {"images": str(images.absolute())}
         return {name: path for name, path in found.items() if path is not None}, chosen
     from engine.data import load_split
     from tools.evaluate import data_config

@@ -27,7 +27,7 @@ from engine.evaluator import text_table
 from engine.worker_pool import WorkerPool
 from tools.evaluate import data_config
 from tools.options import complete, parse, short_name
-from utils.artifacts import claim_folder, label_path, made_with, require_files
+from utils.artifacts import claim_folder, label_path, origin_of, require_files
 from utils.cli import run_main
 from utils.drawing import write_picture
 from utils.image import read_image, read_mask
@@ -86,8 +86,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     claim_folder(
         out,
         {
-            "labels": str(labels.absolute()),
-            "made_with": made_with(labels),
+            "labels": origin_of(labels),
             "split": short_name(split),
             "data_fingerprint": split.fingerprint(),
             "min_share": options.min_share,

@@ -86,9 +86,38 @@ def complete(parser: argparse.ArgumentParser, cfg: Mapping[str, Any]) -> argpars
             raise KeyError(f"'{key}' is not an option of {parser.prog}{suggest(key, options)}")
         options[key] = value
     for action in actions:
-        if action.required and options[action.dest] is None:
+        value = options[action.dest]
+        if action.required and value is None:
             raise ValueError(f"{parser.prog} needs {'/'.join(action.option_strings)}")
+        if action.dest in cfg and value is not None:
+            options[action.dest] = _checked(parser, action, value)
     return argparse.Namespace(**options)
+
+
+def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: Any) -> Any:
+    """A value of a stage as the flag would have it.
+
+    Raises:
+        ValueError: the flag takes no such value.
+    """
+    flag = "/".join(action.option_strings)
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{parser.prog} {flag} is true or false, not {value!r}")
+        return value
+    many = isinstance(value, (list, tuple))
+    if many != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
+        raise ValueError(f"{parser.prog} {flag} takes {'one value' if many else 'a list'}, not {value!r}")
+    found = []
+    for item in value if many else [value]:
+        try:
+            found.append(action.type(str(item)) if callable(action.type) else item)
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{parser.prog} {flag} cannot be {item!r}: {error}") from error
+        if action.choices is not None and found[-1] not in action.choices:
+            known = ", ".join(map(str, action.choices))
+            raise ValueError(f"{parser.prog} {flag} cannot be {item!r}; known: {known}")
+    return found if many else found[0]
 
 
 def data_overrides(options: argparse.Namespace) -> list[str]:

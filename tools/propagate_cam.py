@@ -36,12 +36,14 @@ from tools.options import (
     score_source,
     short_name,
 )
-from utils.artifacts import cam_path, label_path, load_cam, made_with, require_files
+from utils.artifacts import cam_path, label_path, load_cam, origin_of, require_files
 from utils.cli import run_main
 from utils.distributed import init_process_group
 from utils.image import normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
+
+SHARES_WORK = True  # in a pipeline every process does its part of the images
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,14 +80,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     )
     crf = DenseCRF.preset("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
-    out, settings = claim_output(
-        options,
-        loaded,
-        split,
-        protocol,
-        cam=str(cam_folder.absolute()),
-        cam_settings=made_with(cam_folder),
-    )
+    out, settings = claim_output(options, loaded, split, protocol, cam=origin_of(cam_folder))
     matrix = ConfusionMatrix(split.num_classes, device)
 
     def work(sample: Sample) -> None:

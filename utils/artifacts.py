@@ -241,6 +241,14 @@ def made_with(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What the files of a folder are, for the settings of a tool that reads them.
+
+    That is how they were made, wherever they lie; of files from elsewhere only the place is known.
+    """
+    return made_with(folder) or {"folder": str(folder.absolute())}
+
+
 def read_scores(folder: Path) -> list[dict[str, Any]]:
     """The score records of a folder, oldest first; empty without a file."""
     path = folder / "scores.json"

@@ -130,12 +130,13 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
     for stage, values in own.items():
         where = f"stage '{stage}' of {_label(find_config(name))}"
         options, changed = (_without(v, STAGE_KEYS) for v in (values, last_word[stage]))
-        if "run" not in values:
+        what = {**values, **last_word[stage]}  # run, config
+        if "run" not in what:
             raise ValueError(f"{where} does not say what to run, for example run: tools.infer_cam")
-        if values["run"] == TRAINING:
-            if "config" not in values:
+        if what["run"] == TRAINING:
+            if "config" not in what:
                 raise ValueError(f"{where} does not name its config, for example config: cam/voc.yaml")
-            files = [(_label(f), _values_of(f)) for f in config_chain(find_config(values["config"]))]
+            files = [(_label(f), _values_of(f)) for f in config_chain(find_config(what["config"]))]
             final = _container(_merge(everywhere, changed))
             composed = _compose([*files, shared], [(where, options), ("the command line", final)])
             composed.run_name = f"{cfg.run_name}_{stage}"
@@ -144,7 +145,7 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
             _check_values(composed, where)
             loaded.append(Stage(stage, TRAINING, to_plain(composed)))
         else:
-            loaded.append(Stage(stage, str(values["run"]), _container(_merge(options, changed))))
+            loaded.append(Stage(stage, str(what["run"]), _container(_merge(options, changed))))
     return loaded
 
 
@@ -165,9 +166,18 @@ def _load_layers(
         layers.append((_label(file), values))
     changes = _container(_parse_overrides(overrides))
     stage_changes = changes.pop("stages", None) or {}
-    for stage in stage_changes:
+    if not isinstance(stage_changes, dict):
+        raise ValueError(f"the command line: stages are a matter of config files, not {stage_changes}")
+    for stage, change in list(stage_changes.items()):
         if stage not in stages:
             raise KeyError(f"the command line: there is no stage '{stage}'{suggest(stage, stages)}")
+        if change is None:  # as in a file: without it
+            del stages[stage], stage_changes[stage]
+        elif not isinstance(change, dict) or {"name", "like"} & set(change):
+            raise ValueError(
+                f"the command line: stages.{stage} is null, or stages.{stage}.<key>=value of a key; "
+                "name and like belong in the config file"
+            )
     merged = _compose(layers, [("the command line", changes)])
     if stages:
         merged.stages = [{"name": k, **v} for k, v in _with_likes(stages, stage_changes, merge=True).items()]
@@ -175,6 +185,10 @@ def _load_layers(
             del merged.method["target"]
     if merged.run_name is None:
         merged.run_name = f"{path.parent.name}_{path.stem}" if path.is_relative_to(CONFIGS) else path.stem
+    # Stages name folders below it, which tools open as they are.
+    home = str(_container(merged)["work_dir"])
+    if home.startswith("~"):
+        merged.work_dir = str(Path(home).expanduser())
     try:
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:

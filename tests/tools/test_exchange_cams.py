@@ -120,7 +120,7 @@ def test_folder_of_other_files_or_settings_is_refused(tmp_path):
     with pytest.raises(ValueError, match="other settings .*to: irn -> psa"):
         exchange_cams.run({**options, "to": "psa"})
     write_json(tmp_path / "ours" / "settings.json", {"checkpoint_sha256": "another"})
-    with pytest.raises(ValueError, match="other settings .*made_with"):
+    with pytest.raises(ValueError, match="other settings .*input"):
         exchange_cams.run(options)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "b.npy").write_bytes(b"")

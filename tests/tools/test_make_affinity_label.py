@@ -82,9 +82,9 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     assert files == sorted(f"{path.stem}.png" for path in cam.glob("*.npz"))
     assert all(read_mask(out / name).shape == (48, 48) for name in files)
     settings = read_json(out / "settings.json")
-    assert settings["cam_settings"] == read_json(cam / "settings.json") and settings["split"] == "test"
-    write_json(cam / "settings.json", {**settings["cam_settings"], "checkpoint_sha256": "another"})
-    with pytest.raises(ValueError, match="other settings .*cam_settings"):
+    assert settings["cam"] == read_json(cam / "settings.json") and settings["split"] == "test"
+    write_json(cam / "settings.json", {**settings["cam"], "checkpoint_sha256": "another"})
+    with pytest.raises(ValueError, match="other settings .*cam"):
         make_affinity_label.run({**labels, "out": tmp_path / "labels"})
     with pytest.raises(ValueError, match="other settings .*split: test -> train"):
         fewer = tmp_path / "train.txt"

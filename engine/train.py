@@ -55,14 +55,14 @@ def run(cfg: DictConfig) -> Path:
     device = init_process_group(cfg.device)
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
-    check_batch(cfg)
+    check(cfg)
+    train_split = load_split(cfg.data, cfg.data.train_set)
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir, checkpoint = _run_folder(cfg)
     setup_logging(work_dir)
     if is_main():
         OmegaConf.save(cfg, work_dir / "config.yaml")
 
-    train_split = load_split(cfg.data, cfg.data.train_set)
     method = build_method(cfg, train_split.num_classes, pretrained=checkpoint is None).to(device)
     # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
     is_scored = cfg.data.val_set and type(method).predict is not Method.predict
@@ -144,15 +144,18 @@ def check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
 
 
 def check(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """What can be told of a training before it begins, so that a pipeline does not find it out after hours.
+    """What can be told of a training before its folder is made, and before the first stage of a pipeline.
 
     Raises:
         KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
             parts do not have, a crop that the method cannot take.
     """
     check_batch(cfg)
-    with torch.device("meta"):  # no memory; weights are read when the training begins
-        method = build_method(cfg, num_classes=2, pretrained=False)
+    try:
+        with torch.device("meta"):  # no memory; weights are read when the training begins
+            method = build_method(cfg, num_classes=2, pretrained=False)
+    except (NotImplementedError, RuntimeError):  # its constructor computes, which needs memory
+        return
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 

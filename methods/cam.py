@@ -22,6 +22,7 @@ from losses.classification import multilabel_loss
 from methods.base import Batch, Method, Prediction, StoredCAMs, Transform
 from methods.vit_base import SingleStageViT
 from models.backbones import create_backbone
+from models.heads import check_pooling, pooled_logits
 from utils.cam import divide_by_maximum, summed_cam
 from utils.image import strided_size
 from utils.precision import full_precision
@@ -72,9 +73,9 @@ class CAMNetwork(SingleStageViT):
 
 
 class PooledCAMNetwork(Method):
-    """The multi-label classifier of PSA and IRN: averaged features, then a 1x1 classifier without bias.
+    """The multi-label classifier of PSA and IRN: pooled features, then a 1x1 classifier without bias.
 
-    Because pooling and classifier are linear, the classifier applied to every pixel gives the CAM.
+    The classifier applied to every pixel gives the CAM.
 
     Args:
         num_classes: with background.
@@ -84,6 +85,8 @@ class PooledCAMNetwork(Method):
         background_threshold: CAM score up to which a pixel is background in scores; IRN uses 0.15, PSA 0.2.
         cam_scales: factors of the image size; scale 1 is always used.
         dropout: share of channels that are dropped before the pooling (PSA: 0.5).
+        pooling: ``mean`` of each feature over the image (published, for CNNs) or its ``max``, which a ViT
+            needs: attention tells every token what the image shows, so their mean gives CAMs without place.
         cam_size: what the maps of all scales are resized to before they are summed: ``image`` (PSA), or
             ``stride16``, the image size rounded up to whole steps of 16 pixels and then cut (IRN).
         long_side: smallest and largest long side of a training image before the crop, in pixels (IRN: 320,
@@ -101,6 +104,7 @@ class PooledCAMNetwork(Method):
         background_threshold: float = 0.15,
         cam_scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
         dropout: float = 0.0,
+        pooling: Literal["mean", "max"] = "mean",
         cam_size: Literal["image", "stride16"] = "image",
         long_side: tuple[int, int] | None = None,
         colour_jitter: bool = False,
@@ -109,6 +113,8 @@ class PooledCAMNetwork(Method):
         super().__init__(num_classes, loss_weights or {"cls": 1.0}, background_threshold, cam_scales)
         if cam_size not in ("image", "stride16"):
             raise ValueError(f"cam_size '{cam_size}' is neither 'image' nor 'stride16'")
+        check_pooling(pooling)
+        self.pooling = pooling
         self.cam_size = cam_size
         self.long_side = None if long_side is None else tuple(long_side)
         self.colour_jitter = colour_jitter
@@ -124,7 +130,7 @@ class PooledCAMNetwork(Method):
     def class_logits(self, image: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, 3, H, W)."""
         features = self.dropout(self.backbone(image)[-1])  # (B, D, h, w)
-        return self.classifier(features.mean((2, 3), keepdim=True)).flatten(1)
+        return pooled_logits(features, self.classifier, self.pooling)
 
     def activation_of(self, image: Tensor) -> Tensor:
         """Rectified activation maps (B, C, h, w) float32 of normalised images, without gradient."""

@@ -9,7 +9,7 @@ B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from losses.equivariance import (
 )
 from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
+from models.heads import check_pooling, pooled_logits
 from utils.cam import summed_cam
 from utils.image import resize
 from utils.precision import full_precision
@@ -50,6 +51,7 @@ class Output(NamedTuple):
 
     cam: Tensor
     refined: Tensor
+    class_logits: Tensor  # (B, C)
 
 
 class SEAM(Method):
@@ -62,6 +64,8 @@ class SEAM(Method):
         hard_share: of the entries of an image that enter the cross regularisation, the worst ones.
         quiet_share: of the pixels of an image whose activation is pushed down, the least active ones.
         dropout: of channels, before the classifier.
+        pooling: logits are the ``mean`` of the enlarged maps (published, for CNNs), or with ``max`` those of
+            the strongest response of each feature, as ViTs need (`PooledCAMNetwork`).
         branch_dims, embed_dim: widths of the pixel correlation module.
         long_side: smallest and largest long side of a training image before the crop, in pixels; None:
             rescaled by a factor from ``data.scale_range`` instead.
@@ -79,6 +83,7 @@ class SEAM(Method):
         hard_share: float = 0.2,
         quiet_share: float = 0.25,
         dropout: float = 0.5,
+        pooling: Literal["mean", "max"] = "mean",
         branch_dims: Sequence[int] = (64, 128),
         embed_dim: int = 192,
         long_side: tuple[int, int] | None = (448, 768),
@@ -88,6 +93,8 @@ class SEAM(Method):
         super().__init__(num_classes, weights, background_threshold, cam_scales)
         if not 0 < small_scale < 1:
             raise ValueError(f"small_scale, of the second view, lies between 0 and 1, not at {small_scale}")
+        check_pooling(pooling)
+        self.pooling = pooling
         self.small_scale = small_scale
         self.hard_share = hard_share
         self.quiet_share = quiet_share
@@ -108,10 +115,14 @@ class SEAM(Method):
         Refined maps train the correlation module alone, plain maps everything else.
         """
         maps = self.backbone(image)
-        cam = self.classifier(self.dropout(maps[-1])).float()
+        features = self.dropout(maps[-1])
+        cam = self.classifier(features).float()
         refined = self.correlation(attention_maps(cam), image, [m.detach() for m in low_level(maps)])
         size = image.shape[-2:]
-        return Output(resize(cam, size, align_corners=True), resize(refined, size, align_corners=True))
+        enlarged, refined = (resize(m, size, align_corners=True) for m in (cam, refined))
+        if self.pooling == "mean":
+            return Output(enlarged, refined, enlarged[:, 1:].mean((2, 3)))
+        return Output(enlarged, refined, pooled_logits(features, self.classifier)[:, 1:].float())
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         image, class_label = batch["image"], batch["class_label"]
@@ -119,12 +130,14 @@ class SEAM(Method):
         size = [max(int(side * self.small_scale), 1) for side in image.shape[-2:]]
 
         out, small = self.network(image), self.network(resize(image, size, align_corners=True))
-        cam, refined = (resize(max_norm(m), size, align_corners=True) * present for m in out)
-        small_cam, small_refined = (max_norm(m) * present for m in small)
+        cam, refined = (
+            resize(max_norm(m), size, align_corners=True) * present for m in (out.cam, out.refined)
+        )
+        small_cam, small_refined = (max_norm(m) * present for m in (small.cam, small.refined))
         target, small_target = (with_background(m[:, 1:]) for m in (cam, small_cam))
 
         return {
-            "cls": _mean(multilabel_loss(class_logits(view), class_label) for view in (out, small)),
+            "cls": _mean(multilabel_loss(view.class_logits, class_label) for view in (out, small)),
             "min_pool": _mean(
                 min_pool_loss((view.refined * present)[:, 1:], self.quiet_share) for view in (out, small)
             ),
@@ -148,7 +161,7 @@ class SEAM(Method):
     @torch.no_grad()
     def predict(self, image: Tensor) -> Prediction:
         cam, _ = self.localize(image, self.cam_scales)
-        return Prediction(cam, None, class_logits(self.network(image)), None)
+        return Prediction(cam, None, self.network(image).class_logits, None)
 
     def segment(self, image: Tensor) -> Tensor:
         raise ValueError("SEAM has no segmentation decoder; use its CAMs")
@@ -236,11 +249,6 @@ def stretch(total: Tensor, eps: float = 1e-5) -> Tensor:
     total = total.relu()
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     return (total.masked_fill(total < low + eps, 0.0) - low - eps) / (high - low + eps)
-
-
-def class_logits(out: Output) -> Tensor:
-    """(B, C): the mean of the enlarged maps, as in the published program."""
-    return out.cam[:, 1:].mean((2, 3))
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

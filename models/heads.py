@@ -131,10 +131,17 @@ def create_decoder(
     return build_part(DECODERS[name], options, in_channels, num_classes, key=key)
 
 
-def pooled_logits(features: Tensor, classifier: nn.Conv2d) -> Tensor:
-    """Image-level logits (B, C): the strongest response of every feature, then the 1x1 classifier.
+def pooled_logits(features: Tensor, classifier: nn.Conv2d, pooling: str = "max") -> Tensor:
+    """Image-level logits (B, C): the strongest response or the mean of each feature, then the 1x1 classifier.
 
     The maximum is taken before the linear map, so a logit is not the maximum of its activation map.
     """
     # amax, for the gradient of adaptive_max_pool2d is not deterministic on a GPU.
-    return classifier(features.amax((2, 3), keepdim=True)).flatten(1)
+    pooled = (features.amax if pooling == "max" else features.mean)((2, 3), keepdim=True)
+    return classifier(pooled).flatten(1)
+
+
+def check_pooling(pooling: str) -> None:
+    """Raise a ValueError for a pooling that `pooled_logits` does not know."""
+    if pooling not in ("mean", "max"):
+        raise ValueError(f"pooling '{pooling}' is neither 'mean' nor 'max'")

@@ -335,3 +335,15 @@ def test_what_a_network_of_boundaries_cannot_do_is_a_clear_error():
 def test_training_without_labels_says_where_they_come_from():
     with pytest.raises(ValueError, match=r"data\.label_dir .*make_affinity_label\.py --mode irn"):
         IRNet(4, VIT).training_step({"image": torch.zeros(1, 3, 64, 64)}, 0)
+
+
+def test_pooling_of_the_classifier():
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 48, 48)
+    for pooling in ("mean", "max"):
+        method = PooledCAMNetwork(4, VIT, pooling=pooling).eval()
+        features = method.backbone(image)[-1]
+        pooled = features.mean((2, 3)) if pooling == "mean" else features.amax((2, 3))
+        assert_close(method.class_logits(image), pooled @ method.classifier.weight[:, :, 0, 0].T)
+    with pytest.raises(ValueError, match="pooling 'sum' is neither"):
+        PooledCAMNetwork(4, VIT, pooling="sum")

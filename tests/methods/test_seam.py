@@ -15,6 +15,7 @@ from utils.cam import background_score, cam_to_label
 AUTHORS = list(json.loads((GOLDEN / "state_dict_seam_seam.json").read_text())["canonical"])
 RESNET = {"name": "resnet38d"}
 SMALL = {"name": "resnet38d", "width": 4, "dropout": (0.0, 0.0)}
+VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64, "pyramid": True}
 PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -46,7 +47,9 @@ def test_loss_of_given_maps_matches_the_authors(golden):
         case.input(key).requires_grad_() for key in ("cam1", "rv1", "cam2", "rv2")
     ]
     b, k, h, w = cam.shape
-    method = GivenMaps(k, SMALL).given(Output(cam, rv), Output(small_cam, small_rv))
+    method = GivenMaps(k, SMALL).given(
+        *(Output(m, refined, m[:, 1:].mean((2, 3))) for m, refined in ((cam, rv), (small_cam, small_rv)))
+    )
     losses = method({"image": torch.zeros(b, 3, h, w), "class_label": case["label"][:, 1:].float()}, 0)
     for name, value in parts(case).items():
         assert_close(losses[name], value, rtol=1e-5, atol=1e-5)
@@ -113,7 +116,7 @@ def test_merging_of_scales_matches_the_authors(golden):
     maps = [case.input(f"cam{i}") for i in range(2 * len(scales))]
     pairs = {scale: torch.cat(maps[2 * i : 2 * i + 2]) for i, scale in enumerate(scales)}
     order = sorted(scales, key=lambda scale: scale != 1.0)
-    method = GivenMaps(maps[0].shape[1], SMALL).given(*(Output(None, pairs[scale]) for scale in order))
+    method = GivenMaps(maps[0].shape[1], SMALL).given(*(Output(None, pairs[scale], None) for scale in order))
     total = method.summed_maps(torch.zeros(1, 3, *case.meta["size"]), scales)
     label = case["label"][None].float()
     published = stretch(total * label[:, :, None, None])
@@ -239,3 +242,19 @@ def test_impossible_options_are_named():
 def test_it_cannot_segment():
     with pytest.raises(ValueError, match="no segmentation decoder"):
         SEAM(4, SMALL).segment(torch.zeros(1, 3, 32, 32))
+
+
+def test_features_of_a_vit_are_pooled_by_their_maximum():
+    """Logits of the strongest response of each feature, the mean of the maps without the option."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 48, 48)
+    mean, most = (SEAM(4, VIT, dropout=0.0, pooling=pooling).eval() for pooling in ("mean", "max"))
+    most.load_state_dict(mean.state_dict())
+    a, b = mean.network(image), most.network(image)
+    features = mean.backbone(image)[-1]
+    weight = mean.classifier.weight[1:, :, 0, 0]
+    assert_close(a.class_logits, a.cam[:, 1:].mean((2, 3)))
+    assert_close(b.class_logits, features.amax((2, 3)) @ weight.T)
+    assert_close(a.cam, b.cam)
+    with pytest.raises(ValueError, match="pooling 'sum' is neither"):
+        SEAM(4, VIT, pooling="sum")

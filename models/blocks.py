@@ -5,6 +5,8 @@ B images, F and D channels before and after, (h, w) places of a map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -45,3 +47,22 @@ class ImagePooling(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features).expand(-1, -1, *features.shape[-2:])
+
+
+def freeze_layers(network: nn.Module, frozen: Sequence[str] | str) -> None:
+    """Take the gradient from layers.
+
+    Args:
+        frozen: names of submodules, or ``all``.
+
+    Raises:
+        ValueError: if there is no such submodule.
+    """
+    if frozen == "all":
+        network.requires_grad_(False)
+        return
+    for name in [frozen] if isinstance(frozen, str) else frozen:
+        if not name or name not in dict(network.named_modules()):
+            known = ", ".join(name for name, _ in network.named_children())
+            raise ValueError(f"'{name}' in 'frozen' is no layer; there are: {known}; or 'all'")
+        network.get_submodule(name).requires_grad_(False)

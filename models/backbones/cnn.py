@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from models.blocks import freeze_layers
+
 
 class CNNBackbone(nn.Module):
     """Base of backbones that return a list of maps."""
@@ -38,15 +40,8 @@ class CNNBackbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(train_affine)
-        if frozen == "all":
-            self.requires_grad_(False)
-            self.stays_in_eval = True
-        else:
-            for name in [frozen] if isinstance(frozen, str) else frozen:
-                if name not in dict(self.named_children()):
-                    known = ", ".join(name for name, _ in self.named_children())
-                    raise ValueError(f"'{name}' in 'frozen' is no layer; there are: {known}; or 'all'")
-                self.get_submodule(name).requires_grad_(False)
+        freeze_layers(self, frozen)
+        self.stays_in_eval = frozen == "all"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CNNBackbone:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.blocks import freeze_layers
+
 
 class Tokens(NamedTuple):
     """Encoder output."""
@@ -39,10 +41,17 @@ class ViT(VisionTransformer):
     Args:
         aux_layer: block whose output is ``aux_tokens``, as an index into the list of block outputs.
         freeze_pos_embed: no gradient for the position embedding (the published single-stage methods).
+        frozen: parts that are not trained, such as ``[patch_embed, blocks.0]``, or ``all``.
         **options: arguments of timm's ``VisionTransformer``.
     """
 
-    def __init__(self, aux_layer: int = -3, freeze_pos_embed: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        aux_layer: int = -3,
+        freeze_pos_embed: bool = True,
+        frozen: Sequence[str] | str = (),
+        **options: Any,
+    ) -> None:
         # The 1000-way head of the ImageNet models is of no use here.
         super().__init__(num_classes=0, global_pool="token", **options)
         depth = len(self.blocks)
@@ -51,6 +60,7 @@ class ViT(VisionTransformer):
         self.aux_layer = aux_layer % depth
         self.patch_size = self.patch_embed.patch_size[0]
         self.pos_embed.requires_grad_(not freeze_pos_embed)
+        freeze_layers(self, frozen)
 
     def forward(self, image: Tensor, key_mask: Tensor | None = None) -> Tokens:
         """Encode normalised images.

@@ -132,3 +132,14 @@ def test_every_vit_has_a_factory_that_takes_options():
     with torch.device("meta"):
         for name in (name for name in BACKBONES if "vit" in name or "deit" in name):
             assert BACKBONES[name](aux_layer=-2).aux_layer >= 0
+
+
+def test_frozen_parts_are_not_trained():
+    options = {"name": "vit_demo", "width": 32, "depth": 2, "heads": 2, "image_size": 32}
+    part = create_backbone(**options, frozen=["patch_embed", "blocks.0"])
+    trained = {name.split(".")[0] for name, p in part.named_parameters() if p.requires_grad}
+    assert trained == {"cls_token", "blocks", "norm"}
+    assert not any(p.requires_grad for p in part.blocks[0].parameters())
+    assert not any(p.requires_grad for p in create_backbone(**options, frozen="all").parameters())
+    with pytest.raises(ValueError, match=r"'block' in 'frozen' is no layer; there are: patch_embed.*blocks"):
+        create_backbone(**options, frozen=["block"])

@@ -135,7 +135,7 @@ def test_every_vit_has_a_factory_that_takes_options():
 
 
 def test_frozen_parts_are_not_trained():
-    options = {"name": "vit_demo", "width": 32, "depth": 2, "heads": 2, "image_size": 32}
+    options = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 32}
     part = create_backbone(**options, frozen=["patch_embed", "blocks.0"])
     trained = {name.split(".")[0] for name, p in part.named_parameters() if p.requires_grad}
     assert trained == {"cls_token", "blocks", "norm"}

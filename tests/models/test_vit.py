@@ -138,7 +138,7 @@ def test_frozen_parts_are_not_trained():
     options = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 32}
     part = create_backbone(**options, frozen=["patch_embed", "blocks.0"])
     trained = {name.split(".")[0] for name, p in part.named_parameters() if p.requires_grad}
-    assert trained == {"cls_token", "blocks", "norm"}
+    assert trained == {"cls_token", "pos_embed", "blocks", "norm"}
     assert not any(p.requires_grad for p in part.blocks[0].parameters())
     assert not any(p.requires_grad for p in create_backbone(**options, frozen="all").parameters())
     with pytest.raises(ValueError, match=r"'block' in 'frozen' is no layer; there are: patch_embed.*blocks"):

@@ -55,8 +55,8 @@ def run(cfg: DictConfig) -> Path:
     device = init_process_group(cfg.device)
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
-    check(cfg)
     train_split = load_split(cfg.data, cfg.data.train_set)
+    check_training(cfg, train_split.num_classes)
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir, checkpoint = _run_folder(cfg)
     setup_logging(work_dir)
@@ -143,19 +143,23 @@ def check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
         )
 
 
-def check(cfg: DictConfig | Mapping[str, Any]) -> None:
+def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> None:
     """What can be told of a training before its folder is made, and before the first stage of a pipeline.
 
     Raises:
         KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
-            parts do not have, a crop that the method cannot take.
+            parts do not have, a crop that the method cannot take, no loss to train with.
     """
     check_batch(cfg)
     try:
         with torch.device("meta"):  # no memory; weights are read when the training begins
-            method = build_method(cfg, num_classes=2, pretrained=False)
-    except (NotImplementedError, RuntimeError):  # its constructor computes, which needs memory
+            method = build_method(cfg, num_classes, pretrained=False)
+    except (KeyError, ValueError, ImportError):
+        raise
+    except Exception:  # its constructor computes, which needs memory: the training itself will tell
         return
+    if not method.loss_weights:
+        raise ValueError("method.loss_weights is empty, so that nothing would be trained")
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 

@@ -79,8 +79,6 @@ class Trainer:
         validate: Callable[[Method, int], dict[str, float]] | None = None,
         select: str = "seg",
     ) -> None:
-        if not method.loss_weights:
-            raise ValueError("method.loss_weights is empty, so that nothing would be trained")
         self.method, self.optimizer, self.batches, self.options = method, optimizer, batches, options
         self.work_dir, self.device, self.header = work_dir, device, header
         self.validate, self.select = validate, select
@@ -297,7 +295,9 @@ class Trainer:
         raise FloatingPointError(f"loss is not finite at step {self.step}: {', '.join(parts)}; {good}")
 
     def _log(self, writer: MetricsWriter, losses: dict[str, float], pace: float) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
+        # That of `optim.lr`, also where the first group learns faster: the backbone may be frozen.
+        group = self.optimizer.param_groups[0]
+        lr = self.optimizer.defaults["lr"] * (group["lr"] / group["base_lr"] if group["base_lr"] else 0.0)
         eta = timedelta(seconds=round((self.options.steps - self.step) / pace))
         width = len(str(self.options.steps))
         speed = f"{pace:.2f} it/s" if pace >= 1 else f"{1 / pace:.2f} s/it"

@@ -40,7 +40,7 @@ class CAMNetwork(SingleStageViT):
     """A multi-label classifier; ``seg_logits`` of its predictions is None.
 
     Args:
-        loss_weights: of ``cls`` and ``cls_aux``.
+        loss_weights: of ``cls`` and ``cls_aux``, 1 by default.
         Others as in ``SingleStageViT``.
     """
 
@@ -81,7 +81,7 @@ class PooledCAMNetwork(Method):
         num_classes: with background.
         backbone: arguments of ``create_backbone`` for a backbone that gives a list of maps. IRN: ``resnet50``
             with ``frozen: [conv1, bn1, layer1, layer2]`` and ``train_affine: true``; PSA: ``resnet38d``.
-        loss_weights: of ``cls``.
+        loss_weights: of ``cls``, 1 by default.
         background_threshold: CAM score up to which a pixel is background in scores; IRN uses 0.15, PSA 0.2.
         cam_scales: factors of the image size; scale 1 is always used.
         dropout: share of channels that are dropped before the pooling (PSA: 0.5).

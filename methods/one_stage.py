@@ -330,7 +330,7 @@ class CAMBaseline(SingleStageCNN):
     """The baseline of both papers: a classifier on averaged features; its CAMs are the masks.
 
     Args:
-        loss_weights: of ``cls``.
+        loss_weights: of ``cls``, 1 by default.
         background_score: constant mask of the background.
         dropout: of the features, channel by channel.
         **options: of ``SingleStageCNN``.

@@ -40,7 +40,7 @@ class Segmentor(Method):
         head: ``linear`` (1x1 convolution of the deep map), ``large_fov``, ``aspp`` (DeepLab v2) or
             ``deeplab`` (DeepLab v3+, which needs a backbone that gives a list of maps).
         head_options: further arguments of the head's class, such as ``hidden``; ``linear`` has none.
-        loss_weights: of ``seg``.
+        loss_weights: of ``seg``, 1 by default.
         balanced: give background and foreground the same weight, however many pixels there are of each,
             instead of the plain mean over pixels.
         head_lr_scale: how much faster the head learns than the backbone.

@@ -124,10 +124,11 @@ def create_decoder(
         key: where they stand in the config, for the message.
 
     Raises:
-        KeyError: for an unknown name or option.
+        ValueError: for an unknown name.
+        KeyError: for an option that the decoder does not have.
     """
     if name not in DECODERS:
-        raise KeyError(f"there is no decoder '{name}'{suggest(name, DECODERS)}")
+        raise ValueError(f"there is no decoder '{name}'{suggest(name, DECODERS)}")
     return build_part(DECODERS[name], options, in_channels, num_classes, key=key)
 
 
@@ -137,8 +138,8 @@ def pooled_logits(features: Tensor, classifier: nn.Conv2d, pooling: str = "max")
     The maximum is taken before the linear map, so a logit is not the maximum of its activation map.
     """
     # amax, for the gradient of adaptive_max_pool2d is not deterministic on a GPU.
-    pooled = (features.amax if pooling == "max" else features.mean)((2, 3), keepdim=True)
-    return classifier(pooled).flatten(1)
+    pool = {"max": features.amax, "mean": features.mean}[pooling]
+    return classifier(pool((2, 3), keepdim=True)).flatten(1)
 
 
 def check_pooling(pooling: str) -> None:

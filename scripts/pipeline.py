@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.data import load_split
 from engine.evaluator import text_table
 from engine.inference import is_photo
-from engine.train import FREE_TO_CHANGE, check
+from engine.train import FREE_TO_CHANGE, check_training
 from scripts.stage_pictures import draw_stage
 from tools.options import complete
 from utils.artifacts import FILES, read_json, read_scores, write_atomic, write_json
@@ -99,12 +99,14 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     cfg = load_config(config, overrides)
     work_dir = project_path(cfg.work_dir)
     with _inside(ROOT):
-        device = init_process_group(
-            cfg.device
-        )  # first, for a batch is checked against the number of processes
-        plans = make_plans(cfg, load_stages(config, overrides), _tool_overrides(config, overrides))
-        setup_logging(work_dir)
+        device = init_process_group(cfg.device)
         split = load_split(cfg.data, cfg.data.train_set)
+        given = _tool_overrides(config, overrides)
+        plans = make_plans(cfg, load_stages(config, overrides), given, split.num_classes)
+        for plan in plans:  # a split that does not exist is told before the first stage
+            if plan.images and cfg.work_dir not in plan.images[0]:
+                load_split(plan.images[1], plan.images[0])
+        setup_logging(work_dir)
         if is_main():
             OmegaConf.save(cfg, work_dir / "pipeline.yaml")
         LOGGER.info(f"pipeline {work_dir}: {', '.join(plan.stage.name for plan in plans)}")
@@ -124,7 +126,7 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                     folders = {p.stage.name: p.folder for p in plans[:number]}
                     shown = load_split(plan.images[1], plan.images[0]) if plan.images else split
                     draw_stage(folders, shown, work_dir / "pictures", device)
-                    _write_stamp(plan, settings, run=uuid.uuid4().hex[:12], outputs=_outputs(plan))
+                    _finish(plan, settings)
                     LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
             _wait_for(plan.folder)
             runs[plan.stage.name] = _stamp(plan.folder)["run"]
@@ -139,12 +141,15 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
 # -- what a stage is given
 
 
-def make_plans(cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str, list[str]]) -> list[Plan]:
+def make_plans(
+    cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str, list[str]], num_classes: int = 21
+) -> list[Plan]:
     """Check all stages and complete their options.
 
     Args:
         overrides: for tools that read a checkpoint's config, for those that need a config, and for inference
             with a checkpoint from elsewhere.
+        num_classes: of the data set, with background.
     """
     plans: list[Plan] = []
     for stage in stages:
@@ -157,10 +162,8 @@ def make_plans(cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str,
                     f"stage '{stage.name}': train.resume is {stage.options['train']['resume']}, but a "
                     f"pipeline decides itself what goes on; to train a stage afresh, delete {folder}"
                 )
-            try:
-                check(stage.options)
-            except (ImportError, KeyError, ValueError) as error:
-                raise type(error)(f"stage '{stage.name}': {error.args[0]}") from error
+            with _named(stage):
+                check_training(stage.options, num_classes)
             plan = Plan(stage, module, folder, stage.options)
         else:
             plan = Plan(stage, module, folder, {**stage.options, "out": str(folder)})
@@ -182,10 +185,8 @@ def _tool_plan(
     known = {action.dest for action in parser._actions}
     free = {"out": str(folder), "device": cfg.device, "num_workers": cfg.data.num_workers}
     options |= {key: value for key, value in free.items() if key in known and key not in options}
-    try:
+    with _named(stage):
         complete(parser, options)
-    except (KeyError, ValueError) as error:
-        raise type(error)(f"stage '{stage.name}': {error.args[0]}") from error
     model_path, own = options.get("model_path"), _own_overrides(stage)
     trained = _training_of(model_path, before)
     if stage.run.startswith("tools.infer_seg"):
@@ -196,6 +197,17 @@ def _tool_plan(
         data = trained.options["data"] if trained else cfg.data
         images = _images(options, own, data, is_inference="infer" in known)
     return Plan(stage, module, folder, options, tuple(own), images)
+
+
+@contextlib.contextmanager
+def _named(stage: Stage) -> Iterator[None]:
+    """Errors inside begin with the name of the stage."""
+    try:
+        yield
+    except (ImportError, KeyError, ValueError) as error:
+        kind = next(kind for kind in (ImportError, KeyError, ValueError) if isinstance(error, kind))
+        text = str(error.args[0]) if kind is KeyError and error.args else str(error)
+        raise kind(f"stage '{stage.name}': {text}") from error
 
 
 def _training_of(model_path: str | None, plans: Sequence[Plan]) -> Plan | None:
@@ -252,6 +264,11 @@ def _module(stage: Stage) -> ModuleType:
         ) from error
     if not callable(getattr(module, "run", None)):
         raise ImportError(f"stage '{stage.name}': module '{stage.run}' has no function run(options)")
+    if hasattr(module, "for_each_image") and not hasattr(module, "SHARES_WORK"):
+        raise ImportError(
+            f"stage '{stage.name}': module '{stage.run}' shares images out by for_each_image; say so with "
+            "SHARES_WORK = True at its top"
+        )
     return module
 
 
@@ -352,8 +369,10 @@ def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
     away, what was interrupted stays.
     """
     stamp = _stamp(plan.folder)
-    if stamp and not differences(stamp["settings"], settings):
-        kept = set(stamp.get("protocols", ())) <= set(_protocols(plan.folder))
+    before = None
+    if stamp.get("settings") == settings:
+        before = stamp.get("before") or {key: stamp[key] for key in ("run", "outputs")}
+        kept = plan.trains or set(stamp.get("protocols", ())) <= set(_protocols(plan.folder))
         if stamp["run"] and kept and stamp["outputs"] == _outputs(plan):
             LOGGER.info(f"{title}: unchanged")
             return True
@@ -371,15 +390,26 @@ def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
         LOGGER.info(f"{title}: begins; old output moved to {place} ({why})")
     else:
         LOGGER.info(f"{title}: begins")
-    _write_stamp(plan, settings, run=None, outputs=None)
+    _write_stamp(plan, settings, before=before)
     return False
 
 
-def _write_stamp(plan: Plan, settings: dict[str, Any], run: str | None, outputs: str | None) -> None:
-    stamp = {"format": "tag2mask-stage/1", "run": run, "outputs": outputs, "settings": settings}
-    if run:
-        stamp["protocols"] = _protocols(plan.folder)  # more may come, none may be lost
+def _write_stamp(plan: Plan, settings: dict[str, Any], **state: Any) -> None:
+    stamp = {"format": "tag2mask-stage/1", "run": None, "outputs": None, "settings": settings, **state}
     write_json(plan.folder / STAMP, stamp)
+
+
+def _finish(plan: Plan, settings: dict[str, Any]) -> None:
+    """Mark a stage as done; one that only made what it had lost stays the run that later stages read."""
+    outputs, before = _outputs(plan), _stamp(plan.folder).get("before") or {}
+    same = before.get("run") and before["outputs"] == outputs
+    _write_stamp(
+        plan,
+        settings,
+        run=before["run"] if same else uuid.uuid4().hex[:12],
+        outputs=outputs,
+        protocols=_protocols(plan.folder),  # more may come, none may be lost
+    )
 
 
 def _protocols(folder: Path) -> list[str]:

@@ -131,11 +131,6 @@ def test_stage_that_lost_its_scores_is_done_again(toy):
     assert not scores.exists() and toy.ran == []
 
 
-def test_key_that_came_later_with_null_is_no_change(toy):
-    toy.run()
-    assert toy.run("stages.second.later=null") == []
-
-
 def test_what_depends_on_a_changed_stage_runs_again_and_nothing_else(toy):
     toy.run()
     assert toy.run("stages.second.value=7") == ["second", "third"]
@@ -285,7 +280,7 @@ def test_missing_input_names_the_file(toy):
 def test_unknown_stage_on_the_command_line(toy):
     with pytest.raises(KeyError, match=r"no stage 'secnd': did you mean 'second'"):
         toy.run("stages.secnd.value=3")
-    for wrong in ("stages.second.like=first", "stages.second=3", "stages=3"):
+    for wrong in ("stages.second.like=first", "stages.second=3", "stages=3", "stages=null"):
         with pytest.raises(ValueError, match=r"the command line: stages"):
             toy.run(wrong)
 
@@ -575,6 +570,19 @@ def finished_pipeline(odd_images, tmp_path_factory):
 
 def pseudo_labels(folder):
     return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in folder.glob("pseudo*/*.png")}
+
+
+def test_scores_that_were_lost_come_back_and_nothing_else_runs(finished_pipeline, capsys):
+    folder, arguments, expected = finished_pipeline
+    for stage in ("cam", "pseudo"):
+        (folder / stage / "scores.json").unlink()
+    (folder / "cam_net" / "scores.json").unlink()  # of a training, whose validation is not repeated
+    pipeline.run("configs/irn/demo_cda.yaml", arguments)
+    out = capsys.readouterr().out
+    assert re.findall(r"stage \d+/\d+ (\w+) .*goes on", out) == ["cam", "pseudo"]
+    assert out.count(": unchanged") == len(load_stages("configs/irn/demo_cda.yaml")) - 2
+    assert all((folder / stage / "scores.json").is_file() for stage in ("cam", "pseudo"))
+    assert pseudo_labels(folder) == expected
 
 
 @pytest.mark.parametrize("stage", ["cam", "objects", "cam_net_cda", "pseudo_cda"])

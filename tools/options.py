@@ -89,8 +89,8 @@ def complete(parser: argparse.ArgumentParser, cfg: Mapping[str, Any]) -> argpars
         value = options[action.dest]
         if action.required and value is None:
             raise ValueError(f"{parser.prog} needs {'/'.join(action.option_strings)}")
-        if action.dest in cfg and value is not None:
-            options[action.dest] = _checked(parser, action, value)
+        if action.dest in cfg:
+            options[action.dest] = action.default if value is None else _checked(parser, action, value)
     return argparse.Namespace(**options)
 
 
@@ -101,6 +101,8 @@ def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: An
         ValueError: the flag takes no such value.
     """
     flag = "/".join(action.option_strings)
+    if action.nargs == "?" and value is True:  # the flag alone
+        return action.const
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ValueError(f"{parser.prog} {flag} is true or false, not {value!r}")

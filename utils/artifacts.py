@@ -72,7 +72,10 @@ def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
 
 def _files_in(folder: Path) -> set[str]:
     # One listing instead of thousands of look-ups, which are slow on network disks.
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,10 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
         where = f"stage '{stage}' of {_label(find_config(name))}"
         options, changed = (_without(v, STAGE_KEYS) for v in (values, last_word[stage]))
         what = {**values, **last_word[stage]}  # run, config
-        if "run" not in what:
+        if not what.get("run"):
             raise ValueError(f"{where} does not say what to run, for example run: tools.infer_cam")
         if what["run"] == TRAINING:
-            if "config" not in what:
+            if not what.get("config"):
                 raise ValueError(f"{where} does not name its config, for example config: cam/voc.yaml")
             files = [(_label(f), _values_of(f)) for f in config_chain(find_config(what["config"]))]
             final = _container(_merge(everywhere, changed))
@@ -165,7 +165,7 @@ def _load_layers(
         stages = _merge_stages(stages, values.pop("stages", None), _label(file))
         layers.append((_label(file), values))
     changes = _container(_parse_overrides(overrides))
-    stage_changes = changes.pop("stages", None) or {}
+    stage_changes = changes.pop("stages", {})
     if not isinstance(stage_changes, dict):
         raise ValueError(f"the command line: stages are a matter of config files, not {stage_changes}")
     for stage, change in list(stage_changes.items()):

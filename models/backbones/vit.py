@@ -41,7 +41,8 @@ class ViT(VisionTransformer):
     Args:
         aux_layer: block whose output is ``aux_tokens``, as an index into the list of block outputs.
         freeze_pos_embed: no gradient for the position embedding (the published single-stage methods).
-        frozen: parts that are not trained, such as ``[patch_embed, blocks.0]``, or ``all``.
+        frozen: parts that are not trained, such as ``[patch_embed, blocks.0]``, or ``all``. Dropout, where
+            asked for, stays.
         **options: arguments of timm's ``VisionTransformer``.
     """
 

@@ -25,5 +25,5 @@ def test_decoder_by_name_with_options():
     assert 0 < decoder.conv8.weight.abs().max() < 1e-2
     with pytest.raises(KeyError, match=r"'hidden' is not an argument of method\.decoder_options.*dilations"):
         create_decoder("aspp", 8, 3, {"hidden": 4})
-    with pytest.raises(KeyError, match="did you mean 'large_fov'"):
+    with pytest.raises(ValueError, match="did you mean 'large_fov'"):
         create_decoder("largefov", 8, 3)

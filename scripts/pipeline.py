@@ -371,11 +371,12 @@ def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
     stamp = _stamp(plan.folder)
     before = None
     if stamp.get("settings") == settings:
-        before = stamp.get("before") or {key: stamp[key] for key in ("run", "outputs")}
-        kept = plan.trains or set(stamp.get("protocols", ())) <= set(_protocols(plan.folder))
-        if stamp["run"] and kept and stamp["outputs"] == _outputs(plan):
-            LOGGER.info(f"{title}: unchanged")
-            return True
+        if stamp["run"] and stamp["outputs"] == _outputs(plan):
+            # A training does not repeat a validation; a tool that lost its scores counts once more.
+            if plan.trains or set(stamp.get("protocols", ())) <= set(_protocols(plan.folder)):
+                LOGGER.info(f"{title}: unchanged")
+                return True
+            before = {key: stamp[key] for key in ("run", "outputs")}
         LOGGER.info(f"{title}: goes on")
     elif plan.folder.is_dir() and any(plan.folder.iterdir()):
         why = "it is not of this pipeline"

@@ -48,9 +48,12 @@ def draw_stage(folders: Mapping[str, Path], split: Split, out: Path, device: tor
             panels["truth"] = label_overlay(photo, read_mask(record.mask))
         for stage, place in folders.items():
             panels |= made_by_stage(stage, place, record, photo)
+        if label_path(folder, record.name).is_file():  # the legend names what was painted without a tag
+            painted = np.bincount(read_mask(label_path(folder, record.name)).ravel(), minlength=256)
+            classes |= {k for k in range(1, split.num_classes) if painted[k] >= 0.01 * painted.sum()}
         if loaded is not None:
             panels |= seen_by_network(name, loaded, record, image_rgb.to(device))
-        note = "tags: " + (", ".join(split.class_names[k] for k in sorted(classes)) or "none")
+        note = "tags: " + (", ".join(split.class_names[k] for k in record.tags or ()) or "none")
         rows.append((record.name, panels, sorted(classes), note))
     titles = list(dict.fromkeys(title for _, panels, _, _ in rows for title in panels))
     lines = [SheetRow(n, [panels.get(t) for t in titles], classes, note) for n, panels, classes, note in rows]

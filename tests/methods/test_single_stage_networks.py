@@ -76,7 +76,9 @@ def make():
         num_classes = case["cls"].shape[1] + 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(methods.one_stage, "create_backbone", lambda: backbone)
-            method = (method_class or system.method)(num_classes, {})
+            method = (method_class or system.method)(
+                num_classes, {}, {"cls": 1.0, "mask": [[0, 0.0], [2, 1.0]]}
+            )
         for ours, part in method.named_children():
             if part is not backbone:
                 load_formula_weights(case, part, local_names(part, names, ours), made)

@@ -206,9 +206,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "scored": self.scored,
-                "scores": self.scores
-                if self.scored == self.step
-                else {},  # of these weights, not of older ones
+                # Of these weights, not of older ones.
+                "scores": self.scores if self.scored == self.step else {},
                 "best": self.best,
                 "select": self.select,
                 "skipped": self.skipped,

@@ -75,7 +75,8 @@ class CAMNetwork(SingleStageViT):
 class PooledCAMNetwork(Method):
     """The multi-label classifier of PSA and IRN: pooled features, then a 1x1 classifier without bias.
 
-    The classifier applied to every pixel gives the CAM.
+    The classifier applied to every pixel gives the CAM. With the mean, a logit is the mean of its
+    class's map, for pooling and classifier are linear.
 
     Args:
         num_classes: with background.

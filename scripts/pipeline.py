@@ -142,7 +142,7 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def make_plans(
-    cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str, list[str]], num_classes: int = 21
+    cfg: DictConfig, stages: Sequence[Stage], overrides: Mapping[str, list[str]], num_classes: int
 ) -> list[Plan]:
     """Check all stages and complete their options.
 
@@ -401,7 +401,7 @@ def _write_stamp(plan: Plan, settings: dict[str, Any], **state: Any) -> None:
 
 
 def _finish(plan: Plan, settings: dict[str, Any]) -> None:
-    """Mark a stage as done; one that only made what it had lost stays the run that later stages read."""
+    """Mark a stage as done; one that only lost its scores stays the run that later stages read."""
     outputs, before = _outputs(plan), _stamp(plan.folder).get("before") or {}
     same = before.get("run") and before["outputs"] == outputs
     _write_stamp(

@@ -388,7 +388,7 @@ PIPELINES = [
 def test_stages_of_a_shipped_pipeline_fit_their_tools(name):
     """Every option exists, every folder that is read was written before, every network can be built."""
     cfg = load_config(name)
-    plans = pipeline.make_plans(cfg, load_stages(name), pipeline._tool_overrides(name, []))
+    plans = pipeline.make_plans(cfg, load_stages(name), pipeline._tool_overrides(name, []), num_classes=21)
     for plan in plans:
         if plan.trains:
             with torch.device("meta"):  # no memory, no weights
@@ -408,7 +408,7 @@ PLANS = "configs/seam/demo.yaml"
 def plans_of(overrides=(), config=PLANS):
     stages = load_stages(config, overrides)
     given = pipeline._tool_overrides(config, overrides)
-    plans = pipeline.make_plans(load_config(config, overrides), stages, given)
+    plans = pipeline.make_plans(load_config(config, overrides), stages, given, num_classes=7)
     return {plan.stage.name: plan for plan in plans}
 
 

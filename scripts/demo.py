@@ -114,11 +114,11 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> tuple[dict[str
 
 def train_side_by_side(names: Sequence[str], out: Path, overrides: Sequence[str]) -> None:
     """Every method in a process of its own: networks this small gain little from a second thread."""
-    workers = min(len(names), core_count())
-    threads = [f"train.threads={core_count() // workers}"]
+    # One more than there are cores: none is idle while the last method trains.
+    workers = min(len(names), core_count() + 1)
+    threads = [f"train.threads={max(core_count() // workers, 1)}"]
     print(f"{', '.join(map(title_of, names))}: {workers} at a time, {threads[0]}", flush=True)
-    # None waits in the pool, where it would begin after Ctrl-C. The longest come first: the plain classifier
-    # fits in at the end.
+    # None waits in the pool, where it would begin after Ctrl-C. The longest come first.
     with WorkerPool(workers, in_flight=workers) as pool:
         for name in reversed(names):
             pool.submit(_named_run, name, out, [*threads, *overrides])

@@ -10,6 +10,7 @@ use_python -r requirements.txt pytest pytest-xdist ruff mypy types-tqdm types-Py
 export OMP_NUM_THREADS=1
 if [ $# -eq 0 ]; then
   "$PYTHON" -m ruff check .
+  "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
   exec "$PYTHON" -m pytest -q -n auto --dist loadfile
 fi

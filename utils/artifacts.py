@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.config import differences
+
 SCORES_FORMAT = "tag2mask-scores/1"
 SETTINGS = "settings.json"
 FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
@@ -225,13 +227,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
             )
         write_json(path, settings)
         return
-    before = read_json(path)
-    changed = [
-        f"{key}: {before.get(key)} -> {settings.get(key)}"
-        for key in dict.fromkeys([*before, *settings])
-        if before.get(key) != settings.get(key)
-    ]
-    if changed:
+    if changed := differences(read_json(path), settings):
         raise ValueError(
             f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with "
             "--out, or delete this one"

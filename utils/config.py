@@ -275,7 +275,7 @@ def _resolved(cfg: DictConfig, stages: StageValues) -> StageValues:
 
 def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Apply ``key=value`` to a config that is complete already; a key it does not have is a typing error."""
-    known = [key for key, _ in _leaves(to_plain(cfg))]
+    known = [key for key, _ in leaves(to_plain(cfg))]
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals:
@@ -316,7 +316,7 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
             if OmegaConf.select(cfg, f"{prefix}.{key}") is None and default is not _REQUIRED:
                 OmegaConf.update(cfg, f"{prefix}.{key}", default, force_add=True)
     rows = []
-    for key, value in _leaves(OmegaConf.to_container(cfg)):
+    for key, value in leaves(OmegaConf.to_container(cfg)):
         if key == "stages" and value:
             value = [stage["name"] for stage in value]
         if key == "method":  # empty: the stages of a pipeline have methods of their own
@@ -332,15 +332,24 @@ def describe(name: str | Path) -> str:
     """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
     lines = [f"  {f'{key} = {value}':<56}  {meaning}" for key, value, meaning in documented_keys(name)]
     for stage in load_config(name).stages or []:
-        lines += [f"  stages.{stage.name}.{key} = {value}" for key, value in _leaves(stage) if key != "name"]
+        lines += [f"  stages.{stage.name}.{key} = {value}" for key, value in leaves(stage) if key != "name"]
     return f"{_label(find_config(name))}: every key, its value and its meaning\n" + "\n".join(lines)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for every leaf in which two plain configs differ."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    """``key: old -> new`` for every leaf in which two plain configs or settings differ."""
+    before, after = dict(leaves(old)), dict(leaves(new))
     keys = [*before, *(key for key in after if key not in before)]
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is not a non-empty mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 @cache
@@ -403,15 +412,6 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         raise ValueError(f"cannot read the overrides {list(overrides)}: {error}") from error
 
 
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is not a non-empty mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _targets(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """Open mappings of the config with the class or function that reads each."""
     for prefix, where in OPEN.items():
@@ -429,16 +429,14 @@ def _check_keys(
     """Refuse keys of ``values`` that are neither in default.yaml nor arguments of an open mapping's
     target.
     """
-    default = dict.fromkeys(key for key, _ in _leaves(_defaults()))
-    known_here = default | (
-        dict(_leaves(OmegaConf.to_container(existing, resolve=False))) if existing else {}
-    )
+    default = dict.fromkeys(key for key, _ in leaves(_defaults()))
+    known_here = default | (dict(leaves(OmegaConf.to_container(existing, resolve=False))) if existing else {})
     arguments = (
         {prefix: keyword_names(target) for prefix, target in _targets(merged)} if existing is not None else {}
     )
     if isinstance(values, DictConfig):
         values = OmegaConf.to_container(values, resolve=False)  # type: ignore[assignment]
-    for key, _ in _leaves(values):
+    for key, _ in leaves(values):
         prefix = next((p for p in OPEN if key == p or key.startswith(p + ".")), None)
         if prefix is None:
             if key not in default and not any(known.startswith(key + ".") for known in default):
@@ -455,7 +453,7 @@ def _check_keys(
 
 def _check_values(cfg: DictConfig, source: str) -> None:
     """Refuse a value of the engine's that is no number, or no true or false, where the default is one."""
-    for key, default in _leaves(_defaults()):
+    for key, default in leaves(_defaults()):
         value = OmegaConf.select(cfg, key)
         if not isinstance(default, (bool, int, float)):
             continue

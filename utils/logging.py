@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils.artifacts import write_atomic
+from utils.config import leaves
 from utils.distributed import is_main
 
 LOGGER = logging.getLogger("tag2mask")
@@ -79,9 +80,9 @@ class MetricsWriter:
             return
         self._file.write(json.dumps({"step": step, **_finite_or_none(values)}) + "\n")
         if self._tensorboard is not None:
-            for key, value in _flatten(values):
+            for key, value in leaves(values):
                 if isinstance(value, (int, float)):
-                    self._tensorboard.add_scalar(key, value, step)
+                    self._tensorboard.add_scalar(key.replace(".", "/"), value, step)
 
     def close(self) -> None:
         """Flush and close both records."""
@@ -104,12 +105,3 @@ def _finite_or_none(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        flat += (
-            _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-        )
-    return flat

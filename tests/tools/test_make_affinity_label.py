@@ -84,7 +84,7 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     settings = read_json(out / "settings.json")
     assert settings["cam"] == read_json(cam / "settings.json") and settings["split"] == "test"
     write_json(cam / "settings.json", {**settings["cam"], "checkpoint_sha256": "another"})
-    with pytest.raises(ValueError, match="other settings .*cam"):
+    with pytest.raises(ValueError, match="other settings .*cam.checkpoint_sha256: .* -> another"):
         make_affinity_label.run({**labels, "out": tmp_path / "labels"})
     with pytest.raises(ValueError, match="other settings .*split: test -> train"):
         fewer = tmp_path / "train.txt"

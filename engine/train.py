@@ -45,8 +45,11 @@ FREE_TO_CHANGE = (
 )
 
 
-def run(cfg: DictConfig) -> Path:
+def run(cfg: DictConfig, config_checked: bool = False) -> Path:
     """Train by a config and return the run folder, which holds ``last.pth``, ``best.pth`` and the records.
+
+    Args:
+        config_checked: the caller knows that a run in this folder was made with this config.
 
     Raises:
         ValueError: if the run folder holds a run of another config; nothing is overwritten.
@@ -58,7 +61,7 @@ def run(cfg: DictConfig) -> Path:
     train_split = load_split(cfg.data, cfg.data.train_set)
     check_training(cfg, train_split.num_classes)
     seed_everything(cfg.seed, cfg.train.deterministic)
-    work_dir, checkpoint = _run_folder(cfg)
+    work_dir, checkpoint = _run_folder(cfg, config_checked)
     setup_logging(work_dir)
     if is_main():
         OmegaConf.save(cfg, work_dir / "config.yaml")
@@ -167,7 +170,7 @@ def _is_path(resume: str) -> bool:
     return str(resume) not in ("auto", "never")
 
 
-def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
+def _run_folder(cfg: DictConfig, config_checked: bool) -> tuple[Path, Path | None]:
     """The folder of the run and the checkpoint to go on from, by ``train.resume``."""
     work_dir, resume = project_path(cfg.work_dir), str(cfg.train.resume)
     last = work_dir / "last.pth"
@@ -192,6 +195,8 @@ def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
         return work_dir, start
     if not last.is_file():
         return work_dir, None
+    if config_checked:
+        return work_dir, last
     changed = [
         line
         for line in differences(load_checkpoint(last)["config"], to_plain(cfg))

@@ -79,8 +79,8 @@ class Plan:
 
     @property
     def shares_work(self) -> bool:
-        """Whether every process does a part; other stages run in the main process alone."""
-        return self.trains or getattr(self.module, "SHARES_WORK", False)
+        """Whether every process does a part; other tools run in the main process alone."""
+        return getattr(self.module, "SHARES_WORK", False)
 
 
 def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -119,8 +119,10 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
             finished = _agreed(is_main() and _is_finished(plan, settings, title), device)
             if not finished:
                 started = time.monotonic()
-                if plan.shares_work or is_main():
-                    plan.module.run(OmegaConf.create(plan.options) if plan.trains else dict(plan.options))
+                if plan.trains:  # its config was compared here, where a path counts as what it holds
+                    plan.module.run(OmegaConf.create(plan.options), config_checked=True)
+                elif plan.shares_work or is_main():
+                    plan.module.run(dict(plan.options))
                 setup_logging(work_dir)  # a training logs to its own folder
                 if is_main():
                     folders = {p.stage.name: p.folder for p in plans[:number]}
@@ -277,12 +279,12 @@ def _check_reads(stage: Stage, work_dir: str, before: Sequence[str]) -> None:
     for key, value in _leaves(stage.options):
         if not isinstance(value, str) or key == "work_dir":
             continue
-        for name in re.findall(re.escape(work_dir) + r"/(\w+)", value):
-            if name not in before:
-                raise ValueError(
-                    f"stage '{stage.name}': {key} is {value}, which no stage before it writes"
-                    f"{suggest(name, before)}"
-                )
+        read = re.match(re.escape(work_dir) + r"/(\w+)", value)
+        if read and read[1] not in before:
+            raise ValueError(
+                f"stage '{stage.name}': {key} is {value}, which no stage before it writes"
+                f"{suggest(read[1], before)}"
+            )
 
 
 def _tool_overrides(config: str | Path, overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -305,8 +307,9 @@ def _settings(plan: Plan, runs: Mapping[str, str], work_dir: str, data: str) -> 
     inside = re.compile(re.escape(work_dir) + r"/(\w+)")
 
     def held(value: str) -> str:
-        read = inside.search(value)
-        return f"{value} of run {runs[read[1]]}" if read else _content(value)
+        # Without the place of the run folder: one that was moved is the same run.
+        read = inside.match(value)
+        return f"{value[len(work_dir) + 1 :]} of run {runs[read[1]]}" if read else _content(value)
 
     plain: dict[str, Any] = {"run": plan.stage.run, "data": data}
     if plan.images is not None:

@@ -572,6 +572,10 @@ def pseudo_labels(folder):
     return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in folder.glob("pseudo*/*.png")}
 
 
+def runs_of(folder, names):
+    return [json.loads((folder / name / "stage.json").read_text())["run"] for name in names]
+
+
 def test_scores_that_were_lost_come_back_and_nothing_else_runs(finished_pipeline, capsys):
     folder, arguments, expected = finished_pipeline
     for stage in ("cam", "pseudo"):
@@ -587,8 +591,14 @@ def test_scores_that_were_lost_come_back_and_nothing_else_runs(finished_pipeline
 
 @pytest.mark.parametrize("stage", ["cam", "objects", "cam_net_cda", "pseudo_cda"])
 def test_pipeline_that_was_killed_ends_with_the_same_pseudo_labels(finished_pipeline, stage):
-    """In the middle of an inference, the mining, a training, a walk; stages before it stay as they are."""
+    """In the middle of an inference, the mining, a training, a walk; stages before it stay as they are.
+
+    So they do when the folder of the run gets another name in between.
+    """
     folder, arguments, expected = finished_pipeline
+    names = [s.name for s in load_stages("configs/irn/demo_cda.yaml")]
+    names = names[: names.index(stage)]
+    before = runs_of(folder, names)
     shutil.rmtree(folder / stage)
     driver = [sys.executable, "-c", DIES_AT_ITS_FIRST_OUTPUT, stage, "configs/irn/demo_cda.yaml", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -597,9 +607,13 @@ def test_pipeline_that_was_killed_ends_with_the_same_pseudo_labels(finished_pipe
     outputs = [p for p in (folder / stage).rglob("*") if p.suffix in (".pth", ".npz", ".png")]
     assert len(outputs) == 1 and json.loads((folder / stage / "stage.json").read_text())["run"] is None
     written = outputs[0].stat().st_mtime_ns
-    pipeline.run("configs/irn/demo_cda.yaml", arguments)
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    pipeline.run("configs/irn/demo_cda.yaml", [f"work_dir={moved}", *arguments[1:]])
+    moved.rename(folder)
     assert pseudo_labels(folder) == expected and len(expected) == 8
     assert stage == "cam_net_cda" or outputs[0].stat().st_mtime_ns == written
+    assert runs_of(folder, names) == before
 
 
 @pytest.mark.parametrize("config", ["toco/demo.yaml", "seco/demo.yaml", "ws_fcn/demo.yaml"])

@@ -82,15 +82,6 @@ class Split:
         return len(self.class_names)
 
     @property
-    def has_masks(self) -> bool:
-        """Whether there is ground truth to score: every record names a mask, and not all files are
-        missing."""
-        masks = [record.mask for record in self.records]
-        return all(mask is not None for mask in masks) and any(
-            mask.is_file() for mask in masks if mask is not None
-        )
-
-    @property
     def has_tags(self) -> bool:
         """Whether the tags of every image are known."""
         return all(record.tags is not None for record in self.records)
@@ -103,13 +94,6 @@ class Split:
         label = torch.zeros(self.num_classes - 1)
         label[[tag - 1 for tag in tags]] = 1
         return label
-
-    def class_prior(self) -> Tensor:
-        """(C,) share of the split's tagged images that hold each class."""
-        labels = [self.class_label(i) for i, record in enumerate(self.records) if record.tags is not None]
-        if not labels:
-            raise ValueError(f"split '{self.name}' has no tags to count classes in")
-        return torch.stack(labels).mean(0)
 
     def fingerprint(self) -> str:
         """12 hex digits that name the data of a score: class names, image names, tags and file sizes.

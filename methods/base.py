@@ -171,7 +171,7 @@ class Method(nn.Module):
 
 
 def groups_by_origin(method: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups of PSA and SEAM: ``backbone`` and new layers, which learn ten times as fast.
+    """Parameter groups of SEAM, AffinityNet and 1-stage-wseg: ``backbone`` and new layers, ten times as fast.
 
     Biases learn twice as fast as weights and do not decay.
     """

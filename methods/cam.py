@@ -76,7 +76,8 @@ class PooledCAMNetwork(Method):
     """The multi-label classifier of PSA and IRN: pooled features, then a 1x1 classifier without bias.
 
     The classifier applied to every pixel gives the CAM. With the mean, a logit is the mean of its
-    class's map, for pooling and classifier are linear.
+    class's map, for pooling and classifier are linear. PSA's VGG-16 variant, which has square roots of CAMs
+    and rates of its own for biases, is not offered.
 
     Args:
         num_classes: with background.

@@ -38,7 +38,7 @@ OPEN = {
     "data.generate": "data.generate.target",
     "infer.crf": "infer.crf.target",
 }
-GIVEN = {"num_classes", "class_prior", "root", "split"}
+GIVEN = {"num_classes", "root", "split"}
 
 # Numbers of which there is at least one; no other number of the engine is negative.
 COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_every", "train.eval_every"} | {

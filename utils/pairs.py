@@ -135,7 +135,9 @@ class PathPairs(PixelPairs):
         there are several.
         """
         with torch.no_grad():
-            index = torch.cat([self._path_argmax(maps, points) for points in self.paths], dim=-2)
+            index = torch.cat(
+                [self._path_argmax(maps, points.to(maps.device)) for points in self.paths], dim=-2
+            )
         return maps.flatten(-2).gather(-1, index.flatten(-2)).view_as(index)
 
     def _path_argmax(self, maps: Tensor, paths: Tensor) -> Tensor:

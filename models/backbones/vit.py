@@ -35,8 +35,8 @@ class Tokens(NamedTuple):
 class ViT(VisionTransformer):
     """Pre-norm vision transformer with a class token.
 
-    Images of any size of at least one patch are allowed; what does not fill a patch at the right and bottom
-    is dropped.
+    Images of any size are allowed: what does not fill a patch at the right and bottom is dropped, and a side
+    shorter than a patch is stretched to one.
 
     Args:
         aux_layer: block whose output is ``aux_tokens``, as an index into the list of block outputs.
@@ -71,7 +71,7 @@ class ViT(VisionTransformer):
             key_mask: (B, h, w) or (B, hw) bool, True where no token may attend to the patch; the patch itself
                 still attends to the others, and the class token is never masked (MCC, Wu et al., WACV 2024).
         """
-        size = image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size
+        size = self.grid(image)
         x = self.embed(image)
         attend = None
         if key_mask is not None:
@@ -90,12 +90,16 @@ class ViT(VisionTransformer):
 
     def embed(self, image: Tensor) -> Tensor:
         """The token sequence that enters the first block, (B, 1 + hw, D), class token first."""
-        h, w = image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size
-        if not h or not w:
-            raise ValueError(
-                f"an image of {tuple(image.shape[-2:])} pixels has no {self.patch_size}-pixel patch"
-            )
-        return self.sequence(self.patch_embed.proj(image[..., : h * self.patch_size, : w * self.patch_size]))
+        h, w = (side * self.patch_size for side in self.grid(image))
+        if h > image.shape[-2] or w > image.shape[-1]:  # a thumbnail, or a small photo at half its size
+            larger = [max(side, self.patch_size) for side in image.shape[-2:]]
+            image = F.interpolate(image, size=larger, mode="bilinear", align_corners=False)
+        return self.sequence(self.patch_embed.proj(image[..., :h, :w]))
+
+    def grid(self, image: Tensor) -> tuple[int, int]:
+        """Tokens (h, w) of images (B, 3, H, W)."""
+        h, w = (max(side // self.patch_size, 1) for side in image.shape[-2:])
+        return h, w
 
     def sequence(self, patches: Tensor) -> Tensor:
         """Class token and embedded patches (B, D, h, w) with their positions, (B, 1 + hw, D)."""

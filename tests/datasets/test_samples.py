@@ -101,12 +101,7 @@ def test_training_needs_tags_and_scoring_needs_masks(split):
     with pytest.raises(ValueError, match="no ground-truth mask"):
         WeakSegDataset(bare, with_mask=True)
     assert "class_label" not in WeakSegDataset(bare)[0]
-    assert not bare.has_masks and not bare.has_tags and split.has_masks and split.has_tags
-
-
-def test_class_prior_counts_tagged_images(split):
-    assert split.class_prior().tolist() == [0.5, 0.5]
-    assert split.num_classes == 3
+    assert not bare.has_tags and split.has_tags
 
 
 def test_fingerprint_follows_content_not_place_or_order(split, tmp_path_factory):
@@ -139,7 +134,7 @@ def test_real_photos_load(voc20_mini):
 
     options = {"masks": "SegmentationClass", "tags": "image_labels.txt", "class_names": "class_names.txt"}
     split = voc_split(voc20_mini, "val", **options)
-    assert len(split) == 293 and split.num_classes == 21 and split.has_masks
+    assert len(split) == 293 and split.num_classes == 21
     data = WeakSegDataset(split, with_mask=True)
     for index in range(0, 293, 40):
         sample = data[index]

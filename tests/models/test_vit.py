@@ -49,6 +49,16 @@ def test_pixels_beyond_the_last_whole_patch_do_not_count():
         assert_close(a, b)
 
 
+def test_image_smaller_than_a_patch_is_stretched_to_one():
+    """A thumbnail, or a small photo at half its size, must not end an inference over a whole set."""
+    vit = ViT(**SMALL).eval()
+    image = torch.randn(1, 3, 1, 1)
+    tokens = vit(image.expand(1, 3, 9, 40))
+    assert tokens.patch_tokens.shape == tokens.aux_tokens.shape == (1, 32, 1, 2)
+    for a, b in zip(tokens, vit(image.expand(1, 3, 16, 40))):
+        assert_close(a, b)
+
+
 def test_masked_patches_are_not_seen_but_see():
     vit = ViT(**SMALL).eval()
     image, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 4, 4, dtype=torch.bool)

@@ -9,6 +9,7 @@ the data, and the outputs of earlier stages that it reads (docs/pipelines.md).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -53,6 +54,8 @@ from utils.logging import LOGGER, setup_logging
 FREE_OPTIONS = ("device", "num_workers", "processes", "crf_workers", "overrides")
 STAMP = "stage.json"
 OUTPUTS = (*FILES, ".json")  # of stages that do not train
+# Options that name files or folders; those from elsewhere must be there before the first stage.
+INPUTS = ("data.label_dir", "data.context_decoupling.bank", "model_path", "cam", "labels", "images", "input")
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                 if plan.trains:  # its config was compared here, where a path counts as what it holds
                     plan.module.run(OmegaConf.create(plan.options), config_checked=True)
                 elif plan.shares_work or is_main():
-                    plan.module.run(dict(plan.options))
+                    with _told(title):
+                        plan.module.run(dict(plan.options))
                 setup_logging(work_dir)  # a training logs to its own folder
                 if is_main():
                     folders = {p.stage.name: p.folder for p in plans[:number]}
@@ -157,7 +161,7 @@ def make_plans(
     for stage in stages:
         module, folder = _module(stage), project_path(cfg.work_dir) / stage.name
         if hasattr(module, "parser"):
-            plan = _tool_plan(cfg, stage, module, folder, plans, overrides)
+            plan = _tool_plan(cfg, stage, module, folder, plans, overrides, num_classes)
         elif stage.run == TRAINING:
             if str(stage.options["train"]["resume"]) != "auto":
                 raise ValueError(
@@ -181,6 +185,7 @@ def _tool_plan(
     folder: Path,
     before: Sequence[Plan],
     overrides: Mapping[str, list[str]],
+    num_classes: int,
 ) -> Plan:
     """A stage with a command line: its options are flags, completed by what the pipeline knows."""
     parser, options = module.parser(), dict(stage.options)
@@ -188,16 +193,26 @@ def _tool_plan(
     free = {"out": str(folder), "device": cfg.device, "num_workers": cfg.data.num_workers}
     options |= {key: value for key, value in free.items() if key in known and key not in options}
     with _named(stage):
-        complete(parser, options)
+        checked = complete(parser, options, tool=f"{stage.run.replace('.', '/')}.py")
+        if hasattr(module, "check"):
+            module.check(checked)
     model_path, own = options.get("model_path"), _own_overrides(stage)
     trained = _training_of(model_path, before)
     if stage.run.startswith("tools.infer_seg"):
         own = [*(_infer_overrides(trained) if trained else overrides["infer"]), *own]
     options["overrides"] = [*overrides["checkpoint" if model_path else "config"], *own]
+    if trained and own:
+        with _named(stage):
+            check_training(override_config(OmegaConf.create(trained.options), own), num_classes)
     images = None
     if trained or not model_path:
         data = trained.options["data"] if trained else cfg.data
         images = _images(options, own, data, is_inference="infer" in known)
+        if images is None and "infer" in known and not options.get("infer"):
+            raise ValueError(
+                f"stage '{stage.name}' works on data.val_set, which is null: name images with "
+                f"stages.{stage.name}.infer=SPLIT, or leave the stage out with stages.{stage.name}=null"
+            )
     return Plan(stage, module, folder, options, tuple(own), images)
 
 
@@ -210,6 +225,16 @@ def _named(stage: Stage) -> Iterator[None]:
         kind = next(kind for kind in (ImportError, KeyError, ValueError) if isinstance(error, kind))
         text = str(error.args[0]) if kind is KeyError and error.args else str(error)
         raise kind(f"stage '{stage.name}': {text}") from error
+
+
+@contextlib.contextmanager
+def _told(title: str) -> Iterator[None]:
+    """Ctrl-C inside says what becomes of the stage; a training says it itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        LOGGER.info(f"{title}: stopped; the same command goes on from here")
+        raise
 
 
 def _training_of(model_path: str | None, plans: Sequence[Plan]) -> Plan | None:
@@ -285,6 +310,8 @@ def _check_reads(stage: Stage, work_dir: str, before: Sequence[str]) -> None:
                 f"stage '{stage.name}': {key} is {value}, which no stage before it writes"
                 f"{suggest(read[1], before)}"
             )
+        if not read and key in INPUTS and not project_path(value).exists():
+            raise FileNotFoundError(f"stage '{stage.name}': {key} is {value}, where there is nothing")
 
 
 def _tool_overrides(config: str | Path, overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -381,21 +408,43 @@ def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
                 return True
             before = {key: stamp[key] for key in ("run", "outputs")}
         LOGGER.info(f"{title}: goes on")
-    elif plan.folder.is_dir() and any(plan.folder.iterdir()):
-        why = "it is not of this pipeline"
-        if stamp:
-            changed = differences(stamp["settings"], settings)
-            why = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
-        replaced = plan.folder.parent / "replaced"
-        replaced.mkdir(exist_ok=True)
-        places = (replaced / f"{plan.stage.name}_{k}" for k in range(1, 10**6))
-        place = next(place for place in places if not place.exists())
-        plan.folder.rename(place)
-        LOGGER.info(f"{title}: begins; old output moved to {place} ({why})")
     else:
-        LOGGER.info(f"{title}: begins")
+        why = _move_away(plan, settings)
+        if earlier := _made_earlier(plan, settings):
+            earlier.rename(plan.folder)
+            LOGGER.info(f"{title}: unchanged, taken back from {earlier}" + why)
+            return True
+        LOGGER.info(f"{title}: begins{why}")
     _write_stamp(plan, settings, before=before)
     return False
+
+
+def _move_away(plan: Plan, settings: Mapping[str, Any]) -> str:
+    """Empty the stage's folder of what other settings made; says where that is and why, for the log."""
+    folder, stamp = plan.folder, _stamp(plan.folder)
+    if not folder.is_dir():
+        return ""
+    if not any(folder.iterdir()):
+        folder.rmdir()
+        return ""
+    changed = differences(stamp["settings"], settings) if stamp else ["it is not of this pipeline"]
+    replaced = folder.parent / "replaced"
+    replaced.mkdir(exist_ok=True)
+    places = (replaced / f"{plan.stage.name}_{k}" for k in range(1, 10**6))
+    place = next(place for place in places if not place.exists())
+    folder.rename(place)
+    return f"; old output moved to {place} ({'; '.join(changed[:3])}{'; ...' if len(changed) > 3 else ''})"
+
+
+def _made_earlier(plan: Plan, settings: Mapping[str, Any]) -> Path | None:
+    """A finished output that these settings made before others were tried, out of ``replaced``."""
+    for place in sorted((plan.folder.parent / "replaced").glob(f"{plan.stage.name}_*")):
+        stamp = _stamp(place)
+        if stamp.get("settings") == settings and stamp["run"]:
+            earlier = dataclasses.replace(plan, folder=place)
+            if stamp["outputs"] == _outputs(earlier):
+                return place
+    return None
 
 
 def _write_stamp(plan: Plan, settings: dict[str, Any], **state: Any) -> None:

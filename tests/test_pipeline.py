@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 
 from datasets.lists import read_class_names, read_list, read_tags, write_tags
 from engine.train import build_method
@@ -168,7 +169,28 @@ def test_other_training_images_are_another_pipeline_run(toy, tmp_path):
     names = (toy.data / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
     (tmp_path / "fewer.txt").write_text("\n".join(names[:2]))
     assert toy.run(f"data.train_set={tmp_path / 'fewer.txt'}") == ALL
-    assert toy.run() == ALL
+    assert toy.result("third") == "421"
+
+
+def test_what_the_same_settings_made_earlier_is_taken_back(toy):
+    """Another value, tried and given up, costs nothing; nor does one that turns out wrong on the way."""
+    toy.run()
+    runs = runs_of(toy.run_folder, ALL)
+    assert toy.run("stages.second.value=7") == ["second", "third"]
+    assert toy.run() == [] and toy.result("third") == "421"
+    assert runs_of(toy.run_folder, ALL) == runs
+    assert toy.run("stages.second.value=7") == [] and toy.result("third") == "471"
+    toy.monkeypatch.setenv("TOY_BREAKS", "first")
+    with pytest.raises(RuntimeError, match="power"):
+        toy.run("stages.first.value=5")
+    assert toy.run() == [] and toy.result("third") == "421"
+
+
+def test_earlier_output_that_lost_a_file_is_not_taken_back(toy):
+    toy.run()
+    toy.run("stages.third.value=7")
+    (toy.run_folder / "replaced" / "third_1" / "result.json").unlink()
+    assert toy.run() == ["third"] and toy.result("third") == "421"
 
 
 def test_content_of_a_file_counts_not_its_place(toy, tmp_path):
@@ -256,6 +278,55 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
             ValueError,
             r"stage 'a': train.batch_size=3 .* choose a multiple of 2",
         ),
+        (
+            [{"name": "a", "run": "tools.infer_seg", "model_path": "x.pth", "crf": "tocoo"}],
+            ValueError,
+            r"stage 'a': tools/infer_seg.py --crf cannot be 'tocoo'; known: config, none, ",
+        ),
+        (
+            [{"name": "a", "run": "tools.infer_cam", "model_path": "x.pth", "scales": []}],
+            ValueError,
+            "stage 'a': .*--scales is an empty list",
+        ),
+        (
+            [{"name": "a", "run": "tools.infer_cam", "model_path": "x.pth", "size": "large"}],
+            ValueError,
+            "stage 'a': .*--size cannot be 'large'",
+        ),
+        (
+            [{"name": "a", "run": "tools.propagate_cam", "model_path": "x.pth", "cam": "y", "beta": 3}],
+            KeyError,
+            r"'beta' is not an option of tools/propagate_cam.py.*; .* overrides: \[method.key=value\]",
+        ),
+        (
+            [
+                {"name": "a", "run": "tools.make_affinity_label", "cam": "x", "mode": "irn"}
+                | {"foreground_threshold": 0.01}
+            ],
+            ValueError,
+            "stage 'a': background_threshold=0.05 must be below foreground_threshold=0.01",
+        ),
+        (
+            [
+                {"name": "a", "run": "engine.train", "config": "cam/demo.yaml"},
+                {"name": "b", "run": "tools.infer_cam", "model_path": "${work_dir}/a/last.pth"}
+                | {"overrides": ["method.cam_scals=[1.0]"]},
+            ],
+            KeyError,
+            "stage 'b': 'cam_scals' is not an argument",
+        ),
+        (
+            [
+                {
+                    "name": "a",
+                    "run": "engine.train",
+                    "config": "cam/demo.yaml",
+                    "data": {"label_dir": "no/where"},
+                }
+            ],
+            FileNotFoundError,
+            "stage 'a': data.label_dir is no/where, where there is nothing",
+        ),
         ([{"name": "a", "like": "b"}], KeyError, "is like 'b', which is no stage"),
         (
             [{"name": "a", "run": "engine.train", "config": "cam/demo.yaml", "train": {"resume": "never"}}],
@@ -271,9 +342,22 @@ def test_wrong_stage_is_one_clear_error_before_anything_runs(toy, stages, error,
     assert toy.ran == []
 
 
+def test_inference_without_a_validation_split_is_told_before_the_first_stage(toy):
+    stages = [
+        {"name": "a", "run": "engine.train", "config": "cam/demo.yaml"},
+        {"name": "b", "run": "tools.infer_cam", "model_path": "${work_dir}/a/last.pth"},
+    ]
+    toy.write(stages, data={"val_set": None})
+    with pytest.raises(
+        ValueError, match=r"stage 'b' works on data.val_set.*stages.b.infer=SPLIT.*stages.b=null"
+    ):
+        toy.run()
+    assert not (toy.run_folder / "a").exists()
+
+
 def test_missing_input_names_the_file(toy):
     toy.write([{"name": "a", "run": "tools.infer_cam", "model_path": "logs/nobody/last.pth"}])
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint logs/nobody/last\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"stage 'a': model_path is logs/nobody/last\.pth, where"):
         toy.run()
 
 
@@ -437,8 +521,10 @@ def test_change_of_the_inference_repeats_the_inference_and_no_training(demo_fold
     assert to_plain(cfg)["infer"] == after["segment"].options["infer"]
 
 
-def test_checkpoint_from_elsewhere_gets_what_the_command_line_says_of_the_inference(toy):
-    toy.write([{"name": "a", "run": "tools.infer_seg", "model_path": "some/last.pth", "infer": "test"}])
+def test_checkpoint_from_elsewhere_gets_what_the_command_line_says_of_the_inference(toy, tmp_path):
+    checkpoint = tmp_path / "some.pth"
+    checkpoint.touch()
+    toy.write([{"name": "a", "run": "tools.infer_seg", "model_path": str(checkpoint), "infer": "test"}])
     plan = plans_of(["infer.flip=false"], toy.config)["a"]
     assert plan.options["overrides"] == ["infer.flip=false"]
 
@@ -536,6 +622,27 @@ def test_whole_pipeline_runs(config, odd_images, tmp_path, monkeypatch, capsys):
     main(default_config="configs/toco/voc.yaml", doc="")
     assert capsys.readouterr().out.count("unchanged") >= len(names)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("last.pth")} == before
+
+
+@pytest.mark.parametrize("method", ["irn", "psa"])
+def test_pipeline_runs_on_own_images_without_masks(method, tmp_path):
+    """Two classes, an image without any; CNN options that a ViT does not have are taken back."""
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        Image.fromarray(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)).save(images / f"{name}.png")
+    (tmp_path / "tags.csv").write_text("name,tags\na,cat\nb,cat;dog\nc,\nd,dog\n")
+    vit = ["name=vit_demo", "pretrained=null", "pyramid=true", "frozen=null", "train_affine=null"]
+    arguments = [
+        f"work_dir={tmp_path / 'run'}", *small(tmp_path), *(f"method.backbone.{option}" for option in vit),
+        "stages.cam.scales=[1.0]", "stages.seeds.processes=0", "infer.scales=[1.0]", "train.precision=fp32",
+        "stages.affinity.method.radius=3", "stages.segment.method.backbone.pyramid=true",
+    ]  # fmt: skip
+    pipeline.run(f"configs/{method}/custom.yaml", arguments)
+    labels = {path.stem: read_mask(path) for path in (tmp_path / "run" / "infer").glob("*.png")}
+    assert sorted(labels) == list("abcd") and all(label.shape == (40, 56) for label in labels.values())
+    assert not read_mask(tmp_path / "run" / "pseudo" / "c.png").any()
 
 
 DIES_AT_ITS_FIRST_OUTPUT = """

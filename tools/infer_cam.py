@@ -35,7 +35,7 @@ from tools.options import (
     short_name,
 )
 from utils.artifacts import CamFile, cam_path, load_cam, save_cam
-from utils.cli import run_main
+from utils.cli import image_size, positive, run_main, scale
 from utils.distributed import init_process_group
 from utils.image import normalize, resize, strided_size
 from utils.precision import autocast
@@ -47,14 +47,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = checkpoint_parser(__doc__)
     p.add_argument(
-        "--size", help="native, or side of the square that images are resized to; default: eval.size"
+        "--size",
+        type=image_size,
+        help="native, or side of the square that images are resized to; default: eval.size",
     )
     p.add_argument(
-        "--scales", nargs="+", type=float, help="image scales (1 is always used); default: method.cam_scales"
+        "--scales", nargs="+", type=scale, help="image scales (1 is always used); default: method.cam_scales"
     )
     p.add_argument(
         "--stride",
-        type=int,
+        type=positive,
         default=1,
         help="store one value per stride x stride pixels (default %(default)s, every pixel)",
     )
@@ -81,9 +83,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     method = loaded.method
     split = find_split(loaded, options.infer)
     scales = [float(s) for s in options.scales or method.cam_scales]
-    size = str(options.size or loaded.cfg.eval.size)
-    if size != "native" and not size.isdigit():
-        raise ValueError(f"size is '{size}', not native or a number of pixels")
+    size = options.size or loaded.cfg.eval.size
     # The mirrored image is always used, and scale 1 whether it is listed or not.
     protocol = f"cam/{short_name(split)}/{'ms' if set(scales) - {1.0} else 'ss'}+flip"
     out, settings = claim_output(
@@ -91,7 +91,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         loaded,
         split,
         protocol,
-        size=size if size == "native" else int(size),
+        size=size,
         scales=scales,
         stride=options.stride,
         dtype=options.dtype,

@@ -34,7 +34,7 @@ from engine.inference import (
     multi_scale_segment,
 )
 from engine.worker_pool import WorkerPool
-from models.refiners.dense_crf import DenseCRF
+from models.refiners.dense_crf import PRESETS, DenseCRF
 from tools.options import (
     checkpoint_parser,
     claim_output,
@@ -49,7 +49,7 @@ from tools.options import (
     short_name,
 )
 from utils.artifacts import label_path
-from utils.cli import run_main
+from utils.cli import image_size, positive, run_main, scale
 from utils.config import to_plain
 from utils.distributed import init_process_group, world_size
 from utils.drawing import label_overlay, write_picture
@@ -67,9 +67,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = checkpoint_parser(__doc__)
     p.add_argument(
-        "--size", help="native, or side of the square that images are resized to; default: infer.size"
+        "--size",
+        type=image_size,
+        help="native, or side of the square that images are resized to; default: infer.size",
     )
-    p.add_argument("--scales", nargs="+", type=float, help="image scales; default: infer.scales")
+    p.add_argument("--scales", nargs="+", type=scale, help="image scales; default: infer.scales")
     p.add_argument(
         "--flip", action=argparse.BooleanOptionalAction, help="add mirrored images; default: infer.flip"
     )
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--crf",
         nargs="?",
         const="config",
+        choices=("config", "none", *PRESETS),
         metavar="PRESET",
         help="refine by DenseCRF; without a name the preset infer.crf, or else that of the method's paper; "
         "'none': no CRF",
@@ -97,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--max_side",
-        type=int,
+        type=positive,
         default=1024,
         help="photos with a longer side are segmented at this size and enlarged (default %(default)s)",
     )
@@ -299,12 +302,6 @@ def protocol_id(
     return f"{kind}/{split}/{'+'.join(steps)}"
 
 
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"--{name} is at least 1, not {value}")
-    return value
-
-
 def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, Any]:
     """The ``infer`` section with what the command line says instead."""
     config = loaded.cfg.infer
@@ -337,7 +334,7 @@ def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, An
         "crops": crops,
         "tags": bool(choose("tags")),
         "crf": None if crf == "none" else crf,
-        "max_side": _positive("max_side", options.max_side),
+        "max_side": options.max_side,
     }
 
 

@@ -34,7 +34,7 @@ from utils.artifacts import (
     require_files,
     save_scores,
 )
-from utils.cli import run_main
+from utils.cli import positive, run_main
 from utils.distributed import default_device
 from utils.image import write_mask
 
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--high_alpha", type=float, help="psa, seam: exponent for little background (default 32, seam 24)"
     )
-    p.add_argument("--steps", type=int, default=10, help="mean-field steps (default %(default)s)")
+    p.add_argument("--steps", type=positive, default=10, help="mean-field steps (default %(default)s)")
     p.add_argument("--out", required=True, help="folder for the label files <name>.png or <name>.npz")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--processes", type=int, help="worker processes on the CPU; default: one for each core")
@@ -81,19 +81,11 @@ def run(cfg: Mapping[str, Any]) -> Path:
     from tools.options import complete
 
     options = complete(parser(), cfg)
-    preset, values = RECIPES[options.mode]
+    values = check(options)
     is_irn = options.mode == "irn"
-    names = ("foreground_threshold", "background_threshold") if is_irn else ("low_alpha", "high_alpha")
-    values = tuple(
-        default if getattr(options, name) is None else getattr(options, name)
-        for name, default in zip(names, values, strict=True)
-    )
-    if not (values[0] > values[1] if is_irn else values[0] < values[1]):
-        relation = "below" if is_irn else "above"
-        raise ValueError(f"{names[1]}={values[1]} must be {relation} {names[0]}={values[0]}")
-    crf = DenseCRF.preset(preset, steps=options.steps)
+    crf = DenseCRF.preset(RECIPES[options.mode][0], steps=options.steps)
     folders = (Path(folder or "").expanduser() for folder in (options.cam, options.images, options.out))
-    job = Job(*folders, options.mode, values, crf, default_device(options.device))
+    job = Job(*folders, options.mode, tuple(values.values()), crf, default_device(options.device))
     images, source = find_images(options)
     path_of, work = (label_path, write_label) if is_irn else (cam_path, write_scores)
     settings = {
@@ -102,12 +94,30 @@ def run(cfg: Mapping[str, Any]) -> Path:
         "mode": options.mode,
         "crf": crf.protocol,
     }
-    claim_folder(job.out, settings | dict(zip(names, values, strict=True)))
+    claim_folder(job.out, settings | values)
     left = {name: path for name, path in images.items() if not path_of(job.out, name).is_file()}
     with crf_workers(job, len(images), len(left), options.processes) as submit:
         for name, path in left.items():
             submit(work, job, name, path)
     return job.out
+
+
+def check(options: argparse.Namespace) -> dict[str, float]:
+    """The thresholds or exponents of the mode, the strict one first.
+
+    Raises:
+        ValueError: they are the wrong way round.
+    """
+    is_irn = options.mode == "irn"
+    names = ("foreground_threshold", "background_threshold") if is_irn else ("low_alpha", "high_alpha")
+    given = {name: getattr(options, name) for name in names}
+    defaults = dict(zip(names, RECIPES[options.mode][1], strict=True))
+    strict, lax = names
+    values = {name: defaults[name] if value is None else value for name, value in given.items()}
+    if not (values[strict] > values[lax] if is_irn else values[strict] < values[lax]):
+        relation = "below" if is_irn else "above"
+        raise ValueError(f"{lax}={values[lax]} must be {relation} {strict}={values[strict]}")
+    return values
 
 
 def find_images(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:

@@ -72,18 +72,26 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     return {**vars(parser.parse_args(flags)), "overrides": overrides}
 
 
-def complete(parser: argparse.ArgumentParser, cfg: Mapping[str, Any]) -> argparse.Namespace:
+def complete(
+    parser: argparse.ArgumentParser, cfg: Mapping[str, Any], tool: str | None = None
+) -> argparse.Namespace:
     """The options of a stage: those given, the parser's defaults for the rest.
+
+    Args:
+        tool: what errors call the tool; None: the program that runs.
 
     Raises:
         KeyError: an option that the tool does not have, with the closest one.
-        ValueError: a required option is left out.
+        ValueError: a required option is left out, or has a value that its flag does not take.
     """
+    parser.prog = tool or parser.prog
     actions = [action for action in parser._actions if action.dest != "help"]
     options = {action.dest: action.default for action in actions} | {"overrides": []}
     for key, value in cfg.items():
         if key not in options:
-            raise KeyError(f"'{key}' is not an option of {parser.prog}{suggest(key, options)}")
+            keys = "; keys of the checkpoint's config are its overrides: [method.key=value]"
+            hint = suggest(key, options) + (keys if "model_path" in options else "")
+            raise KeyError(f"'{key}' is not an option of {parser.prog}{hint}")
         options[key] = value
     for action in actions:
         value = options[action.dest]
@@ -110,6 +118,8 @@ def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: An
     many = isinstance(value, (list, tuple))
     if many != (action.nargs in ("+", "*") or isinstance(action.nargs, int)):
         raise ValueError(f"{parser.prog} {flag} takes {'one value' if many else 'a list'}, not {value!r}")
+    if many and not value and action.nargs == "+":
+        raise ValueError(f"{parser.prog} {flag} is an empty list: leave it out, or give a value")
     found = []
     for item in value if many else [value]:
         try:

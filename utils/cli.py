@@ -1,10 +1,12 @@
-"""What all entry points share: errors of the user end in one line, not in a traceback."""
+"""What all entry points share: errors of the user end in one line, not in a traceback; values of flags."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 from utils.memory import keep_freed_memory
 
@@ -43,3 +45,25 @@ def run_main(main: Callable[[], object]) -> None:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; without this Python complains while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# -- values of flags
+
+
+def image_size(value: str) -> int | Literal["native"]:
+    """``native`` or a number of pixels, for flags."""
+    return "native" if value == "native" else positive(value)
+
+
+def positive(value: str) -> int:
+    """A whole number from 1, for flags."""
+    if not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"'{value}' is no whole number from 1")
+    return int(value)
+
+
+def scale(value: str) -> float:
+    """A factor above 0, for flags."""
+    if not 0 < float(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{value}' is no factor above 0")
+    return float(value)

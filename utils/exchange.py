@@ -40,16 +40,34 @@ def load_foreign_cam(path: Path) -> CamFile:
         if "high_res" in content:
             keys = _tensor(content["keys"]).long()
             cam, strided = _tensor(content["high_res"]).float(), _tensor(content["cam"]).float()
-            return CamFile(keys + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
-        order = sorted(content)
-        cam = torch.stack([_tensor(content[k]).float() for k in order])
-        class_ids = torch.tensor([int(k) + 1 for k in order])
-        return CamFile(class_ids, cam, None, (cam.shape[1], cam.shape[2]))
+        else:
+            order = sorted(content)
+            keys, strided = torch.tensor([int(k) for k in order]), None
+            cam = torch.stack([_tensor(content[k]).float() for k in order])
+        _check(keys, cam, strided)
+        return CamFile(keys + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is no CAM file of IRN or PSA: its keys are {', '.join(map(str, list(content)[:5]))} "
             f"({error})"
         ) from error
+
+
+def _check(keys: Tensor, cam: Tensor, strided: Tensor | None) -> None:
+    for name, maps in (("cam", strided), ("high_res", cam)):
+        if maps is None:
+            continue
+        if maps.ndim != 3 or len(maps) != len(keys):
+            raise ValueError(f"{len(keys)} classes, but {name} is {tuple(maps.shape)}")
+        if not maps.isfinite().all():
+            raise ValueError(f"{name} holds values that are no numbers")
+        # Rounding, and SEAM's maps, which end slightly below 0, are let through.
+        if maps.numel() and not -1.001 <= float(maps.min()) <= float(maps.max()) <= 1.001:
+            raise ValueError(
+                f"{name} holds {float(maps.min()):.3g} to {float(maps.max()):.3g}; CAMs are at most 1"
+            )
+    if (keys < 0).any() or len(keys.unique()) != len(keys):
+        raise ValueError(f"class indices {keys.tolist()} are not different numbers from 0")
 
 
 def save_irn_cam(path: Path, cams: CamFile) -> None:

@@ -249,6 +249,7 @@ def _validation(
     cfg: DictConfig, split: Split, device: torch.device, work_dir: Path
 ) -> Callable[[Method, int], dict[str, float]]:
     dataset = WeakSegDataset(split, with_mask=True)
+    dataset[0]  # masks of other classes are told now and not after hours
     source = provenance(cfg, split)
 
     def score(method: Method, step: int) -> dict[str, float]:

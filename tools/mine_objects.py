@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tools.evaluate import data_config
 from tools.options import complete, parse, short_name
 from utils.artifacts import claim_folder, label_path, origin_of, require_files
 from utils.cli import run_main
-from utils.drawing import write_picture
+from utils.drawing import SheetRow, sheet, write_picture
 from utils.image import read_image, read_mask
 
 TILE = 96  # side of an object in the overview, pixels
@@ -116,7 +116,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     print(f"objects  {total} out of {len(split)} images in {out}")
     if empty := [split.class_names[k] for k, names in objects.items() if not names]:
         print(f"no object of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
-    write_picture(out / "overview.jpg", overview(out, objects))
+    write_picture(out / "overview.jpg", overview(out, objects, split.class_names))
     return out
 
 
@@ -137,16 +137,21 @@ def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: f
     return item.class_id
 
 
-def overview(bank: Path, objects: Mapping[int, list[str]]) -> Image.Image:
+def overview(bank: Path, objects: Mapping[int, list[str]], class_names: Sequence[str]) -> Image.Image:
     """The first objects of every class on grey, a class per row."""
-    rows = [(k, names[:TILES]) for k, names in objects.items() if names] or [(0, [])]
-    canvas = Image.new("RGB", (TILE * TILES, TILE * len(rows)), "grey")
-    for row, (class_id, names) in enumerate(rows):
-        for column, name in enumerate(names):
+    rows = []
+    for class_id, names in objects.items():
+        tiles: list[np.ndarray | None] = []
+        for name in names[:TILES]:
             with Image.open(object_path(bank, class_id, name)) as picture:
                 picture.thumbnail((TILE, TILE))
-                canvas.paste(picture, (column * TILE, row * TILE), picture)
-    return canvas
+                tile = Image.new("RGB", (TILE, TILE), "grey")
+                tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2), picture)
+                tiles.append(np.asarray(tile))
+        tiles += [None] * (TILES - len(tiles))
+        count = f"{len(names)} object{'' if len(names) == 1 else 's'}" if names else "no object"
+        rows.append(SheetRow(class_names[class_id], tiles, note=count))
+    return sheet(rows, [""] * TILES, class_names, width=TILE)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def _crops(
     pictures = [part.permute(1, 2, 0).cpu().numpy() for part in (square[0], *parts)]
     names = {-1: "mixed", **dict(enumerate(loaded.class_names))}
     shown = crop_tags[0, 1:].tolist()  # one of the two equal tags of the whole image, then the crops'
-    return tagged_tiles(pictures, [(tag, names[tag]) for tag in shown])
+    titles = ["image", *(names[tag] for tag in shown[1:])]
+    return tagged_tiles(pictures, list(zip(shown, titles, strict=True)))
 
 
 def _class_label(loaded: LoadedMethod, image: Tensor, tags: Sequence[int]) -> Tensor:

@@ -55,7 +55,10 @@ FREE_OPTIONS = ("device", "num_workers", "processes", "crf_workers", "overrides"
 STAMP = "stage.json"
 OUTPUTS = (*FILES, ".json")  # of stages that do not train
 # Options that name files or folders; those from elsewhere must be there before the first stage.
-INPUTS = ("data.label_dir", "data.context_decoupling.bank", "model_path", "cam", "labels", "images", "input")
+INPUTS = (
+    *("data.label_dir", "data.context_decoupling.bank", "method.backbone.pretrained"),
+    *("model_path", "cam", "labels", "images", "input"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,7 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
         split = load_split(cfg.data, cfg.data.train_set)
         given = _tool_overrides(config, overrides)
         plans = make_plans(cfg, load_stages(config, overrides), given, split.num_classes)
-        for plan in plans:  # a split that does not exist is told before the first stage
-            if plan.images and cfg.work_dir not in plan.images[0]:
-                load_split(plan.images[1], plan.images[0])
+        check_inputs(plans, cfg.work_dir)
         setup_logging(work_dir)
         if is_main():
             OmegaConf.save(cfg, work_dir / "pipeline.yaml")
@@ -116,10 +117,12 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
         data = split.fingerprint()
         runs: dict[str, str] = {}  # stage -> id of the run that made its output
         rows: list[list[str]] = []
+        redraw = False
         for number, plan in enumerate(plans, start=1):
             title = f"stage {number}/{len(plans)} {plan.stage.name} ({plan.stage.run})"
             settings = _settings(plan, runs, cfg.work_dir, data)
-            finished = _agreed(is_main() and _is_finished(plan, settings, title), device)
+            finished, taken_back = _prepare(plan, settings, title) if is_main() else (False, False)
+            finished, redraw = _agreed(finished, device), redraw or taken_back
             if not finished:
                 started = time.monotonic()
                 if plan.trains:  # its config was compared here, where a path counts as what it holds
@@ -128,10 +131,11 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                     with _told(title):
                         plan.module.run(dict(plan.options))
                 setup_logging(work_dir)  # a training logs to its own folder
-                if is_main():
-                    folders = {p.stage.name: p.folder for p in plans[:number]}
-                    shown = load_split(plan.images[1], plan.images[0]) if plan.images else split
-                    draw_stage(folders, shown, work_dir / "pictures", device)
+            if is_main() and (redraw or not finished):
+                folders = {p.stage.name: p.folder for p in plans[:number]}
+                shown = load_split(plan.images[1], plan.images[0]) if plan.images else split
+                draw_stage(folders, shown, work_dir / "pictures", device)
+                if not finished:
                     _finish(plan, settings)
                     LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
             _wait_for(plan.folder)
@@ -196,18 +200,20 @@ def _tool_plan(
         checked = complete(parser, options, tool=f"{stage.run.replace('.', '/')}.py")
         if hasattr(module, "check"):
             module.check(checked)
-    model_path, own = options.get("model_path"), _own_overrides(stage)
+    if options.get("out", str(folder)) != str(folder):
+        raise ValueError(f"stage '{stage.name}' always writes to {folder}: leave out 'out'")
+    model_path, own = getattr(checked, "model_path", None), _own_overrides(stage)
     trained = _training_of(model_path, before)
     if stage.run.startswith("tools.infer_seg"):
         own = [*(_infer_overrides(trained) if trained else overrides["infer"]), *own]
     options["overrides"] = [*overrides["checkpoint" if model_path else "config"], *own]
-    if trained and own:
+    if trained and own and not any(item.startswith("config=") for item in own):
         with _named(stage):
             check_training(override_config(OmegaConf.create(trained.options), own), num_classes)
     images = None
     if trained or not model_path:
         data = trained.options["data"] if trained else cfg.data
-        images = _images(options, own, data, is_inference="infer" in known)
+        images = _images(vars(checked), own, data, is_inference="infer" in known)
         if images is None and "infer" in known and not options.get("infer"):
             raise ValueError(
                 f"stage '{stage.name}' works on data.val_set, which is null: name images with "
@@ -264,14 +270,13 @@ def _images(
     options: Mapping[str, Any], own: Sequence[str], data: Mapping[str, Any], is_inference: bool
 ) -> tuple[str, Mapping[str, Any]] | None:
     """The split that ``infer`` or ``split`` names, by default the one that inference scores, and its data."""
-    name = options.get("infer") or options.get("split") or (data["val_set"] if is_inference else None)
-    if not name or is_photo(name):
-        return None
     files = [item.removeprefix("config=") for item in own if item.startswith("config=")]
     section = load_config(files[-1]) if files else OmegaConf.create({"data": data})
     changes = [item for item in own if item.startswith("data.")]
     root = [f"data.root={options['data_root']}"] if options.get("data_root") else []
-    return name, override_config(section, [*root, *changes]).data
+    data = override_config(section, [*root, *changes]).data
+    name = options.get("infer") or options.get("split") or (data.val_set if is_inference else None)
+    return (name, data) if name and not is_photo(name) else None
 
 
 def _module(stage: Stage) -> ModuleType:
@@ -304,14 +309,47 @@ def _check_reads(stage: Stage, work_dir: str, before: Sequence[str]) -> None:
     for key, value in _leaves(stage.options):
         if not isinstance(value, str) or key == "work_dir":
             continue
-        read = re.match(re.escape(work_dir) + r"/(\w+)", value)
+        read = _inside_run(work_dir).match(value)
         if read and read[1] not in before:
             raise ValueError(
                 f"stage '{stage.name}': {key} is {value}, which no stage before it writes"
                 f"{suggest(read[1], before)}"
             )
-        if not read and key in INPUTS and not project_path(value).exists():
-            raise FileNotFoundError(f"stage '{stage.name}': {key} is {value}, where there is nothing")
+
+
+def _inside_run(work_dir: str) -> re.Pattern[str]:
+    """Matches paths in the run folder, relative or not; the first group is the stage."""
+    places = {work_dir, str(project_path(work_dir))}
+    return re.compile(f"(?:{'|'.join(map(re.escape, places))})/(\\w+)")
+
+
+def check_inputs(plans: Sequence[Plan], work_dir: str) -> None:
+    """What comes from elsewhere must be there before the first stage: splits, folders, weights.
+
+    Raises:
+        FileNotFoundError, ValueError: something is missing.
+    """
+    inside, seen = _inside_run(work_dir), set()
+    for plan in plans:
+        if not (plan.trains or hasattr(plan.module, "parser")):
+            continue  # a stage of one's own: nobody knows what its options mean
+        for key, value in _leaves(plan.options):
+            if key not in INPUTS or not value or value == "timm" or inside.match(str(value)):
+                continue
+            if not project_path(value).exists():
+                raise FileNotFoundError(
+                    f"stage '{plan.stage.name}': {key} is {value}, where there is nothing"
+                )
+        splits = [plan.images] if plan.images else []
+        if plan.trains:
+            data = plan.options["data"]
+            splits = [(name, data) for name in (data["train_set"], data["val_set"]) if name]
+        for name, section in splits:
+            known = json.dumps([name, section["source"], section["root"], str(section["options"])])
+            if work_dir not in name and known not in seen:
+                with _named(plan.stage):
+                    load_split(section, name)
+                seen.add(known)
 
 
 def _tool_overrides(config: str | Path, overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -331,12 +369,12 @@ def _settings(plan: Plan, runs: Mapping[str, str], work_dir: str, data: str) -> 
         work_dir: as it stands in the options.
         data: fingerprint of the training images.
     """
-    inside = re.compile(re.escape(work_dir) + r"/(\w+)")
+    inside = _inside_run(work_dir)
 
     def held(value: str) -> str:
         # Without the place of the run folder: one that was moved is the same run.
         read = inside.match(value)
-        return f"{value[len(work_dir) + 1 :]} of run {runs[read[1]]}" if read else _content(value)
+        return f"{value[read.start(1) :]} of run {runs[read[1]]}" if read else _content(value)
 
     plain: dict[str, Any] = {"run": plan.stage.run, "data": data}
     if plan.images is not None:
@@ -394,29 +432,28 @@ def _stamp(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _is_finished(plan: Plan, settings: dict[str, Any], title: str) -> bool:
-    """Whether the stage's output is there; else its folder is made ready: what other settings made is moved
-    away, what was interrupted stays.
+def _prepare(plan: Plan, settings: dict[str, Any], title: str) -> tuple[bool, bool]:
+    """Make the stage's folder ready; whether its output is there, and whether it was taken back.
+
+    What other settings made is moved away, what these settings made earlier is taken back, and what was
+    interrupted stays.
     """
-    stamp = _stamp(plan.folder)
-    before = None
-    if stamp.get("settings") == settings:
-        if stamp["run"] and stamp["outputs"] == _outputs(plan):
-            # A training does not repeat a validation; a tool that lost its scores counts once more.
-            if plan.trains or set(stamp.get("protocols", ())) <= set(_protocols(plan.folder)):
-                LOGGER.info(f"{title}: unchanged")
-                return True
-            before = {key: stamp[key] for key in ("run", "outputs")}
-        LOGGER.info(f"{title}: goes on")
-    else:
+    why, earlier, before = "", None, None
+    if _stamp(plan.folder).get("settings") != settings:
         why = _move_away(plan, settings)
         if earlier := _made_earlier(plan, settings):
             earlier.rename(plan.folder)
-            LOGGER.info(f"{title}: unchanged, taken back from {earlier}" + why)
-            return True
-        LOGGER.info(f"{title}: begins{why}")
+            LOGGER.info(f"{title}: taken back from {earlier}{why}")
+    stamp = _stamp(plan.folder)
+    if stamp and stamp["run"] and stamp["outputs"] == _outputs(plan):
+        # A training does not repeat a validation; a tool that lost its scores counts once more.
+        if plan.trains or set(stamp.get("protocols", ())) <= set(_protocols(plan.folder)):
+            LOGGER.info(f"{title}: unchanged")
+            return True, earlier is not None
+        before = {key: stamp[key] for key in ("run", "outputs")}
+    LOGGER.info(f"{title}: goes on" if stamp else f"{title}: begins{why}")
     _write_stamp(plan, settings, before=before)
-    return False
+    return False, earlier is not None
 
 
 def _move_away(plan: Plan, settings: Mapping[str, Any]) -> str:
@@ -437,14 +474,19 @@ def _move_away(plan: Plan, settings: Mapping[str, Any]) -> str:
 
 
 def _made_earlier(plan: Plan, settings: Mapping[str, Any]) -> Path | None:
-    """A finished output that these settings made before others were tried, out of ``replaced``."""
-    for place in sorted((plan.folder.parent / "replaced").glob(f"{plan.stage.name}_*")):
+    """What these settings made before others were tried: a whole output, or else one to go on with."""
+    half = None
+    for place in (plan.folder.parent / "replaced").glob(f"{plan.stage.name}_*"):
+        if not re.fullmatch(re.escape(plan.stage.name) + r"_\d+", place.name):
+            continue
         stamp = _stamp(place)
-        if stamp.get("settings") == settings and stamp["run"]:
-            earlier = dataclasses.replace(plan, folder=place)
-            if stamp["outputs"] == _outputs(earlier):
-                return place
-    return None
+        if stamp.get("settings") != settings:
+            continue
+        if stamp["run"] is None:
+            half = place
+        elif stamp["outputs"] == _outputs(dataclasses.replace(plan, folder=place)):
+            return place
+    return half
 
 
 def _write_stamp(plan: Plan, settings: dict[str, Any], **state: Any) -> None:

@@ -50,8 +50,8 @@ def draw_stage(folders: Mapping[str, Path], split: Split, out: Path, device: tor
             panels |= made_by_stage(stage, place, record, photo)
         if label_path(folder, record.name).is_file():  # the legend names what was painted without a tag
             painted = np.bincount(read_mask(label_path(folder, record.name)).ravel(), minlength=256)
-            classes |= {k for k in range(1, split.num_classes) if painted[k] >= 0.01 * painted.sum()}
-            classes |= {255} if painted[255] else set()
+            known = (*range(1, split.num_classes), 255)
+            classes |= {k for k in known if painted[k] >= 0.01 * painted.sum()}
         if loaded is not None:
             panels |= seen_by_network(name, loaded, record, image_rgb.to(device))
         note = "tags: " + (", ".join(split.class_names[k] for k in record.tags or ()) or "none")

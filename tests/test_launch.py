@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from scripts.launch import main
 from tools.make_demo_data import generate
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
+from utils.image import read_mask, write_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -236,6 +239,19 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(next(item for item in demo if item.startswith("data.root=")).partition("=")[2], root)
+    path = sorted((root / "SegmentationClass").glob("test_[0-9]*.png"))[-1]
+    write_mask(path, np.full_like(read_mask(path), 9))
+    cfg = load_config(
+        demo[0].partition("=")[2], [*demo[1:], f"data.root={root}", f"work_dir={tmp_path / 'run'}"]
+    )
+    with pytest.raises(ValueError, match=rf"{path.name} holds the value 9, but there are 7 classes"):
+        train(cfg)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):

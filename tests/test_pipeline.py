@@ -186,6 +186,34 @@ def test_what_the_same_settings_made_earlier_is_taken_back(toy):
     assert toy.run() == [] and toy.result("third") == "421"
 
 
+def test_half_finished_output_is_taken_back_and_goes_on(toy):
+    toy.monkeypatch.setenv("TOY_BREAKS", "apart")
+    with pytest.raises(RuntimeError, match="power"):
+        toy.run()
+    (toy.run_folder / "apart" / "more.json").write_text("half of it")
+    with pytest.raises(RuntimeError, match="power"):
+        toy.run("stages.apart.value=7")
+    assert not (toy.run_folder / "apart" / "more.json").exists()
+    toy.monkeypatch.delenv("TOY_BREAKS")
+    assert toy.run() == ["apart", "third"]
+    assert (toy.run_folder / "apart" / "more.json").read_text() == "half of it"
+
+
+def test_pictures_show_what_was_taken_back(toy, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pipeline, "draw_stage", lambda folders, *rest: drawn.append([*folders][-1]))
+    toy.run()
+    toy.run("stages.second.value=7")
+    drawn.clear()
+    toy.run()
+    assert drawn == ["second", "apart", "third"]
+
+
+def test_stage_of_ones_own_names_its_options_as_it_likes(toy):
+    toy.write([{**STAGES[0], "images": "train", "labels": "none", "input": "rgb"}])
+    assert toy.run() == ["first"]
+
+
 def test_earlier_output_that_lost_a_file_is_not_taken_back(toy):
     toy.run()
     toy.run("stages.third.value=7")
@@ -326,6 +354,32 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
             ],
             FileNotFoundError,
             "stage 'a': data.label_dir is no/where, where there is nothing",
+        ),
+        (
+            [{"name": "a", "run": "engine.train", "config": "cam/demo.yaml", "data": {"train_set": "trian"}}],
+            FileNotFoundError,
+            "trian.txt is missing",
+        ),
+        (
+            [
+                {"name": "a", "run": "engine.train", "config": "cam/demo.yaml"}
+                | {"method": {"backbone": {"pretrained": "no/weights.pth"}}}
+            ],
+            FileNotFoundError,
+            "stage 'a': method.backbone.pretrained is no/weights.pth, where there is nothing",
+        ),
+        (
+            [
+                {
+                    "name": "a",
+                    "run": "tools.make_affinity_label",
+                    "cam": "x",
+                    "mode": "irn",
+                    "out": "elsewhere",
+                }
+            ],
+            ValueError,
+            "stage 'a' always writes to .*/run/a",
         ),
         ([{"name": "a", "like": "b"}], KeyError, "is like 'b', which is no stage"),
         (

@@ -34,7 +34,7 @@ from utils.artifacts import (
     require_files,
     save_scores,
 )
-from utils.cli import positive, run_main
+from utils.cli import count, positive, run_main
 from utils.distributed import default_device
 from utils.image import write_mask
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=positive, default=10, help="mean-field steps (default %(default)s)")
     p.add_argument("--out", required=True, help="folder for the label files <name>.png or <name>.npz")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    p.add_argument("--processes", type=int, help="worker processes on the CPU; default: one for each core")
+    p.add_argument("--processes", type=count, help="worker processes on the CPU; default: one for each core")
     return p
 
 

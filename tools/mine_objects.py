@@ -69,11 +69,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         cfg: the flags of the command line by name; those left out keep their defaults.
     """
     options = complete(parser(), cfg)
-    if not 0 <= options.min_share <= options.max_share <= 1:
-        raise ValueError(
-            f"min_share {options.min_share} and max_share {options.max_share} are not two rising shares "
-            "from 0 to 1"
-        )
+    check(options)
     labels = Path(options.labels).expanduser()
     config = data_config(options)
     split = load_split(config.data, options.split or config.data.train_set)
@@ -118,6 +114,15 @@ def run(cfg: Mapping[str, Any]) -> Path:
         print(f"no object of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
     write_picture(out / "overview.jpg", overview(out, objects, split.class_names))
     return out
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise a ValueError if the shares are not two rising numbers from 0 to 1."""
+    if not 0 <= options.min_share <= options.max_share <= 1:
+        raise ValueError(
+            f"min_share {options.min_share} and max_share {options.max_share} are not two rising shares "
+            "from 0 to 1"
+        )
 
 
 def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:

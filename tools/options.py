@@ -18,6 +18,7 @@ from engine.evaluator import confusion_table, pair_table, provenance, score_reco
 from engine.inference import LoadedMethod, image_split, is_photo
 from utils.artifacts import claim_folder, write_scores
 from utils.build import suggest
+from utils.cli import count
 from utils.config import OVERRIDE
 from utils.distributed import barrier, is_main
 from utils.image import IGNORE_INDEX, read_mask
@@ -60,7 +61,7 @@ def output_flags(p: argparse.ArgumentParser) -> None:
         help="of the network (default %(default)s)",
     )
     p.add_argument(
-        "--num_workers", type=int, default=2, help="processes that decode images (default %(default)s)"
+        "--num_workers", type=count, default=2, help="processes that decode images (default %(default)s)"
     )
 
 
@@ -123,7 +124,9 @@ def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: An
     found = []
     for item in value if many else [value]:
         try:
-            found.append(action.type(str(item)) if callable(action.type) else item)
+            if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+                raise TypeError("it is no text and no number")
+            found.append(action.type(str(item)) if callable(action.type) else str(item))
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{parser.prog} {flag} cannot be {item!r}: {error}") from error
         if action.choices is not None and found[-1] not in action.choices:

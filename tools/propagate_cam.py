@@ -37,7 +37,7 @@ from tools.options import (
     short_name,
 )
 from utils.artifacts import cam_path, label_path, load_cam, origin_of, require_files
-from utils.cli import run_main
+from utils.cli import count, run_main
 from utils.distributed import init_process_group
 from utils.image import normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cam", required=True, help="folder of CAM files <name>.npz (tools/infer_cam.py)")
     p.add_argument(
         "--crf_steps",
-        type=int,
+        type=count,
         default=0,
         help="mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1; default 0, none)",
     )

@@ -62,6 +62,13 @@ def positive(value: str) -> int:
     return int(value)
 
 
+def count(value: str) -> int:
+    """A whole number from 0, for flags."""
+    if not value.isdigit():
+        raise argparse.ArgumentTypeError(f"'{value}' is no whole number from 0")
+    return int(value)
+
+
 def scale(value: str) -> float:
     """A factor above 0, for flags."""
     if not 0 < float(value) < float("inf"):

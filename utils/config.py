@@ -287,7 +287,7 @@ def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             and not any(k.startswith(key + ".") for k in known)
         ):
             raise KeyError(f"'{key}' is not a key of the checkpoint's config{suggest(key, known)}")
-    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))
+    merged = OmegaConf.merge(cfg, _parse_overrides(overrides))
     assert isinstance(merged, DictConfig)
     return merged
 

@@ -82,6 +82,29 @@ def test_dictionary_of_something_else_is_named(tmp_path):
         load_foreign_cam(tmp_path / "c.npy")
 
 
+@pytest.mark.parametrize(
+    ("keys", "maps", "message"),
+    [
+        ([2], np.zeros((2, 6, 8)), "1 classes, but maps are"),
+        ([2, 2], np.zeros((2, 6, 8)), "not different numbers from 0"),
+        ([-3], np.zeros((1, 6, 8)), "not different numbers from 0"),
+        ([2], np.full((1, 6, 8), np.nan), "no numbers"),
+        ([2], np.full((1, 6, 8), 6.98), "up to 6.98"),
+    ],
+)
+def test_maps_that_cannot_be_cams_are_refused(tmp_path, keys, maps, message):
+    content = {"keys": np.array(keys), "cam": maps[:, ::4, ::4], "high_res": maps}
+    np.save(tmp_path / "a.npy", np.array(content, dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=f"a.npy is no CAM file of IRN or PSA.*{message}"):
+        load_foreign_cam(tmp_path / "a.npy")
+
+
+def test_nearly_constant_map_of_seam_is_read(tmp_path):
+    """SEAM takes the minimum twice from pixels at the minimum, which ends far below 0."""
+    np.save(tmp_path / "a.npy", np.array({0: np.float32([[1, -101]])}, dtype=object), allow_pickle=True)
+    assert load_foreign_cam(tmp_path / "a.npy").cam.tolist() == [[[1, -101]]]
+
+
 @pytest.mark.parametrize("form", ["irn", "psa"])
 def test_folder_goes_there_and_back(tmp_path, form):
     for name in ("a", "part/b"):

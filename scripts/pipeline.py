@@ -204,12 +204,12 @@ def _tool_plan(
         raise ValueError(f"stage '{stage.name}' always writes to {folder}: leave out 'out'")
     model_path, own = getattr(checked, "model_path", None), _own_overrides(stage)
     trained = _training_of(model_path, before)
-    if stage.run.startswith("tools.infer_seg"):
-        own = [*(_infer_overrides(trained) if trained else overrides["infer"]), *own]
-    options["overrides"] = [*overrides["checkpoint" if model_path else "config"], *own]
     if trained and own and not any(item.startswith("config=") for item in own):
         with _named(stage):
             check_training(override_config(OmegaConf.create(trained.options), own), num_classes)
+    if stage.run.startswith("tools.infer_seg"):
+        own = [*(_infer_overrides(trained) if trained else overrides["infer"]), *own]
+    options["overrides"] = [*overrides["checkpoint" if model_path else "config"], *own]
     images = None
     if trained or not model_path:
         data = trained.options["data"] if trained else cfg.data

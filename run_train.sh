@@ -31,5 +31,5 @@ if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; th
 # torchrun gives every process one thread unless told otherwise: share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
 
-exec "$PYTHON" -m torch.distributed.run --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
+exec "$PYTHON" scripts/torchrun.py --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
   --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" "$script" "$@"

@@ -268,8 +268,9 @@ def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
             f"work_dir={tmp_path}",
         ]
     )
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "GPU(s) asked for on this machine, 0 found" in done.stderr
+    assert "Traceback (most recent call last)" not in done.stderr  # neither ours nor the launcher's
 
 
 def test_help_runs_without_data():

@@ -1,0 +1,18 @@
+"""torchrun without its own traceback: the process that failed has said what is wrong.
+
+python scripts/torchrun.py --nproc_per_node=4 scripts/train_voc.py run_name=my_run    (run_train.sh)
+"""
+
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)

@@ -160,19 +160,20 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
     write_atomic(Path(path), buffer.getvalue())
 
 
-def voc_palette(n: int = 256) -> list[int]:
-    """The first n colours of the PASCAL VOC palette as a flat list r, g, b, r, g, b, ...
+@cache
+def voc_palette(n: int = 256) -> tuple[int, ...]:
+    """The first n colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ...
 
     The bits of a class index are dealt to red, green and blue in turn, highest colour bit first, so all 256
     colours differ.
     """
-    palette = []
+    palette: list[int] = []
     for index in range(n):
         colour = [0, 0, 0]
         for bit in range(8):
             colour[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
         palette += colour
-    return palette
+    return tuple(palette)
 
 
 @cache

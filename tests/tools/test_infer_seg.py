@@ -40,7 +40,7 @@ def test_label_images_are_palette_pictures_of_the_original_size(plain, demo_fold
     assert sorted(p.stem for p in plain.glob("*.png")) == sorted(names)
     for name in names:
         with Image.open(plain / f"{name}.png") as image:
-            assert image.mode == "P" and image.getpalette()[: 3 * 256] == voc_palette()
+            assert image.mode == "P" and image.getpalette()[: 3 * 256] == list(voc_palette())
             assert image.size == read_image(demo_folder / f"JPEGImages/{name}.jpg").size
             assert np.asarray(image).max() < 7
 

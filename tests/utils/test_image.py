@@ -76,7 +76,7 @@ def test_masks_read_back_from_palette_grey_and_voc_colours(tmp_path):
     write_mask(tmp_path / "p.png", INDICES)
     Image.fromarray(INDICES).save(tmp_path / "l.png")
     with Image.open(tmp_path / "p.png") as image:
-        assert image.mode == "P" and image.getpalette() == voc_palette()
+        assert image.mode == "P" and image.getpalette() == list(voc_palette())
         image.convert("RGB").save(tmp_path / "rgb.png")
     Image.fromarray(INDICES.astype(np.uint16)).save(tmp_path / "u16.png")
     for name in ("p", "l", "rgb", "u16"):

@@ -124,7 +124,7 @@ def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: An
     found = []
     for item in value if many else [value]:
         try:
-            if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+            if isinstance(item, bool) or not isinstance(item, (str, int, float, Path)):
                 raise TypeError("it is no text and no number")
             found.append(action.type(str(item)) if callable(action.type) else str(item))
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:

@@ -540,6 +540,7 @@ def paint_object(name: str, look: Look, pose: Pose, camera: Camera, rng: Rng) ->
     for distance, tone, textured in parts:
         share = np.clip(0.5 - distance * unit, 0, 1)
         coverage = np.maximum(coverage, share)
+        # Rounded everywhere, as `blend` rounds what it mixes: the pixels must not depend on the box.
         colour = colour.astype(np.float32).astype(np.float64)
         box = _box_of(share)  # a part covers little of the image: only there is something to paint
         rim = np.clip(1 + distance[box] * unit / 3, 0, 1) * 0.16  # darker towards the outline of each part

@@ -319,7 +319,7 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
         (
             [{"name": "a", "run": "tools.infer_cam", "model_path": "x.pth", "size": "large"}],
             ValueError,
-            "stage 'a': .*--size cannot be 'large'",
+            "stage 'a': .*--size cannot be 'large': .* neither native nor a number",
         ),
         (
             [{"name": "a", "run": "tools.propagate_cam", "model_path": "x.pth", "cam": "y", "beta": 3}],

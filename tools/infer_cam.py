@@ -103,7 +103,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         image = normalize(sample["image"].to(device))[None]
         height, width = image.shape[-2:]
         if size != "native":
-            image = resize(image, (int(size), int(size)))
+            image = resize(image, (size, size))
         with autocast(device, options.precision):
             maps = method.stored_cams(image, scales)
             tags = torch.tensor(

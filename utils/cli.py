@@ -52,7 +52,11 @@ def run_main(main: Callable[[], object]) -> None:
 
 def image_size(value: str) -> int | Literal["native"]:
     """``native`` or a number of pixels, for flags."""
-    return "native" if value == "native" else positive(value)
+    if value == "native":
+        return "native"
+    if not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"'{value}' is neither native nor a number of pixels")
+    return int(value)
 
 
 def positive(value: str) -> int:

@@ -56,11 +56,17 @@ def demo(tmp_path_factory):
         # Adam divides by the gradient's size: without a floor it turns rounding noise of tiny gradients into
         # full steps.
         "optim.eps=1e-4",
+        "train.threads=1",
     ]
 
 
-def run(command, timeout=300):
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+def run(command):
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def go_on(demo, folder):
+    """The command again, in this process: starting one takes longer than the steps."""
+    train(load_config("configs/toco/demo.yaml", [*demo[1:], f"work_dir={folder}"]))
 
 
 def free_port():
@@ -79,55 +85,48 @@ def result(folder):
 def plain(demo, tmp_path_factory):
     """The run of one process without a launcher, that the others are compared with."""
     folder = tmp_path_factory.mktemp("plain") / "run"
-    done = run([sys.executable, "scripts/train_voc.py", *demo, f"work_dir={folder}"])
-    assert done.returncode == 0, done.stderr
+    go_on(demo, folder)
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path, processes):
-    done = run(
-        [
-            "bash",
-            "run_train.sh",
-            "scripts/train_voc.py",
-            str(processes),
-            free_port(),
-            "cpu",
-            "split",
-            *demo,
-            f"work_dir={tmp_path / 'run'}",
-        ]
-    )
+@pytest.fixture
+def split(demo, tmp_path):
+    """``split(processes, ...)``: the command for the steps of the plain run in several processes."""
+
+    def launched(processes, *arguments):
+        script = ["scripts/train_voc.py", str(processes), free_port(), "cpu", "split"]
+        return ["bash", "run_train.sh", *script, *demo, f"work_dir={tmp_path / 'run'}", *arguments]
+
+    return launched
+
+
+def assert_same_run(folder, plain, tolerance=1e-5):
+    (losses, weights), (expected_losses, expected) = result(folder), result(plain)
+    torch.testing.assert_close(losses, expected_losses, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(weights, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_split_of_the_batch_over_processes_does_not_change_the_step(split, plain, tmp_path):
+    """Four processes; two of them in the next but one test, which a signal stops and which go on."""
+    done = run(split(4))
     assert done.returncode == 0, done.stderr
-    losses, weights = result(tmp_path / "run")
-    expected_losses, expected = result(plain)
-    torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-5)
-    for key in expected:
-        torch.testing.assert_close(
-            weights[key], expected[key], rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
-        )
+    assert_same_run(tmp_path / "run", plain)
 
 
 def test_run_killed_half_way_goes_on_with_the_same_numbers(demo, plain, tmp_path):
-    command = [sys.executable, "scripts/train_voc.py", *demo, f"work_dir={tmp_path / 'run'}"]
+    folder = tmp_path / "run"
+    command = [sys.executable, "scripts/train_voc.py", *demo, f"work_dir={folder}"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while (
-        not (tmp_path / "run" / "last.pth").exists()
-        and process.poll() is None
-        and time.monotonic() < deadline
-    ):
+    while not (folder / "last.pth").exists() and process.poll() is None and time.monotonic() < deadline:
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert load_checkpoint(tmp_path / "run" / "last.pth")["step"] in (2, 4)
-    done = run(command)
-    assert done.returncode == 0, done.stderr
-    for ours, theirs in zip(result(tmp_path / "run"), result(plain)):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert load_checkpoint(folder / "last.pth")["step"] in (2, 4)
+    go_on(demo, folder)
+    assert_same_run(folder, plain, tolerance=0)
 
 
 def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_path, monkeypatch):
@@ -149,40 +148,30 @@ def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_pat
     assert len({tuple(x.tolist()) for x in (first, other, resumed_other)}) == 3
 
 
-def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):
+def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(split, plain, tmp_path):
     """Each process hears the signal at another moment; they stop after the same step."""
-    script = ["scripts/train_voc.py", "2", free_port(), "cpu", "stopped"]
-    folder = tmp_path / "run"
-    command = ["bash", "run_train.sh", *script, *demo, f"work_dir={folder}", "train.checkpoint_every=100"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        split(2, "train.checkpoint_every=100"),
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     for line in process.stdout:
         if line.startswith("step"):
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
     process.wait()
-    assert (folder / "last.pth").is_file(), rest
-    script[2] = free_port()
-    done = run(["bash", "run_train.sh", *script, *demo, f"work_dir={folder}"])
+    assert (tmp_path / "run" / "last.pth").is_file(), rest
+    done = run(split(2))
     assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(result(folder)[0], result(plain)[0], rtol=1e-5, atol=1e-5)
+    assert_same_run(tmp_path / "run", plain)
 
 
 def test_stop_signal_to_the_loader_workers_too_saves_and_the_run_goes_on(demo, plain, tmp_path):
     """Ctrl-C and a cluster's stop reach the whole process group."""
     folder = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-u",
-        "scripts/train_voc.py",
-        *demo,
-        f"work_dir={folder}",
-        "data.num_workers=1",
-    ]
+    options = ["data.num_workers=1", "train.checkpoint_every=100"]
     process = subprocess.Popen(
-        [*command, "train.checkpoint_every=100", "train.log_every=1"],
+        [sys.executable, "-u", "scripts/train_voc.py", *demo, f"work_dir={folder}", *options],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -192,9 +181,8 @@ def test_stop_signal_to_the_loader_workers_too_saves_and_the_run_goes_on(demo, p
             break
     rest = process.stdout.read()
     assert process.wait() == 128 + signal.SIGTERM, rest
-    done = run(command)
-    assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(result(folder)[0], result(plain)[0], rtol=0, atol=0)
+    go_on(demo, folder)
+    assert_same_run(folder, plain, tolerance=0)
 
 
 def test_resume_from_a_path_leaves_other_runs_alone(demo, plain, monkeypatch, capsys):
@@ -255,25 +243,15 @@ def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
 
 
 def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
-    done = run(
-        [
-            "bash",
-            "run_train.sh",
-            "scripts/train_voc.py",
-            "1",
-            free_port(),
-            "0,1",
-            "many",
-            *demo,
-            f"work_dir={tmp_path}",
-        ]
-    )
+    positions = ["scripts/train_voc.py", "1", free_port(), "0,1", "many"]
+    done = run(["bash", "run_train.sh", *positions, *demo, f"work_dir={tmp_path}"])
     assert done.returncode == 2
     assert "GPU(s) asked for on this machine, 0 found" in done.stderr
     assert "Traceback (most recent call last)" not in done.stderr  # neither ours nor the launcher's
 
 
-def test_help_runs_without_data():
-    done = run([sys.executable, "scripts/train_voc.py", "--help"])
-    assert done.returncode == 0 and "train.steps" in done.stdout
+def test_help_runs_without_data(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_voc.py", "--help"])
+    main(default_config="configs/toco/voc.yaml", doc="")
+    assert "train.steps" in capsys.readouterr().out
     assert "DEVICES" in run(["bash", "run_train.sh", "--help"]).stdout

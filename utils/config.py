@@ -203,7 +203,7 @@ def _compose(layers: Sequence[Layer], changes: Sequence[Layer]) -> DictConfig:
     """
     merged = _merge(_defaults())
     for label, values in layers:
-        merged = _merge(merged, values)
+        merged.merge_with(values)
         _check_keys(values, merged, label)
     for label, values in changes:
         before, merged = merged, _merge(merged, values)
@@ -352,8 +352,7 @@ def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-@cache
-def _defaults() -> dict[str, Any]:
+def _defaults() -> Mapping[str, Any]:
     return _read(CONFIGS / "default.yaml")
 
 
@@ -368,7 +367,14 @@ def _container(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg)  # type: ignore[return-value]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Mapping[str, Any]:
+    """What a file holds; it is parsed again only after a change, for many configs share their bases."""
+    status = path.stat()
+    return _parsed(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
     try:  # by OmegaConf, which reads 1e-4 as a number, as people mean it; plain YAML calls it a text
         values = OmegaConf.create(path.read_text())
     except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -1,19 +1,17 @@
 """Validation on a split, score tables, provenance."""
 
 import math
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.testing import assert_close
 
 from datasets.base import Record, Split, WeakSegDataset
 from engine.evaluator import confusion_table, pair_table, provenance, score_table, strongest_class, validate
 from methods.base import Method, Prediction
+from tests.processes import in_a_group
 from utils.cam import cam_to_label, normalize_cam
 from utils.image import normalize
 
@@ -73,30 +71,14 @@ def test_batches_of_images_change_nothing(split):
     assert one.tag_f1 == pytest.approx(four.tag_f1)
 
 
-def _validate_share(rank, port, split, queue):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def share_of_validation(rank, split):
     result = run(Colours(outputs=("cam", "seg")), split)
-    queue.put((rank, {name: s.matrix.tolist() for name, s in result.items()}, result.tag_f1, result.images))
-    dist.barrier()
-    dist.destroy_process_group()
+    return {name: scores.matrix.tolist() for name, scores in result.items()}, result.tag_f1, result.images
 
 
-def test_two_processes_have_the_same_scores_as_one(split):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [
-        context.Process(target=_validate_share, args=(rank, port, split, queue)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    results = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
+def test_two_processes_have_the_same_scores_as_one(split, tmp_path):
     alone = run(Colours(outputs=("cam", "seg")), split)
-    for _, matrices, f1, images in results:
+    for matrices, f1, images in in_a_group(tmp_path, share_of_validation, split):
         assert matrices == {name: scores.matrix.tolist() for name, scores in alone.items()}
         assert f1 == pytest.approx(alone.tag_f1) and images == 5
 

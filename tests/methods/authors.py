@@ -25,7 +25,20 @@ def author_name(key: str) -> str:
     return key
 
 
-def author_state(method: nn.Module, formula: Formula) -> dict[str, Tensor]:
-    """Formula weights under the authors' names, with the prefix of distributed training."""
-    named = {author_name(key): value.shape for key, value in method.state_dict().items()}
-    return {f"module.{name}": formula.weight(name, shape) for name, shape in named.items()}
+def author_state(
+    method: nn.Module, formula: Formula, made: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Formula weights under the authors' names, with the prefix of distributed training.
+
+    Args:
+        made: weights by name, to be used again and added to: those of a ViT-B take seconds.
+    """
+    made = {} if made is None else made
+    state = {}
+    for key, value in method.state_dict().items():
+        name = author_name(key)
+        weight = made.get(formula.prefix + name)
+        if weight is None or weight.shape != value.shape:
+            weight = made[formula.prefix + name] = formula.weight(name, value.shape)
+        state[f"module.{name}"] = weight
+    return state

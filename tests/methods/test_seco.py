@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.testing import assert_close
 
@@ -17,6 +15,7 @@ from models.heads import ProjectionHead
 from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.authors import author_name
+from tests.processes import in_a_group
 from utils.build import build
 from utils.cam import cam_to_confident_label, ignore_outside_box, present_classes
 from utils.config import load_config
@@ -477,7 +476,6 @@ def test_wrong_options_are_errors():
 
 def two_steps(part):
     """Losses and a gradient of two steps on a part of the batch, and the memories after them."""
-    torch.set_num_threads(1)
     method, batch = demo_method(queue_size=50, cam_scales=(1.0,)), demo_batch()
     batch = {key: value[part] for key, value in batch.items()}
     method(batch, 0)
@@ -488,25 +486,14 @@ def two_steps(part):
     return {key: value.item() for key, value in losses.items()}, grad, memories
 
 
-def _process(rank, store, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def half_of_two_steps(rank):
     losses, grad, memories = two_steps(slice(2 * rank, 2 * rank + 2))
-    results.put((rank, losses, grad.numpy(), {key: value.numpy() for key, value in memories.items()}))
-    dist.barrier()
-    dist.destroy_process_group()
+    return losses, grad.numpy(), {key: value.numpy() for key, value in memories.items()}
 
 
 def test_two_processes_learn_and_remember_what_one_does(tmp_path):
     losses, grad, memories = two_steps(slice(None))
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    store = tmp_path / "store"
-    processes = [context.Process(target=_process, args=(rank, store, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    parts = [part[1:] for part in sorted((results.get() for _ in processes), key=lambda part: part[0])]
-    for process in processes:
-        process.join()
+    parts = in_a_group(tmp_path, half_of_two_steps)
     for name in losses:
         assert sum(part[0][name] for part in parts) / 2 == pytest.approx(losses[name], rel=1e-4), name
     mean_grad = sum(torch.from_numpy(part[1]) for part in parts) / 2

@@ -157,32 +157,65 @@ def test_tool_of_another_data_set_says_which_one_to_use(checkpoint, tool, classe
     assert f"has 7 classes with background, this tool is for {classes}" in capsys.readouterr().err
 
 
-def test_gpus_that_are_not_there_are_an_error(checkpoint, tmp_path):
-    script = str(ROOT / "run_evaluate_seg_coco.sh")
-    command = ["bash", script, "tools/infer_seg.py", "1", "29999", "0,1", str(checkpoint)]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "GPU(s) asked for on this machine" in done.stderr
+@pytest.fixture
+def evaluate(checkpoint, tmp_path):
+    """``evaluate(positions, script=...)``: what the launcher starts, told by a stand-in for Python."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\necho "gpus=$CUDA_VISIBLE_DEVICES $*"\n')
+    stand_in.chmod(0o755)
+
+    def call(positions, script="run_evaluate_seg_voc.sh"):
+        return subprocess.run(
+            ["bash", str(ROOT / script), "tools/infer_seg.py", *positions, str(checkpoint)],
+            cwd=tmp_path, env=ENVIRONMENT | {"PYTHON": str(stand_in)}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.mark.parametrize("script", ["run_evaluate_seg_voc.sh", "run_evaluate_seg_coco.sh"])
+@pytest.mark.parametrize(
+    ("positions", "processes", "port", "device", "gpus"),
+    [
+        ([], 1, 29500, None, None),
+        (["0"], 1, 29500, "cuda", "0"),  # DEVICES alone, as in SeCo's script for VOC
+        (["0,1"], 2, 29500, "cuda", "0,1"),
+        (["cpu"], 1, 29500, "cpu", ""),
+        (["4", "29999"], 4, 29999, "cuda", None),
+        (["2", "29999", "4,6"], 2, 29999, "cuda", "4,6"),
+        (["2", "29999", "cpu"], 2, 29999, "cpu", ""),
+    ],
+)
+def test_positions_of_the_launcher(evaluate, checkpoint, script, positions, processes, port, device, gpus):
+    done = evaluate(positions, script)
+    assert done.returncode == 0, done.stderr
+    started = parse_launch(done.stdout)
+    assert (started["nproc_per_node"], started["master_port"]) == (str(processes), str(port))
+    assert started["device"] == device and started["model_path"] == str(checkpoint)
+    assert started["gpus"] == (ENVIRONMENT["CUDA_VISIBLE_DEVICES"] if gpus is None else gpus)
+
+
+def parse_launch(printed):
+    """Values of the flags, and the GPUs that can be seen, in what the stand-in printed."""
+    gpus, *words = printed.split()
+    values = {"gpus": gpus.partition("=")[2], "device": None}
+    for word, following in zip(words, [*words[1:], ""]):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            values[name] = value if equals else following
+    return values
 
 
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        (["0"], "1 GPU(s) asked for"),  # DEVICE alone, as in SeCo's script for VOC
-        (["0,1"], "2 GPU(s) asked for"),
         (["0", "29999"], "GPUS is a number of processes, not '0'"),
         (["1", "99999"], "PORT is a number up to 65535"),
     ],
 )
-def test_positions_of_the_launcher(checkpoint, tmp_path, positions, message):
-    command = [
-        "bash",
-        str(ROOT / "run_evaluate_seg_voc.sh"),
-        "tools/infer_seg.py",
-        *positions,
-        str(checkpoint),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and message in done.stderr
+def test_bad_positions_of_the_launcher_are_an_error(evaluate, positions, message):
+    done = evaluate(positions)
+    assert done.returncode == 2 and message in done.stderr and not done.stdout
 
 
 def test_flags_and_overrides_come_in_any_order():

@@ -1,27 +1,23 @@
-"""Several processes in a test, forked from one that has read the libraries: that takes most of their time."""
+"""Processes in tests: groups of them, and what a launcher would start."""
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import subprocess
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-
-def context() -> ForkServerContext:
-    """Its processes start from a server without threads, so that they are safe where there is a GPU too."""
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["torch", "torchvision.transforms.v2", "timm"])
-    return forkserver
+from utils.worker import worker_context
 
 
-def start(function: Callable, *arguments: Any) -> ForkServerProcess:
+def start(function: Callable, *arguments: Any) -> BaseProcess:
     """A process with as many threads as this one that calls ``function``, a name of a module."""
-    process = context().Process(target=_call, args=(torch.get_num_threads(), function, *arguments))
+    process = worker_context().Process(target=_call, args=(torch.get_num_threads(), function, *arguments))
     process.start()
     return process
 
@@ -37,7 +33,7 @@ def in_a_group(folder: Path, function: Callable, *arguments: Any, size: int = 2)
     Args:
         folder: an empty one, where the processes find each other.
     """
-    queue = context().SimpleQueue()
+    queue = worker_context().SimpleQueue()
     group = [start(_join, rank, size, folder, queue, function, *arguments) for rank in range(size)]
     try:
         results = dict(_received(queue, group) for _ in group)
@@ -57,10 +53,46 @@ def _join(rank: int, size: int, folder: Path, queue, function: Callable, *argume
     dist.destroy_process_group()
 
 
-def _received(queue, group: list[ForkServerProcess]) -> Any:
+def _received(queue, group: list[BaseProcess]) -> Any:
     """What the queue holds next; an error if nothing can come any more."""
     while queue.empty():
         for process in group:
             process.join(0.05)
             assert not process.exitcode, f"a process of the group ended with {process.exitcode}"
     return queue.get()
+
+
+class Launch(NamedTuple):
+    """What a launcher gives to torchrun (flags, script, its arguments), and the GPUs that can be seen."""
+
+    flags: dict[str, str]
+    script: str
+    arguments: list[str]
+    gpus: str | None
+
+
+def launch(
+    command: list[str], folder: Path, **options: Any
+) -> tuple[subprocess.CompletedProcess, Launch | None]:
+    """Run a launcher (``bash run_*.sh ...``) with a stand-in for Python that only tells what it was given.
+
+    Args:
+        folder: for the stand-in.
+        **options: of ``subprocess.run``.
+
+    Returns:
+        The finished launcher, and what it would have started; None if nothing.
+    """
+    stand_in = folder / "python"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "${CUDA_VISIBLE_DEVICES-all}" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = {**options.pop("env", os.environ), "PYTHON": str(stand_in)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, **options)
+    if done.returncode:
+        return done, None
+    gpus, launcher, *words = done.stdout.splitlines()
+    assert launcher.endswith("scripts/torchrun.py")
+    first = next(i for i, word in enumerate(words) if not word.startswith("--"))
+    flags = dict(word.removeprefix("--").split("=", 1) for word in words[:first])
+    return done, Launch(flags, words[first], words[first + 1 :], None if gpus == "all" else gpus)

@@ -6,8 +6,6 @@ import os
 import re
 import runpy
 import shlex
-import socket
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image
 from datasets.voc import CLASS_NAMES
 from engine.train import build_method
 from tests.checkpoints import demo_folder  # noqa: F401
+from tests.processes import launch
 from tools import infer_cam
 from utils.checkpoint import save_checkpoint
 from utils.config import load_config, to_plain
@@ -107,10 +106,10 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
     """The command with the paths of a user replaced by those of the test; None when nothing of it can run
     here.
     """
-    words = shlex.split(command)
-    words = [
-        word for word in words if not re.match(r"^[A-Z_]+=\S+$", word)
-    ]  # NNODES=2 ... of a second machine
+    # NNODES=2 ... of a second machine stand before the command.
+    words = [word for word in shlex.split(command) if not re.match(r"^[A-Z_]+=\S+$", word)]
+    if words[0] == "bash":
+        words = started_by(words, out)
     script = next((word for word in words if word.startswith(("scripts/", "tools/"))), "")
     if "prepare_" in script or script in OWN_TESTS:
         return None  # tests of their own run them
@@ -123,11 +122,10 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
                 "config=configs/toco/custom.yaml",
             )
         kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name=", "stages."))]
-        kept = _on_cpu(kept)
         return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
     trained = str(world["runs"][81 if "coco" in script else 21])
     known = {"photo.jpg": world["root"] / "photo.jpg", "my_names.txt": world["root"] / "my_names.txt"}
-    words = _on_cpu([trained if w.endswith(".pth") else str(known.get(w, w)) for w in words])
+    words = [trained if w.endswith(".pth") else str(known.get(w, w)) for w in words]
     if script == "tools/evaluate.py":
         return _evaluation(words, world, out)
     if "--out" in words:
@@ -150,15 +148,12 @@ def _evaluation(words: list[str], world: dict, out: Path) -> list[str]:
     return words
 
 
-def _on_cpu(words: list[str]) -> list[str]:
-    """GPUS PORT DEVICES of a launcher become one process on the CPU."""
-    if words[0] != "bash" or len(words) < 3:
-        return words
-    kept = [w for w in words[3:] if not re.fullmatch(r"[0-9]+(,[0-9]+)*|cpu", w)]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    return [*words[:3], "1", port, "cpu", *kept]
+def started_by(words: list[str], folder: Path) -> list[str]:
+    """The script that a launcher starts, in one process on the CPU (tests/test_launch.py starts several)."""
+    done, started = launch(words, folder, cwd=ROOT)
+    assert started, done.stderr
+    arguments = " ".join(started.arguments).replace("--device cuda", "--device cpu")
+    return ["python", os.path.relpath(started.script, ROOT), *arguments.split()]
 
 
 @pytest.mark.parametrize("command", ALL)
@@ -167,22 +162,21 @@ def test_command_runs(command, world, tmp_path, monkeypatch):
     if words is None:
         assert list(ROOT.glob(f"tests/tools/test_{Path(shlex.split(command)[1]).stem}.py"))
         return
-    if words[0] == "bash":
-        environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return
+    run_here(words, monkeypatch)
+
+
+def run_here(words, monkeypatch):
     assert words[0] == "python"
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", words[1:])
     try:
         runpy.run_path(str(ROOT / words[1]), run_name="__main__")
     except SystemExit as end:
-        assert end.code in (None, 0), command
+        assert end.code in (None, 0), words
 
 
-def test_the_method_of_the_readme_trains(world, tmp_path):
-    """Its code and its config as they stand there, but for the backbone and the data, started by torchrun."""
+def test_the_method_of_the_readme_trains(world, tmp_path, monkeypatch):
+    """Its code and its config as they stand there, but for the backbone and the data."""
     text = (ROOT / "README.md").read_text()
     code, config = (
         textwrap.dedent(re.search(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[1])
@@ -190,18 +184,11 @@ def test_the_method_of_the_readme_trains(world, tmp_path):
     )
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "mine.yaml").write_text(config.replace("methods.mine.Mine", "mine.Mine"))
-    words = _on_cpu(["bash", "run_train.sh", "scripts/train_voc.py", f"config={tmp_path / 'mine.yaml'}"])
     small = [word for word in SMALL_RUN if "local_crop" not in word]
     data = [f"data.root={world['voc']}", "data.train_set=train", "data.val_set=null"]
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(tmp_path),
-    }
-    command = [*words, *data, *small, "train.steps=2", f"work_dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    command = ["python", "scripts/train_voc.py", f"config={tmp_path / 'mine.yaml'}", *data, *small]
+    monkeypatch.syspath_prepend(tmp_path)
+    run_here([*command, "train.steps=2", f"work_dir={tmp_path / 'run'}"], monkeypatch)
     assert (tmp_path / "run" / "last.pth").is_file()
 
 

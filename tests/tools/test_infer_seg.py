@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from engine.inference import load_method
+from tests.processes import launch
 from tools.infer_seg import parser, protocol_id, run, segment_image
 from tools.options import parse
 from utils.artifacts import read_scores
@@ -157,53 +158,26 @@ def test_tool_of_another_data_set_says_which_one_to_use(checkpoint, tool, classe
     assert f"has 7 classes with background, this tool is for {classes}" in capsys.readouterr().err
 
 
-@pytest.fixture
-def evaluate(checkpoint, tmp_path):
-    """``evaluate(positions, script=...)``: what the launcher starts, told by a stand-in for Python."""
-    stand_in = tmp_path / "python"
-    stand_in.write_text('#!/bin/sh\necho "gpus=$CUDA_VISIBLE_DEVICES $*"\n')
-    stand_in.chmod(0o755)
-
-    def call(positions, script="run_evaluate_seg_voc.sh"):
-        return subprocess.run(
-            ["bash", str(ROOT / script), "tools/infer_seg.py", *positions, str(checkpoint)],
-            cwd=tmp_path, env=ENVIRONMENT | {"PYTHON": str(stand_in)}, capture_output=True, text=True,
-        )  # fmt: skip
-
-    return call
-
-
 @pytest.mark.parametrize("script", ["run_evaluate_seg_voc.sh", "run_evaluate_seg_coco.sh"])
 @pytest.mark.parametrize(
     ("positions", "processes", "port", "device", "gpus"),
     [
-        ([], 1, 29500, None, None),
-        (["0"], 1, 29500, "cuda", "0"),  # DEVICES alone, as in SeCo's script for VOC
-        (["0,1"], 2, 29500, "cuda", "0,1"),
-        (["cpu"], 1, 29500, "cpu", ""),
-        (["4", "29999"], 4, 29999, "cuda", None),
-        (["2", "29999", "4,6"], 2, 29999, "cuda", "4,6"),
-        (["2", "29999", "cpu"], 2, 29999, "cpu", ""),
+        ([], 1, 29500, [], None),
+        (["0"], 1, 29500, ["--device", "cuda"], "0"),  # DEVICES alone, as in SeCo's script for VOC
+        (["0,1"], 2, 29500, ["--device", "cuda"], "0,1"),
+        (["cpu"], 1, 29500, ["--device", "cpu"], ""),
+        (["4", "29999"], 4, 29999, ["--device", "cuda"], None),
+        (["2", "29999", "4,6"], 2, 29999, ["--device", "cuda"], "4,6"),
+        (["2", "29999", "cpu"], 2, 29999, ["--device", "cpu"], ""),
     ],
 )
-def test_positions_of_the_launcher(evaluate, checkpoint, script, positions, processes, port, device, gpus):
-    done = evaluate(positions, script)
-    assert done.returncode == 0, done.stderr
-    started = parse_launch(done.stdout)
-    assert (started["nproc_per_node"], started["master_port"]) == (str(processes), str(port))
-    assert started["device"] == device and started["model_path"] == str(checkpoint)
-    assert started["gpus"] == (ENVIRONMENT["CUDA_VISIBLE_DEVICES"] if gpus is None else gpus)
-
-
-def parse_launch(printed):
-    """Values of the flags, and the GPUs that can be seen, in what the stand-in printed."""
-    gpus, *words = printed.split()
-    values = {"gpus": gpus.partition("=")[2], "device": None}
-    for word, following in zip(words, [*words[1:], ""]):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--"):
-            values[name] = value if equals else following
-    return values
+def test_positions_of_the_launcher(checkpoint, tmp_path, script, positions, processes, port, device, gpus):
+    command = ["bash", str(ROOT / script), "tools/infer_seg.py", *positions, str(checkpoint)]
+    done, started = launch(command, tmp_path, cwd=tmp_path)
+    assert started, done.stderr
+    assert (started.flags["nproc_per_node"], started.flags["master_port"]) == (str(processes), str(port))
+    assert Path(started.script) == ROOT / "tools" / "infer_seg.py" and started.gpus == gpus
+    assert started.arguments == [*device, "--model_path", str(checkpoint)]
 
 
 @pytest.mark.parametrize(
@@ -213,9 +187,10 @@ def parse_launch(printed):
         (["1", "99999"], "PORT is a number up to 65535"),
     ],
 )
-def test_bad_positions_of_the_launcher_are_an_error(evaluate, positions, message):
-    done = evaluate(positions)
-    assert done.returncode == 2 and message in done.stderr and not done.stdout
+def test_bad_positions_of_the_launcher_are_an_error(checkpoint, tmp_path, positions, message):
+    script = str(ROOT / "run_evaluate_seg_voc.sh")
+    done, started = launch(["bash", script, "tools/infer_seg.py", *positions, str(checkpoint)], tmp_path)
+    assert done.returncode == 2 and message in done.stderr and started is None
 
 
 def test_flags_and_overrides_come_in_any_order():

@@ -88,9 +88,9 @@ def load_formula_weights(
         theirs = names[key]
         if theirs not in made or made[theirs].shape != value.shape:
             made[theirs] = case.weight(theirs, value.shape)
-        state[key] = made[theirs] * scales.get(theirs, 1.0)
+        state[key] = made[theirs] * scales[theirs] if theirs in scales else made[theirs]
         if theirs == "last_conv.8.bias":
-            state[key] += case.meta.get("last_conv.8.bias_shift", 0.0)
+            state[key] = state[key] + case.meta.get("last_conv.8.bias_shift", 0.0)
     module.load_state_dict(state)
 
 

@@ -17,6 +17,7 @@ import torch
 from engine.train import run as train
 from engine.trainer import Trainer
 from scripts.launch import main
+from tests.processes import in_a_group
 from tools.make_demo_data import generate
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
@@ -57,6 +58,7 @@ def demo(tmp_path_factory):
         # full steps.
         "optim.eps=1e-4",
         "train.threads=1",
+        "device=cpu",
     ]
 
 
@@ -89,28 +91,20 @@ def plain(demo, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def split(demo, tmp_path):
-    """``split(processes, ...)``: the command for the steps of the plain run in several processes."""
-
-    def launched(processes, *arguments):
-        script = ["scripts/train_voc.py", str(processes), free_port(), "cpu", "split"]
-        return ["bash", "run_train.sh", *script, *demo, f"work_dir={tmp_path / 'run'}", *arguments]
-
-    return launched
-
-
 def assert_same_run(folder, plain, tolerance=1e-5):
     (losses, weights), (expected_losses, expected) = result(folder), result(plain)
     torch.testing.assert_close(losses, expected_losses, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(weights, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_split_of_the_batch_over_processes_does_not_change_the_step(split, plain, tmp_path):
-    """Four processes; two of them in the next but one test, which a signal stops and which go on."""
-    done = run(split(4))
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("processes", [2, 4])
+def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path, processes):
+    in_a_group(one_of_the_processes, demo, tmp_path / "run", size=processes)
     assert_same_run(tmp_path / "run", plain)
+
+
+def one_of_the_processes(rank, demo, folder):
+    go_on(demo, folder)
 
 
 def test_run_killed_half_way_goes_on_with_the_same_numbers(demo, plain, tmp_path):
@@ -134,7 +128,7 @@ def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_pat
 
     def next_draw(rank, resume):
         monkeypatch.setattr("engine.train.rank", lambda: rank)
-        options = [*demo[1:], f"work_dir={tmp_path / str(rank)}", f"train.resume={resume}", "device=cpu"]
+        options = [*demo[1:], f"work_dir={tmp_path / str(rank)}", f"train.resume={resume}"]
         train(load_config("configs/toco/demo.yaml", options))
         return drawn.pop()
 
@@ -148,10 +142,12 @@ def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_pat
     assert len({tuple(x.tolist()) for x in (first, other, resumed_other)}) == 3
 
 
-def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(split, plain, tmp_path):
+def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):
     """Each process hears the signal at another moment; they stop after the same step."""
+    folder = tmp_path / "run"
+    command = ["bash", "run_train.sh", "scripts/train_voc.py", "2", free_port(), "cpu", "stopped", *demo]
     process = subprocess.Popen(
-        split(2, "train.checkpoint_every=100"),
+        [*command, f"work_dir={folder}", "train.checkpoint_every=100"],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     for line in process.stdout:
@@ -160,10 +156,9 @@ def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(split, plain, tm
             break
     rest = process.stdout.read()
     process.wait()
-    assert (tmp_path / "run" / "last.pth").is_file(), rest
-    done = run(split(2))
-    assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / "run", plain)
+    assert (folder / "last.pth").is_file(), rest
+    in_a_group(one_of_the_processes, demo, folder)
+    assert_same_run(folder, plain)
 
 
 def test_stop_signal_to_the_loader_workers_too_saves_and_the_run_goes_on(demo, plain, tmp_path):
@@ -244,7 +239,8 @@ def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
 
 def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
     positions = ["scripts/train_voc.py", "1", free_port(), "0,1", "many"]
-    done = run(["bash", "run_train.sh", *positions, *demo, f"work_dir={tmp_path}"])
+    arguments = [item for item in demo if item != "device=cpu"]
+    done = run(["bash", "run_train.sh", *positions, *arguments, f"work_dir={tmp_path}"])
     assert done.returncode == 2
     assert "GPU(s) asked for on this machine, 0 found" in done.stderr
     assert "Traceback (most recent call last)" not in done.stderr  # neither ours nor the launcher's

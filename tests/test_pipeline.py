@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from engine.train import run as train
 from scripts import pipeline
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
-from tests.processes import start
+from tests.processes import in_a_group, start
 from utils.build import import_target
 from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, override_config, to_plain
 from utils.image import read_mask
@@ -804,20 +802,15 @@ def test_single_stage_methods_train_with_pasted_objects(config, finished_pipelin
     assert any((label[2:] > label[:2]).any() for _, label, _ in seen)
 
 
-def on_two_processes(*arguments, **environment):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    command = ["bash", "run_train.sh", "scripts/train_voc.py", "2", port, "cpu", *arguments]
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def run_as_a_process(rank, config, arguments, environment=()):
+    os.environ.update(environment)
+    pipeline.run(config, arguments)
 
 
 def test_two_processes_make_the_labels_of_one(finished_pipeline, odd_images, tmp_path):
     """Trainings, inference and random walk are shared out; up to rounding nothing depends on it."""
     arguments = [f"work_dir={tmp_path / 'run'}", "stages.seeds.processes=0", *small(odd_images)]
-    on_two_processes("config=configs/irn/demo.yaml", *arguments, "train.steps=3")
+    in_a_group(run_as_a_process, "configs/irn/demo.yaml", [*arguments, "train.steps=3"])
     alone, shared = (
         np.stack([read_mask(path) for path in sorted((folder / "pseudo").glob("*.png"))])
         for folder in (finished_pipeline[0], tmp_path / "run")
@@ -829,7 +822,7 @@ def test_two_processes_make_the_labels_of_one(finished_pipeline, odd_images, tmp
 
 def test_two_processes_do_every_stage_once(toy):
     """A stage that does not share its work out runs in the main process; the other one waits."""
-    on_two_processes(f"config={toy.config}", PYTHONPATH=str(toy.folder), TOY_DIARY=str(toy.diary))
+    in_a_group(run_as_a_process, toy.config, ["device=cpu"], {"TOY_DIARY": str(toy.diary)})
     assert [line.split() for line in toy.diary.read_text().splitlines()] == [
         [stage["name"], str(stage["value"]), "0"] for stage in STAGES
     ]

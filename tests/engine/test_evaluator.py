@@ -76,9 +76,9 @@ def share_of_validation(rank, split):
     return {name: scores.matrix.tolist() for name, scores in result.items()}, result.tag_f1, result.images
 
 
-def test_two_processes_have_the_same_scores_as_one(split, tmp_path):
+def test_two_processes_have_the_same_scores_as_one(split):
     alone = run(Colours(outputs=("cam", "seg")), split)
-    for matrices, f1, images in in_a_group(tmp_path, share_of_validation, split):
+    for matrices, f1, images in in_a_group(share_of_validation, split):
         assert matrices == {name: scores.matrix.tolist() for name, scores in alone.items()}
         assert f1 == pytest.approx(alone.tag_f1) and images == 5
 

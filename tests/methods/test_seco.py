@@ -491,9 +491,9 @@ def half_of_two_steps(rank):
     return losses, grad.numpy(), {key: value.numpy() for key, value in memories.items()}
 
 
-def test_two_processes_learn_and_remember_what_one_does(tmp_path):
+def test_two_processes_learn_and_remember_what_one_does():
     losses, grad, memories = two_steps(slice(None))
-    parts = in_a_group(tmp_path, half_of_two_steps)
+    parts = in_a_group(half_of_two_steps)
     for name in losses:
         assert sum(part[0][name] for part in parts) / 2 == pytest.approx(losses[name], rel=1e-4), name
     mean_grad = sum(torch.from_numpy(part[1]) for part in parts) / 2

@@ -32,8 +32,8 @@ def one_of_two(rank):
     }
 
 
-def test_two_processes_share_one_mean(tmp_path):
-    first, second = in_a_group(tmp_path, one_of_two)
+def test_two_processes_share_one_mean():
+    first, second = in_a_group(one_of_two)
     assert abs((first["share"] + second["share"]) / 2 - 16 / 5) < 1e-6  # (1 + 2 + 3 + 10) / (4 + 1)
     for result in (first, second):
         assert abs(result["gradient"] / 2 - 1 / 5) < 1e-7  # gradients are averaged over two processes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
-from utils.worker import start_worker, worker_context
+from utils.worker import start_worker
 
 
 class WorkerPool:
@@ -36,7 +37,9 @@ class WorkerPool:
         if workers and threads:
             self._executor = ThreadPoolExecutor(workers)
         elif workers:
-            self._executor = ProcessPoolExecutor(workers, worker_context(), initializer=start_worker)
+            # Forked children would inherit locked mutexes of torch's thread pools.
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(workers, context, initializer=start_worker)
 
     def submit(
         self, work: Callable[..., Any], *arguments: Any, then: Callable[[Any], None] | None = None

@@ -5,6 +5,7 @@ python scripts/torchrun.py --nproc_per_node=4 scripts/train_voc.py run_name=my_r
 
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
@@ -16,3 +17,5 @@ if __name__ == "__main__":
         if failure.exitcode < 0:
             print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as error:  # Ctrl-C, or a cluster's end of the time; the processes have been told
+        sys.exit(128 + error.sigval)

@@ -2,70 +2,108 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import queue as standard_queue
 import socket
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from utils.distributed import barrier, init_process_group, shutdown
-from utils.worker import worker_context
+from utils.distributed import barrier, shutdown
+
+TIMEOUT = 300  # seconds, of anything that may hang
 
 
 def start(function: Callable, *arguments: Any) -> BaseProcess:
-    """A process with as many threads as this one that calls ``function``, a name of a module."""
-    process = worker_context().Process(target=_call, args=(torch.get_num_threads(), function, *arguments))
-    process.start()
-    return process
-
-
-def _call(threads: int, function: Callable, *arguments: Any) -> None:
-    torch.set_num_threads(threads)
-    function(*arguments)
+    """A process with the threads and environment of this one that calls ``function`` (importable by name)."""
+    return _start(torch.get_num_threads(), dict(os.environ), function, *arguments)
 
 
 def in_a_group(function: Callable, *arguments: Any, size: int = 2) -> list[Any]:
-    """Results of ``function(rank, *arguments)`` in each of ``size`` processes of one group (gloo), by rank.
+    """Results of ``function(rank, *arguments)`` in ``size`` processes, by rank.
 
-    They are what torchrun would start, within a second instead of one after another import of the libraries.
+    They find what torchrun would tell them, and one thread each; the function joins the group itself
+    (``init_process_group``). torchrun's processes take seconds to import the libraries, one by one.
+
+    Raises:
+        AssertionError: a process failed, or ended without a result.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    queue = worker_context().SimpleQueue()
-    group = [start(_join, rank, size, port, queue, function, *arguments) for rank in range(size)]
+    results = _context().Queue()
+    group: list[BaseProcess] = []
+    shared = {
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     try:
-        results = dict(_received(queue, group) for _ in group)
+        for rank in range(size):
+            own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            group.append(_start(1, {**os.environ, **own}, _answer, rank, results, function, *arguments))
+        answers = dict(_received(results, group) for _ in group)
         for process in group:
-            process.join()
+            process.join(TIMEOUT)
         assert [process.exitcode for process in group] == [0] * size
     finally:
         for process in group:
             process.kill()
-    return [results[rank] for rank in range(size)]
+    return [answers[rank] for rank in range(size)]
 
 
-def _join(rank: int, size: int, port: int, queue, function: Callable, *arguments: Any) -> None:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in {**ranks, **address}.items()})
-    init_process_group("cpu")
-    queue.put((rank, function(rank, *arguments)))
+def free_port() -> str:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def _context() -> BaseContext:
+    """Forked from a server that has imported the libraries, and is safe where there is a GPU too."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision.transforms.v2", "timm"])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    except OSError:  # no place for its socket: a long TMPDIR, a file system without sockets
+        return multiprocessing.get_context("spawn")
+    return context
+
+
+def _start(threads: int, environment: Mapping[str, str], function: Callable, *arguments: Any) -> BaseProcess:
+    process = _context().Process(target=_call, args=(threads, environment, function, *arguments))
+    process.start()
+    return process
+
+
+def _call(threads: int, environment: Mapping[str, str], function: Callable, *arguments: Any) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    function(*arguments)
+
+
+def _answer(rank: int, results, function: Callable, *arguments: Any) -> None:
+    results.put((rank, function(rank, *arguments)))
     barrier()
     shutdown()
 
 
-def _received(queue, group: list[BaseProcess]) -> Any:
-    """What the queue holds next; an error if nothing can come any more."""
-    while queue.empty():
-        for process in group:
-            process.join(0.05)
-            assert not process.exitcode, f"a process of the group ended with {process.exitcode}"
-    return queue.get()
+def _received(results, group: list[BaseProcess]) -> tuple[int, Any]:
+    for _ in range(TIMEOUT):
+        ended = [process.exitcode for process in group]  # before a look at what they sent
+        try:
+            return results.get(timeout=1)
+        except standard_queue.Empty:
+            assert not any(ended) and None in ended, f"a process ended without a result: exit codes {ended}"
+    raise AssertionError(f"no result within {TIMEOUT} s")
 
 
 class Launch(NamedTuple):

@@ -1,10 +1,10 @@
-"""Runs as users start them: launcher, several processes, kills and resumes, bad command lines."""
+"""Launchers, several processes, kills and resumes, bad command lines."""
 
 import json
 import os
+import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +17,7 @@ import torch
 from engine.train import run as train
 from engine.trainer import Trainer
 from scripts.launch import main
-from tests.processes import in_a_group
+from tests.processes import TIMEOUT, free_port, in_a_group, launch
 from tools.make_demo_data import generate
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
@@ -63,18 +63,12 @@ def demo(tmp_path_factory):
 
 
 def run(command):
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def go_on(demo, folder):
     """The command again, in this process: starting one takes longer than the steps."""
     train(load_config("configs/toco/demo.yaml", [*demo[1:], f"work_dir={folder}"]))
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 def result(folder):
@@ -155,7 +149,7 @@ def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
-    process.wait()
+    assert process.wait() == 128 + signal.SIGTERM and "Traceback" not in rest, rest
     assert (folder / "last.pth").is_file(), rest
     in_a_group(one_of_the_processes, demo, folder)
     assert_same_run(folder, plain)
@@ -216,6 +210,7 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
     ],
 )
 def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(sys, "argv", ["train_voc.py", *demo, f"work_dir={tmp_path}", *arguments])
     with pytest.raises(SystemExit) as end:
         main(default_config="configs/toco/voc.yaml", doc="")
@@ -238,7 +233,7 @@ def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
 
 
 def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
-    positions = ["scripts/train_voc.py", "1", free_port(), "0,1", "many"]
+    positions = ["scripts/train_voc.py", "1", free_port(), "97,98", "many"]
     arguments = [item for item in demo if item != "device=cpu"]
     done = run(["bash", "run_train.sh", *positions, *arguments, f"work_dir={tmp_path}"])
     assert done.returncode == 2
@@ -246,8 +241,35 @@ def test_more_gpus_than_there_are_is_a_clear_error(demo, tmp_path):
     assert "Traceback (most recent call last)" not in done.stderr  # neither ours nor the launcher's
 
 
+@pytest.mark.parametrize(
+    ("positions", "flags", "arguments", "gpus"),
+    [
+        ([], {"nproc_per_node": "1", "master_port": "29500"}, [], None),
+        (["4"], {"nproc_per_node": "4", "master_port": "29500"}, ["device=cuda"], None),
+        (
+            ["4", "29501", "0,1,2,3"],
+            {"nproc_per_node": "4", "master_port": "29501"},
+            ["device=cuda"],
+            "0,1,2,3",
+        ),
+        (["1", "29501", "5", "mine"], {"nproc_per_node": "1"}, ["run_name=mine", "device=cuda"], "5"),
+        (["2", "29501", "cpu", "mine"], {"nproc_per_node": "2"}, ["run_name=mine", "device=cpu"], ""),
+    ],
+)
+def test_positions_of_the_launcher(tmp_path, positions, flags, arguments, gpus):
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    command = ["bash", "run_train.sh", "scripts/train_voc.py", *positions, "train.steps=5"]
+    done, started = launch(command, tmp_path, cwd=ROOT, env={**os.environ, **nodes})
+    assert started, done.stderr
+    assert flags.items() <= started.flags.items()
+    assert {"nnodes": "2", "node_rank": "1", "master_addr": "first"}.items() <= started.flags.items()
+    assert started.script == "scripts/train_voc.py" and started.gpus == gpus
+    assert sorted(started.arguments) == sorted([*arguments, "train.steps=5"])
+
+
 def test_help_runs_without_data(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_voc.py", "--help"])
-    main(default_config="configs/toco/voc.yaml", doc="")
-    assert "train.steps" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["scripts/train_voc.py", "--help"])
+    runpy.run_path(str(ROOT / "scripts" / "train_voc.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("Train on PASCAL VOC 2012", "usage:", "train.steps = 20000"))
     assert "DEVICES" in run(["bash", "run_train.sh", "--help"]).stdout

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engine.train import run as train
 from scripts import pipeline
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
-from tests.processes import in_a_group, start
+from tests.processes import TIMEOUT, free_port, in_a_group, start
 from utils.build import import_target
 from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, override_config, to_plain
 from utils.image import read_mask
@@ -532,7 +533,7 @@ def test_stages_of_a_shipped_pipeline_fit_their_tools(name, monkeypatch):
     monkeypatch.setattr("engine.train.build_method", record)
     plans = pipeline.make_plans(cfg, load_stages(name), pipeline._tool_overrides(name, []), num_classes=21)
     folders = [str(plan.options["data"]["label_dir"]) for plan in plans if plan.trains]
-    assert any(folder.endswith("/pseudo") for folder in folders) and len(built) == len(folders)
+    assert any(folder.endswith("/pseudo") for folder in folders) and len(built) >= len(folders)
     for plan in plans:  # the second round knows the first one by its objects alone
         if plan.stage.name.endswith("_cda"):
             text = json.dumps(plan.stage.options)
@@ -739,11 +740,12 @@ def test_two_rounds_run(finished_pipeline):
 
 
 def test_scores_that_were_lost_come_back_and_nothing_else_runs(finished_pipeline, capsys):
+    """Neither for a key that does not change what is computed."""
     folder, arguments, expected = finished_pipeline
     for stage in ("cam", "pseudo"):
         (folder / stage / "scores.json").unlink()
     (folder / "cam_net" / "scores.json").unlink()  # of a training, whose validation is not repeated
-    pipeline.run("configs/irn/demo_cda.yaml", arguments)
+    pipeline.run("configs/irn/demo_cda.yaml", [*arguments, "train.log_every=7"])
     out = capsys.readouterr().out
     assert re.findall(r"stage \d+/\d+ (\w+) .*goes on", out) == ["cam", "pseudo"]
     assert out.count(": unchanged") == len(load_stages("configs/irn/demo_cda.yaml")) - 2
@@ -763,7 +765,7 @@ def test_pipeline_that_was_killed_ends_with_the_same_pseudo_labels(finished_pipe
     before = runs_of(folder, names)
     shutil.rmtree(folder / stage)
     killed = start(run_until_the_first_output, stage, arguments)
-    killed.join()
+    killed.join(TIMEOUT)
     assert killed.exitcode == -signal.SIGKILL
     outputs = [p for p in (folder / stage).rglob("*") if p.suffix in (".pth", ".npz", ".png")]
     assert len(outputs) == 1 and json.loads((folder / stage / "stage.json").read_text())["run"] is None
@@ -802,8 +804,7 @@ def test_single_stage_methods_train_with_pasted_objects(config, finished_pipelin
     assert any((label[2:] > label[:2]).any() for _, label, _ in seen)
 
 
-def run_as_a_process(rank, config, arguments, environment=()):
-    os.environ.update(environment)
+def run_as_a_process(rank, config, arguments):
     pipeline.run(config, arguments)
 
 
@@ -822,7 +823,23 @@ def test_two_processes_make_the_labels_of_one(finished_pipeline, odd_images, tmp
 
 def test_two_processes_do_every_stage_once(toy):
     """A stage that does not share its work out runs in the main process; the other one waits."""
-    in_a_group(run_as_a_process, toy.config, ["device=cpu"], {"TOY_DIARY": str(toy.diary)})
+    command = [
+        "bash",
+        "run_train.sh",
+        "scripts/train_voc.py",
+        "2",
+        free_port(),
+        "cpu",
+        f"config={toy.config}",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(toy.folder),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
     assert [line.split() for line in toy.diary.read_text().splitlines()] == [
         [stage["name"], str(stage["value"]), "0"] for stage in STAGES
     ]

@@ -1,5 +1,5 @@
 """Every command of the README runs, on small data in place of the paths that it names; those of docs/ as far
-as they are Python.
+as they are Python. Of launchers, what they start runs, in this process.
 """
 
 import os
@@ -152,8 +152,8 @@ def started_by(words: list[str], folder: Path) -> list[str]:
     """The script that a launcher starts, in one process on the CPU (tests/test_launch.py starts several)."""
     done, started = launch(words, folder, cwd=ROOT)
     assert started, done.stderr
-    arguments = " ".join(started.arguments).replace("--device cuda", "--device cpu")
-    return ["python", os.path.relpath(started.script, ROOT), *arguments.split()]
+    arguments = ["cpu" if word == "cuda" else word for word in started.arguments]  # --device cuda
+    return ["python", os.path.relpath(started.script, ROOT), *arguments]
 
 
 @pytest.mark.parametrize("command", ALL)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import threading
-from multiprocessing.context import BaseContext
 
 import torch
 
 from utils.memory import keep_freed_memory
-
-# To import these takes longer than most of what a worker does.
-LARGE_LIBRARIES = ("torch", "torchvision.transforms.v2", "timm")
 
 
 def core_count() -> int:
@@ -22,18 +17,6 @@ def core_count() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         return os.cpu_count() or 1
-
-
-def worker_context() -> BaseContext:
-    """How workers start: forked from a process that has imported the large libraries and done nothing else.
-
-    Forks of this process would inherit locked mutexes of torch's thread pools, and could not use a GPU.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in LARGE_LIBRARIES if name in sys.modules])
-    return context
 
 
 def start_worker() -> None:

@@ -13,6 +13,7 @@ from engine.evaluator import confusion_table, pair_table, provenance, score_tabl
 from methods.base import Method, Prediction
 from tests.processes import in_a_group
 from utils.cam import cam_to_label, normalize_cam
+from utils.distributed import init_process_group
 from utils.image import normalize
 
 NAMES = ("background", "cat", "dog", "boat")
@@ -72,6 +73,7 @@ def test_batches_of_images_change_nothing(split):
 
 
 def share_of_validation(rank, split):
+    init_process_group("cpu")
     result = run(Colours(outputs=("cam", "seg")), split)
     return {name: scores.matrix.tolist() for name, scores in result.items()}, result.tag_f1, result.images
 

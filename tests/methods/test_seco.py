@@ -20,6 +20,7 @@ from utils.build import build
 from utils.cam import cam_to_confident_label, ignore_outside_box, present_classes
 from utils.config import load_config
 from utils.crops import crop_positions, cut
+from utils.distributed import init_process_group
 from utils.schedule import Schedule
 
 TIGHT = dict(rtol=1e-5, atol=1e-6)
@@ -487,6 +488,7 @@ def two_steps(part):
 
 
 def half_of_two_steps(rank):
+    init_process_group("cpu")
     losses, grad, memories = two_steps(slice(2 * rank, 2 * rank + 2))
     return losses, grad.numpy(), {key: value.numpy() for key, value in memories.items()}
 

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 
 from engine.inference import load_method
-from tests.processes import launch
+from tests.processes import TIMEOUT, free_port, launch
 from tools.infer_seg import parser, protocol_id, run, segment_image
 from tools.options import parse
 from utils.artifacts import read_scores
@@ -84,19 +83,12 @@ def test_folder_of_other_settings_is_refused(plain, checkpoint, published_toco):
 
 
 def test_two_processes_give_the_same_labels_and_score(plain, checkpoint, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
     script = str(ROOT / "run_evaluate_seg_voc.sh")
-    command = ["bash", script, "tools/infer_seg.py", "2", port, "cpu", str(checkpoint), "--out", "out"]
+    positions = ["tools/infer_seg.py", "2", free_port(), "cpu", str(checkpoint)]
     done = subprocess.run(
-        [*command, "--num_workers", "0"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+        ["bash", script, *positions, "--out", "out", "--num_workers", "0"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for file in plain.glob("*.png"):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
@@ -191,6 +183,12 @@ def test_bad_positions_of_the_launcher_are_an_error(checkpoint, tmp_path, positi
     script = str(ROOT / "run_evaluate_seg_voc.sh")
     done, started = launch(["bash", script, "tools/infer_seg.py", *positions, str(checkpoint)], tmp_path)
     assert done.returncode == 2 and message in done.stderr and started is None
+
+
+def test_gpus_that_are_not_there_are_an_error(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="GPU.s. asked for on this machine, 0 found"):
+        infer(checkpoint, tmp_path / "out", device="cuda")
 
 
 def test_flags_and_overrides_come_in_any_order():

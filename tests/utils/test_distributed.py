@@ -3,7 +3,14 @@
 import torch
 
 from tests.processes import in_a_group
-from utils.distributed import all_reduce_sum, gather_batch, global_mean, shard, share_buffers
+from utils.distributed import (
+    all_reduce_sum,
+    gather_batch,
+    global_mean,
+    init_process_group,
+    shard,
+    share_buffers,
+)
 
 
 def test_one_process_is_a_world_of_one():
@@ -16,6 +23,7 @@ def test_one_process_is_a_world_of_one():
 
 
 def one_of_two(rank):
+    init_process_group("cpu")
     values = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])][rank].requires_grad_()
     share = global_mean(values.sum(), torch.tensor(len(values)), offset=1)
     share.backward()

@@ -137,9 +137,11 @@ def _set_up_worker(_worker: int) -> None:
 
 def _end_workers() -> None:
     """When a process ends, also by an error: its workers do not hear the request to end; it would wait."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers:  # torch takes a worker's end for a crash and would say so
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
 
 
 # Called before multiprocessing's own exit function, which was registered when it was imported.

@@ -28,9 +28,10 @@ from methods.base import Method
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
 from utils.checkpoint import FORMAT, file_digest, load_checkpoint
+from utils.cli import message_of
 from utils.config import load_config, override_config
 from utils.distributed import barrier, is_main, shard
-from utils.image import rescale, resize
+from utils.image import UnreadableImageError, rescale, resize
 from utils.logging import progress_bar
 
 Merge = Literal["sum", "mean", "max"]
@@ -312,6 +313,9 @@ def for_each_image(
         revisit: called for those instead, for example to count them in a score.
         text: what the progress bar says.
 
+    Raises:
+        UnreadableImageError: at the end, for the images that could not be read.
+
     Returns:
         Number of images that ``work`` was called for in this process. All processes have arrived when it
         returns.
@@ -330,14 +334,23 @@ def for_each_image(
             disable=not (progress and is_main() and done),
         ):
             revisit(records[i])
-    bar = progress_bar(
-        eval_loader(dataset, num_workers, left),
-        desc=text,
-        unit="img",
-        disable=not (progress and is_main()),
-    )
-    for batch in bar:
-        work(single(batch))
+    images = iter(eval_loader(dataset, num_workers, left))
+    unreadable: list[str] = []
+    with progress_bar(total=len(left), desc=text, unit="img", disable=not (progress and is_main())) as bar:
+        for _ in left:
+            try:
+                batch = next(images)
+            except UnreadableImageError as error:
+                unreadable.append(message_of(error))
+            else:
+                work(single(batch))
+            bar.update()
+    if unreadable:
+        raise UnreadableImageError(
+            f"{len(unreadable)} of {len(left)} images: {'; '.join(unreadable[:3])}"
+            + ("; ..." if len(unreadable) > 3 else "")
+            + ". All others are finished, and the same command goes on from them"
+        )
     barrier()
     return len(left)
 

@@ -17,7 +17,7 @@ from engine.evaluator import provenance, score_record, score_table, validate
 from engine.optim import build_optimizer
 from engine.trainer import Trainer, TrainOptions
 from methods.base import Method
-from utils.artifacts import write_scores
+from utils.artifacts import alone_in, write_scores
 from utils.build import build
 from utils.checkpoint import load_checkpoint
 from utils.config import differences, project_path, to_plain
@@ -62,6 +62,14 @@ def run(cfg: DictConfig, config_checked: bool = False) -> Path:
     check_training(cfg, train_split.num_classes)
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir, checkpoint = _run_folder(cfg, config_checked)
+    with alone_in(work_dir):
+        _train(cfg, train_split, device, work_dir, checkpoint)
+    return work_dir
+
+
+def _train(
+    cfg: DictConfig, train_split: Split, device: torch.device, work_dir: Path, checkpoint: Path | None
+) -> None:
     setup_logging(work_dir)
     if is_main():
         OmegaConf.save(cfg, work_dir / "config.yaml")
@@ -116,7 +124,6 @@ def run(cfg: DictConfig, config_checked: bool = False) -> Path:
         f"done: {work_dir / 'last.pth'}"
         + (f", best {cfg.eval.select} {trainer.best:.2f} in best.pth" if trainer.best is not None else "")
     )
-    return work_dir
 
 
 def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrained: bool = True) -> Method:

@@ -4,6 +4,7 @@ resume.
 
 from __future__ import annotations
 
+import inspect
 import math
 import signal
 import time
@@ -92,9 +93,12 @@ class Trainer:
         self._stopping = False
         self._trained: torch.nn.Module = method
         if is_distributed():
-            self._trained = DistributedDataParallel(
-                method, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-            )
+            # torch 2.15 gave the option another name.
+            named = inspect.signature(DistributedDataParallel).parameters
+            sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+            devices = [device.index] if device.type == "cuda" else None
+            arguments: dict[str, Any] = {"device_ids": devices, sync: False}
+            self._trained = DistributedDataParallel(method, **arguments)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint: weights, optimiser, step, best score and random state.

@@ -72,8 +72,17 @@ def main() -> None:
     # Other settings are another demo: it does not meet the runs of this one.
     name_of = "_".join([FOLDER.name, *(re.sub(r"[^\w.=]+", "_", item) for item in overrides)])
     out = Path(folders[-1]).absolute() if folders else project_path(FOLDER.with_name(name_of[:100]))
+    if any(item.startswith("train.resume=") for item in overrides):
+        raise ValueError(
+            f"the demo decides itself what goes on; for a fresh one, delete {out} or use out=DIR"
+        )
+    generated = any(item.startswith("data.generate.") for item in overrides)
+    if generated and not any(item.startswith("data.root=") for item in overrides):
+        overrides.append(f"data.root={out / 'data'}")  # other scenes lie beside those of the usual demo
     started = time.monotonic()
     for name in names:
+        if config_of(name, out, overrides).stages:
+            raise ValueError(f"{name} is a pipeline: python scripts/train_voc.py config={name}")
         make_demo_data.run(config_of(name, out, overrides))
     todo = [name for name in names if not (out / Path(name).parent.name / DRAWN).is_file()]
     if len(todo) > 1 and core_count() > 1:

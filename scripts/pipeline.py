@@ -32,7 +32,7 @@ from engine.inference import is_photo
 from engine.train import FREE_TO_CHANGE, check_training
 from scripts.stage_pictures import draw_stage
 from tools.options import complete
-from utils.artifacts import FILES, read_json, read_scores, write_atomic, write_json
+from utils.artifacts import FILES, alone_in, read_json, read_scores, write_atomic, write_json
 from utils.build import suggest
 from utils.checkpoint import file_digest
 from utils.config import (
@@ -104,13 +104,14 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     config = find_config(config)
     cfg = load_config(config, overrides)
     work_dir = project_path(cfg.work_dir)
-    with _inside(ROOT):
+    with _inside(ROOT), contextlib.ExitStack() as held:
         device = init_process_group(cfg.device)
         split = load_split(cfg.data, cfg.data.train_set)
         given = _tool_overrides(config, overrides)
         plans = make_plans(cfg, load_stages(config, overrides), given, split.num_classes)
         check_inputs(plans, cfg.work_dir)
         setup_logging(work_dir)
+        held.enter_context(alone_in(work_dir))
         if is_main():
             OmegaConf.save(cfg, work_dir / "pipeline.yaml")
         LOGGER.info(f"pipeline {work_dir}: {', '.join(plan.stage.name for plan in plans)}")

@@ -49,3 +49,25 @@ def test_second_run_does_nothing_again(arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
     demo.main()
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")} == before
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("train.resume=never", "decides itself what goes on"),
+        ("configs/irn/demo.yaml", r"is a pipeline: python scripts/train_voc.py config=configs/irn/demo.yaml"),
+    ],
+)
+def test_what_the_demo_cannot_do_is_an_error(arguments, monkeypatch, argument, message):
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments, argument])
+    with pytest.raises(ValueError, match=message):
+        demo.main()
+
+
+def test_other_scenes_lie_beside_the_runs(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(demo.make_demo_data, "run", lambda cfg: asked.append(cfg.data.root) or sys.exit(0))
+    monkeypatch.setattr(sys, "argv", ["demo.py", f"out={tmp_path}", "data.generate.train=8"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert asked == [str(tmp_path / "data")]

@@ -19,6 +19,7 @@ from engine.trainer import Trainer
 from scripts.launch import main
 from tests.processes import TIMEOUT, free_port, in_a_group, launch
 from tools.make_demo_data import generate
+from utils.artifacts import alone_in
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.image import read_mask, write_mask
@@ -217,6 +218,24 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_two_runs_do_not_share_a_folder(demo, plain, tmp_path):
+    """The lock is of the process: another one is refused, whatever it would do there."""
+    shutil.copytree(plain, tmp_path / "run")
+    with alone_in(tmp_path / "run"):
+        (answer,) = in_a_group(try_to_go_on, demo, tmp_path / "run", size=1)
+    assert f"run is in use by process {os.getpid()} on" in answer
+    (answer,) = in_a_group(try_to_go_on, demo, tmp_path / "run", size=1)
+    assert answer == "trained"
+
+
+def try_to_go_on(rank, demo, folder):
+    try:
+        go_on(demo, folder)
+    except ValueError as error:
+        return str(error)
+    return "trained"
 
 
 def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):

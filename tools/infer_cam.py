@@ -29,6 +29,8 @@ from tools.options import (
     complete,
     data_overrides,
     find_split,
+    is_bare,
+    is_up_to_date,
     output_flags,
     parse,
     score_source,
@@ -123,12 +125,13 @@ def run(cfg: Mapping[str, Any]) -> Path:
     def found_tags(image: Tensor) -> list[int]:
         return method.present(method.classify(image)[0]).nonzero()[:, 0].add(1).tolist()
 
+    bare = is_bare(split)
     for_each_image(
         WeakSegDataset(split),
         work,
         text="cam",
         num_workers=options.num_workers,
-        finished=lambda record: cam_path(out, record.name).is_file(),
+        finished=lambda record: is_up_to_date(cam_path(out, record.name), record, bare),
         revisit=lambda record: sweep.add(record, load_cam(cam_path(out, record.name))),
     )
     source = score_source(options, loaded, split)

@@ -42,6 +42,8 @@ from tools.options import (
     count_pixels,
     data_overrides,
     find_split,
+    is_bare,
+    is_up_to_date,
     output_flags,
     parse,
     report_labels,
@@ -53,7 +55,7 @@ from utils.cli import image_size, positive, run_main, scale
 from utils.config import to_plain
 from utils.distributed import init_process_group, world_size
 from utils.drawing import label_overlay, write_picture
-from utils.image import normalize, read_mask, write_mask
+from utils.image import UnreadableImageError, normalize, read_mask, write_mask
 from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
 from utils.worker import core_count
@@ -171,19 +173,24 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             write_mask(path, prediction)
             finish(prediction)
 
+    bare = is_bare(split)
     workers = crf_workers(options.crf_workers, refine, device, len(split))
     with WorkerPool(workers) as pool:
-        for_each_image(
-            WeakSegDataset(split),
-            work,
-            text="segment",
-            num_workers=options.num_workers,
-            finished=lambda record: (
-                label_path(out, record.name).is_file()
-                and (not overlay or (out / "overlay" / f"{record.name}.jpg").is_file())
-            ),
-            revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
-        )
+        try:
+            for_each_image(
+                WeakSegDataset(split),
+                work,
+                text="segment",
+                num_workers=options.num_workers,
+                finished=lambda record: (
+                    is_up_to_date(label_path(out, record.name), record, bare)
+                    and (not overlay or (out / "overlay" / f"{record.name}.jpg").is_file())
+                ),
+                revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
+            )
+        except UnreadableImageError:
+            pool.drain()  # those that could be read
+            raise
     source = score_source(options, loaded, split)
     report_labels(out, matrix, split, protocol, settings, source)
     return out

@@ -210,7 +210,8 @@ def claim_output(
         "protocol": protocol,
         "checkpoint_sha256": loaded.sha256,
         "split": short_name(split),
-        "data_fingerprint": split.fingerprint(),
+        # Photos that nothing is known of do not count together: some may come or go.
+        "data_fingerprint": None if is_bare(split) else split.fingerprint(),
         "precision": options.precision,
         "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
         **settings,
@@ -222,6 +223,16 @@ def claim_output(
         print(f"output   {out}   ({len(split)} images, protocol {protocol})")
     barrier()
     return out, settings
+
+
+def is_bare(split: Split) -> bool:
+    """Whether a split is photos alone, without tags or masks."""
+    return all(record.tags is None and record.mask is None for record in split.records)
+
+
+def is_up_to_date(path: Path, record: Record, bare: bool) -> bool:
+    """Whether the result of an image is there, and, of a split that `is_bare`, not older than the photo."""
+    return path.is_file() and (not bare or path.stat().st_mtime_ns >= record.image.stat().st_mtime_ns)
 
 
 def score_source(options: argparse.Namespace, loaded: LoadedMethod, split: Split) -> dict[str, Any]:

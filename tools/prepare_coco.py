@@ -59,12 +59,14 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
     for file in files.values():
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: unpack annotations_trainval2014.zip in {root}")
+    if foreign is not None and not foreign.is_dir():
+        raise FileNotFoundError(f"there is no folder {foreign} (--masks)")
     _claim(root, rule)
     lists: dict[str, list[str]] = {}
     tags: dict[str, list[str]] = {}
     histogram: dict[str, np.ndarray] = {}
     for part, file in files.items():
-        coco, out = COCO(file), root / "SegmentationClass" / f"{part}2014"
+        coco, out = _annotations(file), root / "SegmentationClass" / f"{part}2014"
         if foreign is not None:
             adopt(foreign, part, image_names(coco), out)
         found, histogram[part] = convert(coco, out, **(rule if foreign is None else {"is_foreign": True}))
@@ -225,10 +227,20 @@ def _foreign_mask(masks: Path, part: str, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def _annotations(file: Path) -> COCO:
+    try:
+        coco = COCO(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); unpack it again") from error
+    if lacking := {"images", "annotations", "categories"} - set(coco.dataset):
+        raise ValueError(f"{file} has no {', '.join(sorted(lacking))}: it is no list of COCO's instances")
+    return coco
+
+
 def _claim(root: Path, rule: Mapping[str, str]) -> None:
     """Masks of two rules must not mix: what is there must have been made by this one."""
     record, folder = root / "masks.json", root / "SegmentationClass"
-    if record.is_file() and read_json(record)["rule"] != rule:
+    if record.is_file() and folder.is_dir() and read_json(record)["rule"] != rule:
         raise ValueError(
             f"the masks in {folder} were made by another rule ({read_json(record)['rule']}, now "
             f"{dict(rule)}); move that folder and {record} away first"

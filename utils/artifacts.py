@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ import torch
 from torch import Tensor
 
 from utils.config import differences
+from utils.distributed import is_main
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SCORES_FORMAT = "tag2mask-scores/1"
 SETTINGS = "settings.json"
@@ -54,6 +61,35 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or make it anew") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder that this one writes to; the main process does it for all.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    if fcntl is None or not is_main():
+        yield
+        return
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by {file.read() or 'another process'}: wait until it ends, stop it, or "
+                "choose another run_name="
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def label_path(folder: Path, name: str) -> Path:

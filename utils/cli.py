@@ -30,14 +30,11 @@ def run_main(main: Callable[[], object]) -> None:
     try:
         main()
     except USER_ERRORS as error:
-        if os.environ.get("TRACEBACK"):
+        # A KeyError of one word is no message of ours, but a slip in somebody's code.
+        is_slip = isinstance(error, KeyError) and " " not in str(error.args[0] if error.args else "")
+        if os.environ.get("TRACEBACK") or is_slip:
             raise
-        # str(KeyError) is the repr of its message: line breaks and quotes would be escaped.
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        # A loader's worker hands its whole traceback on; what the user needs is its last line.
-        if message.startswith("Caught ") and "Original Traceback" in message:
-            message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
-        print(f"{type(error).__name__}: {message}", file=sys.stderr)
+        print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
         print("(TRACEBACK=1 in the environment shows where)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -45,6 +42,15 @@ def run_main(main: Callable[[], object]) -> None:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; without this Python complains while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, without the traceback that a loader's worker puts before it."""
+    # str(KeyError) is the repr of its message: line breaks and quotes would be escaped.
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if message.startswith("Caught ") and "Original Traceback" in message:
+        message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
+    return message
 
 
 # -- values of flags

@@ -58,13 +58,15 @@ def project_path(path: str | Path) -> Path:
     return path if path.is_absolute() else (ROOT / path).resolve()
 
 
-def find_config(name: str | Path) -> Path:
-    """The file of a config name: as given, below the project's root, or below ``configs/``.
+def find_config(name: str | Path, beside: Path | None = None) -> Path:
+    """The file of a config name: as given, in the folder ``beside`` it, below the project's root, or below
+    ``configs/``.
 
     Raises:
         FileNotFoundError: if there is none; lists the configs that exist.
     """
-    for candidate in (Path(name), ROOT / name, CONFIGS / name):
+    near = () if beside is None else (beside / name,)
+    for candidate in (Path(name), *near, ROOT / name, CONFIGS / name):
         if candidate.is_file():
             return candidate.resolve()
     known = sorted(str(p.relative_to(ROOT)) for p in CONFIGS.rglob("*.yaml"))
@@ -77,7 +79,9 @@ def config_chain(path: Path, _inside: tuple[Path, ...] = ()) -> list[Path]:
         raise ValueError(f"configs are bases of each other: {' -> '.join(p.name for p in (*_inside, path))}")
     bases = _read(path).get("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    chain = [file for base in bases for file in config_chain(find_config(base), (*_inside, path))]
+    chain = [
+        file for base in bases for file in config_chain(find_config(base, path.parent), (*_inside, path))
+    ]
     return list(dict.fromkeys([*chain, path]))
 
 
@@ -381,7 +385,25 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
     if not isinstance(values, DictConfig) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    return _container(values)
+    plain = _container(values)
+    if dotted := _dotted(plain):
+        *sections, last = dotted.split(".")
+        nested = "".join(f"{section}: {{" for section in sections) + f"{last}: ...{'}' * len(sections)}"
+        raise ValueError(
+            f"{_label(path)}: '{dotted}' is the form of the command line and would not be read; "
+            f"in a file it is nested: {nested}"
+        )
+    return plain
+
+
+def _dotted(values: Any) -> str | None:
+    """The first key with a dot in it, at any depth."""
+    if isinstance(values, list):
+        return next((found for item in values if (found := _dotted(item))), None)
+    if not isinstance(values, dict):
+        return None
+    own = (key for key in values if isinstance(key, str) and "." in key)
+    return next(own, None) or next((found for item in values.values() if (found := _dotted(item))), None)
 
 
 def _without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

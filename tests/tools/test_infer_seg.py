@@ -237,11 +237,21 @@ def test_settings_file_holds_what_decides_the_labels(plain):
     assert {"size", "scales", "flip", "merge_flips", "merge_scales", "crf"} <= set(settings)
 
 
-def test_a_broken_photo_ends_the_tool(checkpoint, tmp_path):
-    """Its loader's workers hear no stop signal, and must not keep it alive."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no picture")
+def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
+    """Its loader's workers hear no stop signal, and must not keep the tool alive."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    (photos / "bad.jpg").write_bytes(b"no picture")
+    Image.effect_noise((40, 32), 80).convert("RGB").save(photos / "good.jpg")
     command = [sys.executable, str(ROOT / "tools" / "infer_seg.py"), "--model_path", str(checkpoint)]
-    command += ["--infer", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    command += ["--infer", str(photos), "--out", str(out), "--device", "cpu"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "bad.jpg" in done.stderr
+    assert done.returncode == 2 and "1 of 2 images: cannot read image" in done.stderr
+    assert "bad.jpg" in done.stderr and "RuntimeError" not in done.stderr
+    written = (out / "good.png").stat().st_mtime_ns
+    (photos / "bad.jpg").unlink()
+    infer(checkpoint, out, infer=str(photos))
+    assert (out / "good.png").stat().st_mtime_ns == written
+    Image.effect_noise((24, 20), 80).convert("RGB").save(photos / "good.jpg")
+    infer(checkpoint, out, infer=str(photos))  # another photo of that name
+    assert read_mask(out / "good.png").shape == (20, 24)

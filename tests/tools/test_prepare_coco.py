@@ -126,3 +126,16 @@ def test_counts_and_files_are_checked(coco):
     (coco / "annotations" / "instances_val2014.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"annotations_trainval2014\.zip"):
         run({"root": coco, "any_counts": True})
+
+
+def test_files_that_are_not_cocos_are_named(coco):
+    file = coco / "annotations" / "instances_train2014.json"
+    for content, message in (
+        ("[1, 2", "is not valid JSON"),
+        ('{"images": []}', "has no annotations, categories"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=rf"instances_train2014.json {message}"):
+            run({"root": str(coco)})
+    with pytest.raises(FileNotFoundError, match="there is no folder /nowhere"):
+        run({"root": str(coco), "masks": "/nowhere"})

@@ -40,6 +40,21 @@ def test_help_explains_every_key(name):
     assert [key for key, _, meaning in documented_keys(name) if not meaning] == []
 
 
+def test_dotted_keys_of_a_file_are_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: cam/demo.yaml\ntrain.steps: 4\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: 'train.steps' is .*nested: train: {steps: ...}"):
+        load_config(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("base: cam/demo.yaml\nmethod: {backbone.width: 4}\n")
+    with pytest.raises(ValueError, match=r"'backbone.width'"):
+        load_config(tmp_path / "mine.yaml")
+
+
+def test_bases_lie_beside_their_file_too(tmp_path):
+    (tmp_path / "own_base.yaml").write_text("base: cam/demo.yaml\ntrain: {steps: 4}\n")
+    (tmp_path / "mine.yaml").write_text("base: own_base.yaml\n")
+    assert load_config(tmp_path / "mine.yaml").train.steps == 4
+
+
 def test_unknown_key_is_refused_with_a_suggestion():
     with pytest.raises(KeyError, match=r"'train.step' is not a key: did you mean 'train.steps'"):
         load_config("configs/toco/voc.yaml", ["train.step=5"])

@@ -74,4 +74,18 @@ class WorkerPool:
                 self.drain()
         finally:
             if self._executor is not None:
-                self._executor.shutdown(cancel_futures=True)
+                self._close(self._executor)
+
+    @staticmethod
+    def _close(executor: Executor) -> None:
+        """Wait for calls that run: a training saves what it has. Two more Ctrl-C end them as they are."""
+        for patience in (True, False):
+            try:
+                executor.shutdown(cancel_futures=True)
+                return
+            except KeyboardInterrupt:
+                if patience:
+                    continue
+                for child in multiprocessing.active_children():
+                    child.kill()
+                raise

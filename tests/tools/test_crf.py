@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from PIL import Image
 from engine.worker_pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF
 from tests.checkpoints import checkpoint, demo_folder  # noqa: F401  (fixtures)
+from tests.processes import start
 from tools import crf, infer_seg
 from utils.artifacts import CamFile, read_scores, save_cam
 from utils.image import read_mask
@@ -128,6 +132,26 @@ def square(x):
     if x == 7:
         raise ValueError("seven")
     return x * x
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_pool_waits_for_what_runs_until_it_is_interrupted_once_more(interrupts):
+    """Ctrl-C has ended the pool's block; ``interrupts`` more come while it waits for its processes."""
+    process, raised = start(time.sleep, 60), [KeyboardInterrupt] * interrupts
+
+    class Executor:
+        def shutdown(self, cancel_futures):
+            assert cancel_futures
+            if raised:
+                raise raised.pop()
+
+    try:
+        with nullcontext() if interrupts == 1 else pytest.raises(KeyboardInterrupt):
+            WorkerPool._close(Executor())
+        process.join(0.1 if interrupts == 1 else 10)
+        assert (process.exitcode is None) == (interrupts == 1) and not raised
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -345,13 +345,13 @@ def for_each_image(
             else:
                 work(single(batch))
             bar.update()
+    barrier()  # the other processes finish theirs too
     if unreadable:
         raise UnreadableImageError(
             f"{len(unreadable)} of {len(left)} images: {'; '.join(unreadable[:3])}"
             + ("; ..." if len(unreadable) > 3 else "")
             + ". All others are finished, and the same command goes on from them"
         )
-    barrier()
     return len(left)
 
 

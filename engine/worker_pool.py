@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable
@@ -79,13 +80,11 @@ class WorkerPool:
     @staticmethod
     def _close(executor: Executor) -> None:
         """Wait for calls that run: a training saves what it has. Two more Ctrl-C end them as they are."""
-        for patience in (True, False):
-            try:
-                executor.shutdown(cancel_futures=True)
-                return
-            except KeyboardInterrupt:
-                if patience:
-                    continue
-                for child in multiprocessing.active_children():
-                    child.kill()
-                raise
+        with contextlib.suppress(KeyboardInterrupt):
+            return executor.shutdown(cancel_futures=True)
+        try:
+            executor.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.build import import_target, keyword_names, suggest
@@ -40,6 +40,8 @@ OPEN = {
 }
 GIVEN = {"num_classes", "root", "split"}
 
+# Lists of numbers and how many they hold; None: any number.
+LISTS = {"data.scale_range": 2, "optim.betas": 2, "infer.scales": None}
 # Numbers of which there is at least one; no other number of the engine is negative.
 COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_every", "train.eval_every"} | {
     "train.checkpoint_every",
@@ -480,12 +482,19 @@ def _check_keys(
 
 
 def _check_values(cfg: DictConfig, source: str) -> None:
-    """Refuse a value of the engine's that is no number, or no true or false, where the default is one."""
+    """Refuse a value of the engine's that is no number, no list of numbers, or no true or false, where the
+    default is one.
+    """
     for key, default in leaves(_defaults()):
         value = OmegaConf.select(cfg, key)
-        if not isinstance(default, (bool, int, float)):
+        if not isinstance(default, (bool, int, float)) and key not in LISTS:
             continue
-        if isinstance(default, bool):
+        if key in LISTS:
+            length = LISTS[key]
+            kind = "a list of numbers" if length is None else f"a list of {length} numbers"
+            fits = isinstance(value, ListConfig) and len(value) == (length or len(value)) > 0
+            fits = fits and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
+        elif isinstance(default, bool):
             kind, fits = "true or false", isinstance(value, bool)
         else:
             least = 1 if key in COUNTS else 0

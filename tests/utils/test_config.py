@@ -1,5 +1,7 @@
 """Configs merge their bases, and refuse what nobody reads."""
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -82,9 +84,14 @@ def test_override_without_value_is_refused():
         ("optim.lr=-1", "optim.lr is a number from 0, not -1"),
         ("train.deterministic=1", "train.deterministic is true or false, not 1"),
         ("seed=null", "seed is a whole number from 0, not None"),
+        ("data.scale_range=1", "data.scale_range is a list of 2 numbers, not 1"),
+        ("optim.betas=[0.9]", "optim.betas is a list of 2 numbers, not [0.9]"),
+        ("infer.scales=[]", "infer.scales is a list of numbers, not []"),
+        ("infer.scales=[a]", "infer.scales is a list of numbers, not ['a']"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(override, message):
+    message = re.escape(message)
     with pytest.raises(ValueError, match=message):
         load_config("configs/toco/voc.yaml", [override])
     with pytest.raises(ValueError, match=f"stage.*{message}|{message}"):

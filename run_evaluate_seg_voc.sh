@@ -21,27 +21,10 @@ if [ ${#positional[@]} -eq 1 ] && [[ ${positional[0]} =~ ^(0|cpu|.*,.*)$ ]]; the
 fi
 processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-}
 
-fail() { echo "$1 (bash run_evaluate_seg_voc.sh --help)" >&2; exit 2; }
-[ -f "$script" ] || fail "there is no script '$script'"
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a number of processes, not '$processes'"
-[[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || fail "PORT is a number up to 65535, not '$port'"
-
-invoked_from=$PWD
+source "$here/scripts/environment.sh"
+check_positions
 cd "$here"
-source scripts/environment.sh
 use_python
 case $PYTHON in .venv/*) PYTHON=$here/$PYTHON ;; esac
-cd "$invoked_from"
-if [ "$devices" = cpu ]; then
-  set -- --device cpu "$@"
-  export CUDA_VISIBLE_DEVICES=
-elif [ -n "$devices" ]; then
-  export CUDA_VISIBLE_DEVICES=$devices
-fi
-# GPUs that were asked for and are not there are an error, not a reason to compute on the CPU.
-if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- --device cuda "$@"; fi
-# torchrun gives every process one thread unless told otherwise: share the cores.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
-
-exec "$PYTHON" "$here/scripts/torchrun.py" --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
-  --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" "$script" "$@"
+cd "$OLDPWD"
+launch --device= "$script" "$@"

@@ -13,23 +13,8 @@ positional=()
 while [ $# -gt 0 ] && [ ${#positional[@]} -lt 4 ] && [[ $1 != *=* && $1 != -* ]]; do positional+=("$1"); shift; done
 processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-} run_name=${positional[3]:-}
 
-fail() { echo "$1 (bash run_train.sh --help)" >&2; exit 2; }
-[ -f "$script" ] || fail "there is no script '$script'"
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a number of processes, not '$processes'"
-[[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || fail "PORT is a number up to 65535, not '$port'"
 source scripts/environment.sh
+check_positions
 use_python
-if [ "$devices" = cpu ]; then
-  set -- "$@" device=cpu
-  export CUDA_VISIBLE_DEVICES=
-elif [ -n "$devices" ]; then
-  export CUDA_VISIBLE_DEVICES=$devices
-fi
-# GPUs were asked for: without them it is an error, not a run on the CPU.
-if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- device=cuda "$@"; fi
 [ -z "$run_name" ] || set -- "$@" run_name="$run_name"
-# torchrun gives every process one thread unless told otherwise: share the cores.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
-
-exec "$PYTHON" scripts/torchrun.py --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
-  --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" "$script" "$@"
+launch device= "$script" "$@"

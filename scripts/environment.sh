@@ -47,3 +47,35 @@ use_python() {
   "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
   printf '%s' "$wanted" | cksum >> "$stamp"
 }
+
+fail() { echo "$1 (bash $(basename "$0") --help)" >&2; exit 2; }
+
+# `launch DEVICE_FLAG SCRIPT WORD...` ends as torchrun on SCRIPT, with $processes, $port and $devices of the command line;
+# DEVICE_FLAG is how the script is told its device: device= or --device=.
+launch() {
+  local device_flag=$1 script=$2 home; shift 2
+  home=$(dirname "${BASH_SOURCE[0]}")
+  if [ "$devices" = cpu ]; then
+    set -- "${device_flag}cpu" "$@"
+    export CUDA_VISIBLE_DEVICES=
+  elif [ -n "$devices" ]; then
+    export CUDA_VISIBLE_DEVICES=$devices
+  fi
+  # GPUs that were asked for and are not there are an error, not a reason to compute on the CPU.
+  if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- "${device_flag}cuda" "$@"; fi
+  # torchrun gives every process one thread unless told otherwise: share the cores.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
+  exec "$PYTHON" "$home/torchrun.py" --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" "$script" "$@"
+}
+
+# Ends with an error unless $script, $processes, $port and $devices are a script, two numbers and cpu or GPUs.
+check_positions() {
+  local gpu='([0-9]+|(GPU|MIG)-[A-Za-z0-9/-]+)' commas=${devices//[^,]/}
+  [ -f "$script" ] || fail "there is no script '$script'"
+  [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a number of processes, not '$processes'"
+  [[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || fail "PORT is a number up to 65535, not '$port'"
+  if [ -z "$devices" ] || [ "$devices" = cpu ]; then return; fi
+  [[ $devices =~ ^$gpu(,$gpu)*$ ]] || fail "DEVICES is cpu or GPUs such as 0,1,2,3, not '$devices'"
+  [ "$processes" -le $(( ${#commas} + 1 )) ] || fail "$processes processes need as many GPUs, DEVICES names $(( ${#commas} + 1 )): '$devices'"
+}

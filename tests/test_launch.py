@@ -286,6 +286,22 @@ def test_positions_of_the_launcher(tmp_path, positions, flags, arguments, gpus):
     assert sorted(started.arguments) == sorted([*arguments, "train.steps=5"])
 
 
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (["four"], "GPUS is a number of processes, not 'four'"),
+        (["4", "70000"], "PORT is a number up to 65535, not '70000'"),
+        (["4", "29501", "0;1;2;3"], "DEVICES is cpu or GPUs such as 0,1,2,3, not '0;1;2;3'"),
+        (["4", "29501", "gpu"], "DEVICES is cpu or GPUs such as 0,1,2,3, not 'gpu'"),
+        (["4", "29501", "0,1"], "4 processes need as many GPUs, DEVICES names 2: '0,1'"),
+    ],
+)
+def test_bad_positions_of_the_launcher_are_an_error(tmp_path, positions, message):
+    command = ["bash", "run_train.sh", "scripts/train_voc.py", *positions]
+    done, started = launch(command, tmp_path, cwd=ROOT)
+    assert done.returncode == 2 and message in done.stderr and started is None
+
+
 def test_help_runs_without_data(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scripts/train_voc.py", "--help"])
     runpy.run_path(str(ROOT / "scripts" / "train_voc.py"), run_name="__main__")

@@ -152,7 +152,7 @@ def started_by(words: list[str], folder: Path) -> list[str]:
     """The script that a launcher starts, in one process on the CPU (tests/test_launch.py starts several)."""
     done, started = launch(words, folder, cwd=ROOT)
     assert started, done.stderr
-    arguments = ["cpu" if word == "cuda" else word for word in started.arguments]  # --device cuda
+    arguments = ["--device=cpu" if word == "--device=cuda" else word for word in started.arguments]
     return ["python", os.path.relpath(started.script, ROOT), *arguments]
 
 

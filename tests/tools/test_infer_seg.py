@@ -155,12 +155,12 @@ def test_tool_of_another_data_set_says_which_one_to_use(checkpoint, tool, classe
     ("positions", "processes", "port", "device", "gpus"),
     [
         ([], 1, 29500, [], None),
-        (["0"], 1, 29500, ["--device", "cuda"], "0"),  # DEVICES alone, as in SeCo's script for VOC
-        (["0,1"], 2, 29500, ["--device", "cuda"], "0,1"),
-        (["cpu"], 1, 29500, ["--device", "cpu"], ""),
-        (["4", "29999"], 4, 29999, ["--device", "cuda"], None),
-        (["2", "29999", "4,6"], 2, 29999, ["--device", "cuda"], "4,6"),
-        (["2", "29999", "cpu"], 2, 29999, ["--device", "cpu"], ""),
+        (["0"], 1, 29500, ["--device=cuda"], "0"),  # DEVICES alone, as in SeCo's script for VOC
+        (["0,1"], 2, 29500, ["--device=cuda"], "0,1"),
+        (["cpu"], 1, 29500, ["--device=cpu"], ""),
+        (["4", "29999"], 4, 29999, ["--device=cuda"], None),
+        (["2", "29999", "4,6"], 2, 29999, ["--device=cuda"], "4,6"),
+        (["2", "29999", "cpu"], 2, 29999, ["--device=cpu"], ""),
     ],
 )
 def test_positions_of_the_launcher(checkpoint, tmp_path, script, positions, processes, port, device, gpus):
@@ -177,6 +177,7 @@ def test_positions_of_the_launcher(checkpoint, tmp_path, script, positions, proc
     [
         (["0", "29999"], "GPUS is a number of processes, not '0'"),
         (["1", "99999"], "PORT is a number up to 65535"),
+        (["4", "29999", "0,1"], "4 processes need as many GPUs, DEVICES names 2: '0,1'"),
     ],
 )
 def test_bad_positions_of_the_launcher_are_an_error(checkpoint, tmp_path, positions, message):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +29,13 @@ from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
 from utils.checkpoint import FORMAT, file_digest, load_checkpoint
 from utils.cli import message_of
-from utils.config import load_config, override_config
+from utils.config import CHOICES, load_config, override_config
 from utils.distributed import barrier, is_main, shard
 from utils.image import UnreadableImageError, rescale, resize
 from utils.logging import progress_bar
 
 Merge = Literal["sum", "mean", "max"]
-MERGES = get_args(Merge)
+MERGES = CHOICES["infer.merge_flips"]
 
 
 class _Data(NamedTuple):

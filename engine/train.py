@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from engine.evaluator import provenance, score_record, score_table, validate
 from engine.optim import build_optimizer
 from engine.trainer import Trainer, TrainOptions
 from methods.base import Method
+from models.refiners.dense_crf import DenseCRF
 from utils.artifacts import alone_in, write_scores
-from utils.build import build
+from utils.build import build, suggest
 from utils.checkpoint import load_checkpoint
 from utils.config import differences, project_path, to_plain
 from utils.distributed import barrier, init_process_group, is_main, rank, world_size
@@ -112,7 +115,7 @@ def _train(
             "provenance": provenance(cfg, train_split) if is_main() else {},
             "resumed_from": str(project_path(cfg.train.resume)) if _is_path(cfg.train.resume) else None,
         },
-        validate=_validation(cfg, val_split, device, work_dir) if val_split else None,
+        validate=_validation(cfg, method, val_split, device, work_dir) if val_split else None,
         select=cfg.eval.select,
     )
     if checkpoint is not None:
@@ -158,9 +161,12 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
 
     Raises:
         KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
-            parts do not have, a crop that the method cannot take, no loss to train with.
+            parts do not have, a crop that the method cannot take, no loss to train with, a CRF that no
+            inference could run.
     """
     check_batch(cfg)
+    if cfg["infer"]["crf"]:
+        DenseCRF.from_config(cfg["infer"]["crf"])
     try:
         with torch.device("meta"):  # no memory; weights are read when the training begins
             method = build_method(cfg, num_classes, pretrained=False)
@@ -253,23 +259,25 @@ def _batches(
 
 
 def _validation(
-    cfg: DictConfig, split: Split, device: torch.device, work_dir: Path
+    cfg: DictConfig, method: Method, split: Split, device: torch.device, work_dir: Path
 ) -> Callable[[Method, int], dict[str, float]]:
     dataset = WeakSegDataset(split, with_mask=True)
-    # Masks of other classes, as far as a few tell, end the run now and not after hours.
+    # What would end the first validation ends the run now and not after hours: masks of other classes, as far
+    # as a few tell, a slip in the method's prediction, a score to select by that it does not have.
     for index in range(0, len(split), max(len(split) // 8, 1)):
         dataset[index]
+    run = partial(validate, size=cfg.eval.size, device=device, precision=cfg.train.precision)
+    tagged = next((record for record in split.records if record.tags is not None), split.records[0])
+    one_image = WeakSegDataset(replace(split, records=(tagged,)), with_mask=True)
+    known = run(method, one_image, progress=False).percent()
+    if cfg.eval.select not in known:
+        raise ValueError(
+            f"eval.select={cfg.eval.select} is no score of this method{suggest(cfg.eval.select, known)}"
+        )
     source = provenance(cfg, split)
 
     def score(method: Method, step: int) -> dict[str, float]:
-        result = validate(
-            method,
-            dataset,
-            size=cfg.eval.size,
-            device=device,
-            num_workers=cfg.data.num_workers,
-            precision=cfg.train.precision,
-        )
+        result = run(method, dataset, num_workers=cfg.data.num_workers)
         percent = result.percent()
         settings = {"size": cfg.eval.size, "background_threshold": method.background_threshold}
         settings |= {"cam_scales": list(method.cam_scales), "precision": cfg.train.precision}

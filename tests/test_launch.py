@@ -208,6 +208,10 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
         (["device=cuda:7"], "8 GPU(s) asked for on this machine, 0 found"),
         (["train.batch_size=5", "train.accumulate=2"], "batch_size"),
         (["method.label_source=camm"], "label_source"),
+        (["eval.select=segg"], "eval.select=segg is no score of this method: did you mean 'seg'"),
+        (["infer.merge_flips=summ"], "infer.merge_flips is sum or mean or max, not 'summ'"),
+        (["infer.size=large"], "infer.size is native or a whole number from 1, not 'large'"),
+        (["infer.crf=tocoo"], "there is no DenseCRF preset 'tocoo'"),
     ],
 )
 def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, message, monkeypatch, capsys):

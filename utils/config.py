@@ -49,6 +49,13 @@ COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_ever
     "eval.size",
 }
 
+# Values of which there are few, where nothing but an inference, perhaps days later, would ask for them.
+CHOICES = {
+    "infer.resample": ("bilinear", "bicubic"),
+    "infer.merge_flips": ("sum", "mean", "max"),
+    "infer.merge_scales": ("sum", "mean", "max"),
+}
+
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")  # how key=value begins
 TRAINING = "engine.train"  # the stage whose options are a config
 STAGE_KEYS = ("name", "run", "config", "like")
@@ -483,8 +490,15 @@ def _check_keys(
 
 def _check_values(cfg: DictConfig, source: str) -> None:
     """Refuse a value of the engine's that is no number, no list of numbers, or no true or false, where the
-    default is one.
+    default is one, and a word that is none of the known ones.
     """
+    for key, words in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in words:
+            raise ValueError(f"{source}: {key} is {' or '.join(words)}, not {value!r}")
+    size = cfg.infer.size
+    if size != "native" and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"{source}: infer.size is native or a whole number from 1, not {size!r}")
     for key, default in leaves(_defaults()):
         value = OmegaConf.select(cfg, key)
         if not isinstance(default, (bool, int, float)) and key not in LISTS:

@@ -126,7 +126,7 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     """Read image tags: image name -> class ids in ascending order, () for an image without objects.
 
     By suffix of the file: ``.csv`` (``name,tags`` with a header or without; tags separated by ``;``, or by
-    spaces where the file has no ``;``), ``.json`` (``{name: [tag, ...]}``), ``.npy`` (the dictionary name ->
+    spaces where the file has no ``;``; or ``name;tags``, tags separated by ``;``, ``,`` or spaces), ``.json`` (``{name: [tag, ...]}``), ``.npy`` (the dictionary name ->
     multi-hot vector over the foreground classes of other programs), anything else is text (``name tag tag
     ...`` per line). Image names may carry a suffix such as ``.jpg``; it is dropped.
 
@@ -195,15 +195,12 @@ def _npy_tags(path: Path, class_names: Sequence[str]) -> list[tuple[str, list[st
 
 
 def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, list[str], str]]:
-    reader = csv.reader(io.StringIO(text), skipinitialspace=True)
-    rows = [
-        (reader.line_num, [cell.strip() for cell in row])
-        for row in reader
-        if any(cell.strip() for cell in row)
-    ]
-    if rows and rows[0][1][0].lower() in _HEADER_WORDS:
-        rows = rows[1:]
+    rows = _csv_rows(text, ",")
     separator = ";" if any(";" in cell for _, row in rows for cell in row[1:]) else None
+    if any(";" in row[0] for _, row in rows):  # no name holds one: the columns of a spreadsheet in Europe
+        rows = _csv_rows(text, ";")
+        several = any(len(row) > 2 for _, row in rows)
+        separator = "," if several or any("," in cell for _, row in rows for cell in row[1:]) else None
     if separator is None and not class_names:
         _refuse_torn_names(path, [" ".join(row[1:]).split() for _, row in rows])
 
@@ -215,6 +212,14 @@ def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, l
         (strip_suffix(row[0]), [word for cell in row[1:] for word in words(cell)], f"{path}, line {line}")
         for line, row in rows
     ]
+
+
+def _csv_rows(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Number and cells of each line that holds something, without the header."""
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    rows = [(line, row) for line, row in rows if any(row)]
+    return rows[1:] if rows and rows[0][1][0].lower() in _HEADER_WORDS else rows
 
 
 def _refuse_torn_names(path: Path, rows: Sequence[Sequence[str]]) -> None:

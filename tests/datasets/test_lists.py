@@ -28,6 +28,9 @@ def write(path, text):
         ("tags.csv", "name,tags\na.jpg,dog;cat\nb,\nc,traffic light;\n"),
         ("tags.csv", "a,dog;cat\nb\nc.png,traffic light\n"),
         ("tags.csv", 'image,tags\n"a",cat,dog\nb,\nc,traffic light\n'),
+        ("tags.csv", "name;tags\na.jpg;dog;cat\nb;\nc;traffic light;\n"),  # a spreadsheet in Europe
+        ("tags.csv", "a.jpg;dog,cat\nb\nc;traffic light\n"),
+        ("tags.csv", "image;tag;tag\na;cat;dog\nb;;\nc;traffic light;\n"),
         ("tags.json", json.dumps({"a.jpg": ["dog", "cat", "dog"], "b": [], "c": ["traffic light"]})),
     ],
 )
@@ -38,7 +41,8 @@ def test_every_form_of_tags_reads_the_same(tmp_path, file, text):
 def test_text_and_space_separated_csv(tmp_path):
     expected = {"a": (1, 2), "b": ()}
     assert read_tags(write(tmp_path / "labels.txt", "a dog cat\n\nb\n"), CLASSES) == expected
-    assert read_tags(write(tmp_path / "tags.csv", "a,dog cat\nb,\n"), CLASSES) == expected
+    for text in ("a,dog cat\nb,\n", "a;dog cat\nb;\n"):
+        assert read_tags(write(tmp_path / "tags.csv", text), CLASSES) == expected
 
 
 def test_a_missing_data_set_folder_is_said_first(tmp_path):
@@ -55,6 +59,8 @@ def test_class_names_torn_by_spaces_are_asked_about(tmp_path):
     assert read_tags(path, ["background", "dog", "potted plant"]) == {"a": (2,), "b": (1,), "c": (2,)}
     path.write_text("a.jpg,potted plant;\nb.jpg,dog\n")
     assert [words for _, words, _ in tag_words(path)] == [["potted plant"], ["dog"]]
+    path.write_text("a.jpg;potted plant;dog\nb.jpg;dog\n")
+    assert [words for _, words, _ in tag_words(path)] == [["potted plant", "dog"], ["dog"]]
     path.write_text("a.jpg,cat dog\nb.jpg,dog\n")
     assert [words for _, words, _ in tag_words(path)] == [["cat", "dog"], ["dog"]]
 

@@ -126,9 +126,10 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     """Read image tags: image name -> class ids in ascending order, () for an image without objects.
 
     By suffix of the file: ``.csv`` (``name,tags`` with a header or without; tags separated by ``;``, or by
-    spaces where the file has no ``;``; or ``name;tags``, tags separated by ``;``, ``,`` or spaces), ``.json`` (``{name: [tag, ...]}``), ``.npy`` (the dictionary name ->
-    multi-hot vector over the foreground classes of other programs), anything else is text (``name tag tag
-    ...`` per line). Image names may carry a suffix such as ``.jpg``; it is dropped.
+    spaces where the file has no ``;``; or ``name;tags``, tags separated by ``;``, ``,`` or spaces), ``.json``
+    (``{name: [tag, ...]}``), ``.npy`` (the dictionary name -> multi-hot vector over the foreground classes of
+    other programs), anything else is text (``name tag tag ...`` per line). Image names may carry a suffix
+    such as ``.jpg``; it is dropped.
 
     Args:
         path: the file.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from datasets.base import Record, Split
+from datasets.lists import IMAGE_SUFFIXES
 from engine.data import load_split
 from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table
 from engine.inference import LoadedMethod, image_split, is_photo
@@ -154,13 +155,24 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
                 f"'{infer}' is a split of the data set and a folder in the working directory: write "
                 f"./{infer} for the folder, or start from another directory for the split"
             )
+        deeper = [p for p in Path(infer).expanduser().glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES]
+        if deeper and is_main():
+            print(
+                f"photos   {len(deeper)} in subfolders of {infer} are left out; name a subfolder for its own"
+            )
         return image_split(infer, loaded.class_names)
     name = infer or loaded.cfg.data.val_set
     if not name:
         raise ValueError(
             "the checkpoint's config names no data.val_set: say with --infer which images to work on"
         )
-    split = load_split(loaded.cfg.data, name)
+    try:
+        split = load_split(loaded.cfg.data, name)
+    except (FileNotFoundError, ValueError) as error:
+        if infer is None or infer.endswith(".txt"):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"'{infer}' is no photo and no folder of photos, and as a split: {error}") from error
     if split.class_names != loaded.class_names:
         both = (loaded.class_names, split.class_names)
         ours, theirs = (f"{len(names)} ({', '.join(names[:4])}, ...)" for names in both)

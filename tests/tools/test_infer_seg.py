@@ -105,14 +105,19 @@ def test_split_without_masks_is_segmented_and_not_scored(checkpoint, demo_folder
     assert "nothing to score" in capsys.readouterr().out
 
 
-def test_photo_and_folder_of_photos_need_no_data_set(checkpoint, tmp_path):
-    (tmp_path / "photos").mkdir()
-    for name, size in (("a", (60, 40)), ("b", (33, 57))):
+def test_photo_and_folder_of_photos_need_no_data_set(checkpoint, tmp_path, capsys):
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for name, size in (("a", (60, 40)), ("b", (33, 57)), ("more/c", (20, 20))):
         Image.effect_noise(size, 80).convert("RGB").save(tmp_path / "photos" / f"{name}.jpg")
     out = infer(checkpoint, tmp_path / "one", infer=str(tmp_path / "photos" / "a.jpg"), max_side=30)
     assert read_mask(out / "a.png").shape == (40, 60) and (out / "overlay" / "a.jpg").is_file()
     out = infer(checkpoint, tmp_path / "all", infer=str(tmp_path / "photos"))
     assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
+    assert "1 in subfolders" in capsys.readouterr().out
+    with pytest.raises(
+        FileNotFoundError, match="'.*fotos' is no photo and no folder of photos, and as a spl"
+    ):
+        infer(checkpoint, tmp_path / "all", infer=str(tmp_path / "fotos"))
 
 
 def test_a_name_that_is_a_split_and_a_folder_is_asked_about(checkpoint, tmp_path, monkeypatch):

@@ -17,9 +17,9 @@ while [ $# -gt 0 ] && [ ${#positional[@]} -lt 3 ] && [[ $1 =~ ^([0-9]+(,[0-9]+)*
 if [ $# -gt 0 ] && [[ $1 != -* && $1 != *=* ]]; then set -- --model_path "$@"; fi
 if [ ${#positional[@]} -eq 1 ] && [[ ${positional[0]} =~ ^(0|cpu|.*,.*)$ ]]; then
   commas=${positional[0]//[^,]/}
-  positional=($(( ${#commas} + 1 )) 29500 "${positional[0]}")
+  positional=($(( ${#commas} + 1 )) "${MASTER_PORT:-29500}" "${positional[0]}")
 fi
-processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-}
+processes=${positional[0]:-1} port=${positional[1]:-${MASTER_PORT:-29500}} devices=${positional[2]:-}
 
 source "$here/scripts/environment.sh"
 check_positions

@@ -11,7 +11,7 @@ if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,6s/^# \{0,
 script=$1; shift
 positional=()
 while [ $# -gt 0 ] && [ ${#positional[@]} -lt 4 ] && [[ $1 != *=* && $1 != -* ]]; do positional+=("$1"); shift; done
-processes=${positional[0]:-1} port=${positional[1]:-29500} devices=${positional[2]:-} run_name=${positional[3]:-}
+processes=${positional[0]:-1} port=${positional[1]:-${MASTER_PORT:-29500}} devices=${positional[2]:-} run_name=${positional[3]:-}
 
 source scripts/environment.sh
 check_positions

@@ -4,24 +4,44 @@
 
 TEST_MODULES=${TEST_MODULES:-}
 
-has_packages() {
-  "$1" - $TEST_MODULES <<'PY' 2>/dev/null
-import importlib.util, sys
-sys.version_info >= (3, 10) or sys.exit(1)
-needed = "numpy omegaconf PIL pycocotools safetensors scipy tensorboard timm torch torchvision tqdm yaml".split()
-sys.exit(any(importlib.util.find_spec(name) is None for name in needed + sys.argv[1:]))
+fail() { echo "$1" >&2; exit 2; }
+
+# What a Python lacks of requirements.txt and $TEST_MODULES, in one line; nothing if it has all of it.
+lacks() {
+  "$1" - $TEST_MODULES <<'PY' 2>/dev/null || echo "Python 3.10"
+import re, sys
+sys.version_info >= (3, 10) or sys.exit("too old")
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+numbers = lambda text: [int(number) for number in re.findall(r"\d+", text)[:3]]
+lacking = [module for module in sys.argv[1:] if find_spec(module) is None]
+for name, least in re.findall(r"^([\w-]+)>=([\d.]+)", open("requirements.txt").read(), re.M):
+    try:
+        found = version(name)
+    except PackageNotFoundError:  # some distributions do not say what they hold
+        found = least if find_spec({"pillow": "PIL", "pyyaml": "yaml"}.get(name, name)) else ""
+    if numbers(found) < numbers(least):
+        lacking.append(f"{name}>={least}" + (f" (it has {found})" if found else ""))
+print(*lacking, sep=", ", end="")
 PY
 }
 
 use_python() {
-  if [ -n "${PYTHON:-}" ]; then return; fi
+  local lacking=
+  if [ -n "${PYTHON:-}" ]; then
+    lacking=$(lacks "$PYTHON")
+    [ -z "$lacking" ] || fail "PYTHON=$PYTHON lacks $lacking: pip install -r requirements.txt there"
+    return
+  fi
   if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-    if has_packages python; then PYTHON=python; return; fi
-    echo "the active environment lacks packages of requirements.txt${TEST_MODULES:+ or one of: $TEST_MODULES}: using .venv" >&2
+    lacking=$(lacks python)
+    if [ -z "$lacking" ]; then PYTHON=python; return; fi
+    echo "the active environment lacks $lacking: using .venv" >&2
   fi
   if [ $# -eq 0 ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; return; fi
-    if has_packages python3; then PYTHON=python3; return; fi
+    if [ -z "$(lacks python3)" ]; then PYTHON=python3; return; fi
     echo "no Python with the packages of requirements.txt: run 'bash run_demo.sh' once (it makes .venv)," >&2
     echo "or activate an environment of yours after 'pip install -r requirements.txt'" >&2
     exit 2
@@ -48,7 +68,7 @@ use_python() {
   printf '%s' "$wanted" | cksum >> "$stamp"
 }
 
-fail() { echo "$1 (bash $(basename "$0") --help)" >&2; exit 2; }
+misused() { fail "$1 (bash $(basename "$0") --help)"; }
 
 # `launch DEVICE_FLAG SCRIPT WORD...` ends as torchrun on SCRIPT, with $processes, $port and $devices of the command line;
 # DEVICE_FLAG is how the script is told its device: device= or --device=.
@@ -63,8 +83,10 @@ launch() {
   fi
   # GPUs that were asked for and are not there are an error, not a reason to compute on the CPU.
   if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- "${device_flag}cuda" "$@"; fi
-  # torchrun gives every process one thread unless told otherwise: share the cores.
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
+  # torchrun gives every process one thread unless told otherwise: share the cores, those of the job alone.
+  local cores
+  cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( (cores + processes - 1) / processes ))}
   exec "$PYTHON" "$home/torchrun.py" --nproc_per_node="$processes" --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="$port" "$script" "$@"
 }
@@ -72,10 +94,13 @@ launch() {
 # Ends with an error unless $script, $processes, $port and $devices are a script, two numbers and cpu or GPUs.
 check_positions() {
   local gpu='([0-9]+|(GPU|MIG)-[A-Za-z0-9/-]+)' commas=${devices//[^,]/}
-  [ -f "$script" ] || fail "there is no script '$script'"
-  [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "GPUS is a number of processes, not '$processes'"
-  [[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || fail "PORT is a number up to 65535, not '$port'"
+  [ -f "$script" ] || misused "there is no script '$script'"
+  [[ $processes =~ ^[1-9][0-9]*$ ]] || misused "GPUS is a number of processes, not '$processes'"
+  [[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || misused "PORT is a number up to 65535, not '$port'"
+  if [ "${NNODES:-1}" != 1 ]; then  # torchrun would wait for the others, on this machine, for ever
+    [ -n "${MASTER_ADDR:-}" ] && [ -n "${NODE_RANK:-}" ] || misused "NNODES=$NNODES needs MASTER_ADDR (the first node) and NODE_RANK"
+  fi
   if [ -z "$devices" ] || [ "$devices" = cpu ]; then return; fi
-  [[ $devices =~ ^$gpu(,$gpu)*$ ]] || fail "DEVICES is cpu or GPUs such as 0,1,2,3, not '$devices'"
-  [ "$processes" -le $(( ${#commas} + 1 )) ] || fail "$processes processes need as many GPUs, DEVICES names $(( ${#commas} + 1 )): '$devices'"
+  [[ $devices =~ ^$gpu(,$gpu)*$ ]] || misused "DEVICES is cpu or GPUs such as 0,1,2,3, not '$devices'"
+  [ "$processes" -le $(( ${#commas} + 1 )) ] || misused "$processes processes need as many GPUs, DEVICES names $(( ${#commas} + 1 )): '$devices'"
 }

@@ -5,6 +5,7 @@ python scripts/torchrun.py --nproc_per_node=4 scripts/train_voc.py run_name=my_r
 
 import sys
 
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
@@ -17,5 +18,12 @@ if __name__ == "__main__":
         if failure.exitcode < 0:
             print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except DistNetworkError as error:
+        port = next(
+            (word.partition("=")[2] for word in sys.argv if word.startswith("--master_port=")), "29500"
+        )
+        print(f"cannot use port {port}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print("another run may have it: give another PORT", file=sys.stderr)
+        sys.exit(2)
     except SignalException as error:  # Ctrl-C, or a cluster's end of the time; the processes have been told
         sys.exit(128 + error.sigval)

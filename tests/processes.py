@@ -128,7 +128,8 @@ def launch(
         The finished launcher, and what it would have started; None if nothing.
     """
     stand_in = folder / "python"
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "${CUDA_VISIBLE_DEVICES-all}" "$@"\n')
+    # A script on standard input asks what it lacks: nothing.
+    stand_in.write_text('#!/bin/sh\n[ "$1" = - ] || printf "%s\\n" "${CUDA_VISIBLE_DEVICES-all}" "$@"\n')
     stand_in.chmod(0o755)
     environment = {**options.pop("env", os.environ), "PYTHON": str(stand_in)}
     environment.pop("CUDA_VISIBLE_DEVICES", None)

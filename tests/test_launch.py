@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -301,6 +302,45 @@ def test_bad_positions_of_the_launcher_are_an_error(tmp_path, positions, message
     command = ["bash", "run_train.sh", "scripts/train_voc.py", *positions]
     done, started = launch(command, tmp_path, cwd=ROOT)
     assert done.returncode == 2 and message in done.stderr and started is None
+
+
+def test_a_node_that_does_not_know_the_first_one_is_refused(tmp_path):
+    for known in ({}, {"MASTER_ADDR": "first"}, {"NODE_RANK": "1"}):
+        environment = {"PATH": os.environ["PATH"], "NNODES": "2", **known}
+        command = ["bash", "run_train.sh", "scripts/train_voc.py", "4", "29501", "0,1,2,3"]
+        done, started = launch(command, tmp_path, cwd=ROOT, env=environment)
+        assert done.returncode == 2 and "NNODES=2 needs MASTER_ADDR" in done.stderr and started is None
+
+
+def test_port_that_is_taken_is_a_clear_error():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = run(["bash", "run_train.sh", "scripts/train_voc.py", "1", port, "cpu"])
+    assert done.returncode == 2 and f"cannot use port {port}" in done.stderr
+    assert "Traceback (most recent call last)" not in done.stderr
+
+
+def test_environment_that_lacks_packages_is_told_so(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'timm>=1.0.22 (it has 0.6)'\n")
+    python.chmod(0o755)
+    environment = {**ENVIRONMENT, "PYTHON": str(python)}
+    command = ["bash", "run_train.sh", "scripts/train_voc.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "lacks timm>=1.0.22 (it has 0.6): pip install" in done.stderr
+
+
+def test_what_a_python_lacks(tmp_path):
+    """By version, not by name alone."""
+    (tmp_path / "requirements.txt").write_text("# bounds\ntorch>=2.6\npillow>=999.1\nno-such-package>=1.0\n")
+    command = ["bash", "-c", f"source {ROOT}/scripts/environment.sh; lacks {sys.executable}"]
+    environment = {**ENVIRONMENT, "TEST_MODULES": "pytest no_such_module"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lacking = done.stdout.split(", ")
+    assert lacking[0] == "no_such_module" and lacking[1].startswith("pillow>=999.1 (it has ")
+    assert lacking[2:] == ["no-such-package>=1.0"]
 
 
 def test_help_runs_without_data(monkeypatch, capsys):

@@ -35,6 +35,11 @@ def run_main(main: Callable[[], object]) -> None:
         if os.environ.get("TRACEBACK") or is_slip:
             raise
         print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
+        if isinstance(error, ModuleNotFoundError):
+            print(
+                "if it is one of requirements.txt: source .venv/bin/activate, or pip install -r requirements.txt",
+                file=sys.stderr,
+            )
         print("(TRACEBACK=1 in the environment shows where)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from engine.train import build_method
 from methods.base import Method
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
-from utils.checkpoint import FORMAT, file_digest, load_checkpoint
+from utils.checkpoint import FORMAT, file_digest, load_checkpoint, unfit
 from utils.cli import message_of
 from utils.config import CHOICES, load_config, override_config
 from utils.distributed import barrier, is_main, shard
@@ -417,18 +417,7 @@ def _merge(a: Tensor, b: Tensor, how: Merge) -> Tensor:
 def _load_state(method: Method, state: Mapping[str, Tensor], path: Path) -> list[str]:
     """Load weights by name and return the keys without a place; a missing or misshapen weight is an error."""
     own = method.state_dict()
-    wrong = [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    missing = [key for key in own if key not in state]
-    if wrong or missing:
-        what = (
-            f"{len(wrong)} weights have another shape, first {wrong[0]}"
-            if wrong
-            else f"{len(missing)} weights are missing, first {missing[0]}"
-        )
-        raise ValueError(f"{path} does not fit its config: {what}; was a method.* key overridden?")
+    if reason := unfit(own, state):
+        raise ValueError(f"{path} does not fit its config: {reason}; was a method.* key overridden?")
     method.load_state_dict(state, strict=False)
     return [f"not used: {key}" for key in state if key not in own]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from engine.optim import poly_warmup_factor, set_learning_rate
 from methods.base import Method
 from utils.build import suggest
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint, unfit
 from utils.distributed import (
     all_reduce_mean,
     all_reduce_sum,
@@ -107,19 +107,16 @@ class Trainer:
         """
         state = load_checkpoint(path)
         is_whole = "optimizer" in state
+        if is_whole:
+            self._check_data(state, path)
         weights = state["model"] if is_whole else state.get("model", state)
         own = self.method.state_dict()
-        wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-        missing = [name for name in own if name not in weights]
-        if wrong or len(missing) == len(own) or (is_whole and missing):
-            reason = (
-                f"'{wrong[0]}' is {tuple(weights[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
-                if wrong
-                else f"{len(missing)} of {len(own)} weights are not in the file, first '{missing[0]}'"
-            )
+        known = {key: value for key, value in own.items() if key in weights}
+        if not known or (reason := unfit(own if is_whole else known, weights)):
             raise ValueError(
-                f"{path} holds no weights of this {type(self.method).__name__}: {reason}; a checkpoint of a "
-                "published program is converted by tools/convert_weights.py"
+                f"{path} holds no weights of this {type(self.method).__name__}: "
+                f"{reason if known else 'no name is the same'}; a checkpoint of a published program is "
+                "converted by tools/convert_weights.py"
             )
         if not is_whole:
             found = self.method.load_state_dict(weights, strict=False)
@@ -128,6 +125,12 @@ class Trainer:
                 f"{found.missing_keys or 'nothing'}; not used: {found.unexpected_keys or 'nothing'}"
             )
             return
+        if other := [key for key in weights if key not in own]:
+            raise ValueError(
+                f"{path} is of another method: {type(self.method).__name__} has no place for {len(other)} of "
+                f"its weights, first '{other[0]}'; to begin with its weights alone, convert it "
+                "(tools/convert_weights.py --out weights.safetensors)"
+            )
         self.method.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
@@ -139,6 +142,19 @@ class Trainer:
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+
+    def _check_data(self, state: Mapping[str, Any], path: Path) -> None:
+        """Classes are told apart by their number alone: others would be trained on without a word."""
+        before, now = (list(header.get("class_names", ())) for header in (state, self.header))
+        if before != now:
+            renamed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
+            raise ValueError(
+                f"{path} was trained on other classes ({renamed or f'{len(before)} of them'}): restore the "
+                "tags or class names, or choose another run_name="
+            )
+        old, new = (header.get("provenance", {}).get("data_fingerprint") for header in (state, self.header))
+        if new and old != new:
+            LOGGER.warning(f"data     other images or tags than in {path} (fingerprint {old} -> {new})")
 
     def fit(self) -> None:
         """Train from the current step to the last one."""
@@ -163,8 +179,10 @@ class Trainer:
         try:
             if self.scored < self.step and self._is_scored():  # an earlier process died during the validation
                 started += self._score(writer)
-            if first >= options.steps and not (self.work_dir / "last.pth").is_file():
-                self.save("last.pth")  # of a run that was finished in another folder
+            if first >= options.steps:
+                LOGGER.info(f"nothing left to train: {first} of {options.steps} steps are done")
+                if not (self.work_dir / "last.pth").is_file():
+                    self.save("last.pth")  # of a run that was finished in another folder
             while self.step < options.steps:
                 self.window.add(self._train_step(batches))
                 self.step += 1

@@ -83,6 +83,20 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
     return state
 
 
+def unfit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """Why ``weights`` cannot fill the state dict ``own``, None if they can: weights of another shape, or that
+    are missing. What ``own`` has no place for is no reason.
+    """
+    wrong = [key for key in own if key in weights and weights[key].shape != own[key].shape]
+    if wrong:
+        return (
+            f"{len(wrong)} weights have another shape, first '{wrong[0]}': {tuple(weights[wrong[0]].shape)}, "
+            f"not {tuple(own[wrong[0]].shape)}"
+        )
+    missing = [key for key in own if key not in weights]
+    return f"{len(missing)} of {len(own)} weights are missing, first '{missing[0]}'" if missing else None
+
+
 def _unsupported(error: Exception) -> str:
     """The part of torch's message that names the object."""
     match = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))

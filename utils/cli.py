@@ -37,8 +37,7 @@ def run_main(main: Callable[[], object]) -> None:
         print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
         if isinstance(error, ModuleNotFoundError):
             print(
-                "if it is one of requirements.txt: source .venv/bin/activate, or pip install -r requirements.txt",
-                file=sys.stderr,
+                "(packages: source .venv/bin/activate, or pip install -r requirements.txt)", file=sys.stderr
             )
         print("(TRACEBACK=1 in the environment shows where)", file=sys.stderr)
         sys.exit(2)

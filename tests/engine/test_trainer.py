@@ -213,12 +213,42 @@ def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):
 def test_weights_of_something_else_are_refused(tmp_path):
     own = trainer(tmp_path).method.state_dict()
     for state, message in (
-        ({"proj.weight": torch.zeros(3)}, "weights are not in the file.*tools/convert_weights.py"),
-        ({**own, "linear.weight": torch.zeros(3, 3, 3)}, r"'linear.weight' is \(3, 3, 3\), not"),
+        ({"proj.weight": torch.zeros(3)}, "no name is the same.*tools/convert_weights.py"),
+        ({**own, "linear.weight": torch.zeros(3, 3, 3)}, r"'linear.weight': \(3, 3, 3\), not"),
     ):
         torch.save({"model": state}, tmp_path / "other.pth")
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path).restore(tmp_path / "other.pth")
+
+
+def test_a_whole_checkpoint_of_another_method_is_refused(tmp_path):
+    trainer(tmp_path).fit()
+    state = load_checkpoint(tmp_path / "last.pth")
+    state["model"]["queue"] = torch.zeros(3)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(
+        ValueError, match=r"another method: Toy has no place for 1 of its weights, first 'queue'"
+    ):
+        trainer(tmp_path).restore(tmp_path / "other.pth")
+
+
+def test_other_classes_do_not_go_on_and_other_images_are_told(tmp_path, monkeypatch):
+    def run(names, fingerprint):
+        made = trainer(tmp_path)
+        made.header = {"class_names": names, "provenance": {"data_fingerprint": fingerprint}}
+        return made
+
+    run(["background", "cat", "dog"], "a").fit()
+    with pytest.raises(ValueError, match="other classes .cat -> cow.: restore the tags .* run_name="):
+        run(["background", "cow", "dog"], "a").restore(tmp_path / "last.pth")
+    with pytest.raises(ValueError, match="other classes .3 of them."):
+        run(["background", "cat", "dog", "eel"], "a").restore(tmp_path / "last.pth")
+    told = []
+    monkeypatch.setattr("engine.trainer.LOGGER.warning", told.append)
+    run(["background", "cat", "dog"], "a").restore(tmp_path / "last.pth")
+    assert not told
+    run(["background", "cat", "dog"], "b").restore(tmp_path / "last.pth")
+    assert len(told) == 1 and "other images or tags" in told[0] and "a -> b" in told[0]
 
 
 def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path):

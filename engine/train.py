@@ -121,7 +121,7 @@ def _train(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     seed_process(cfg.seed, trainer.step, rank())
-    _log_start(cfg, train_split, val_split, device, work_dir, checkpoint, trainer.step)
+    _log_start(cfg, method, train_split, val_split, device, work_dir, checkpoint, trainer.step)
     trainer.fit()
     LOGGER.info(
         f"done: {work_dir / 'last.pth'}"
@@ -314,6 +314,7 @@ def _names(classes: Sequence[str], most: int = 6) -> str:
 
 def _log_start(
     cfg: DictConfig,
+    method: Method,
     train_split: Split,
     val_split: Split | None,
     device: torch.device,
@@ -342,5 +343,17 @@ def _log_start(
             "         accumulation: losses that count pixels or pairs over the batch are normalised per "
             "micro-batch, so numbers differ from accumulate=1"
         )
+    if unreached := _unreached(method, cfg.train.steps, cfg.optim.warmup_steps):
+        LOGGER.info(f"note     train.steps={cfg.train.steps} ends before {unreached}")
     if checkpoint is not None:
         LOGGER.info(f"resume   {checkpoint} at step {step}")
+
+
+def _unreached(method: Method, steps: int, warmup_steps: int) -> str:
+    """What the schedules of a run have behind its last step: losses, and the end of the warm-up."""
+    parts = ["the warm-up (optim.warmup_steps)"] if steps <= warmup_steps else []
+    for name, weight in method.loss_weights.items():
+        on = [start for start, value in zip(weight.starts, weight.values) if value]
+        if on and on[0] >= steps:
+            parts.append(f"the loss {name} (step {on[0]})")
+    return ", ".join(parts)

@@ -288,12 +288,14 @@ class Trainer:
         return sums
 
     def _check_names(self, losses: dict[str, Tensor]) -> None:
-        """A weight that belongs to no loss would be a typing error that changes the result without a word."""
-        for name in self.method.loss_weights:
-            if name not in losses and self.method.loss_weight(name, self.step):
+        """A weight that belongs to no loss would be a typing error that changes the result without a word, or
+        ends the run hours later, where it is switched on.
+        """
+        for name, weight in self.method.loss_weights.items():
+            if name not in losses and any(weight.values):
                 raise ValueError(
                     f"method.loss_weights.{name} belongs to no loss of {type(self.method).__name__}"
-                    f"{suggest(name, {*losses, *self.method.loss_weights} - {name})}"
+                    f"{suggest(name, losses)}"
                 )
 
     def _report_broken(self, losses: dict[str, Tensor]) -> NoReturn:

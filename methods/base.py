@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from utils.build import check_number
 from utils.image import resize
 from utils.schedule import Schedule
 
@@ -60,13 +62,21 @@ class Method(nn.Module):
             raise ValueError(f"num_classes counts the background, so it is at least 2, not {num_classes}")
         self.num_classes = num_classes
         self.loss_weights = {name: Schedule(weight) for name, weight in (loss_weights or {}).items()}
+        for name, weight in self.loss_weights.items():
+            for value in weight.values:
+                check_number(f"method.loss_weights.{name}", value, -math.inf, math.inf)
+        check_number("method.background_threshold", background_threshold)
+        if isinstance(cam_scales, (str, int, float)) or not cam_scales:
+            raise ValueError(f"method.cam_scales is a list of image scales, not {cam_scales!r}")
+        for scale in cam_scales:
+            check_number("method.cam_scales: every scale", scale, 1e-3, 100)
         self.background_threshold = background_threshold
         self.cam_scales = tuple(cam_scales)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Unweighted losses by name.
+        """Unweighted losses by name, all of them at every step.
 
-        A term may be left out while its weight is 0 if no parameter depends on it alone.
+        A costly one may be a plain 0 while its weight is 0, if no parameter depends on it alone.
         """
         raise NotImplementedError
 

@@ -16,14 +16,12 @@ from torch import Tensor
 from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
-from losses.dense_energy import dense_energy_loss
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, resize_like
 from methods.toco import ToCo
 from methods.vit_base import label_shares
 from models.backbones.vit import ViT
 from utils.cam import PresentClasses, present_classes, region_mask
-from utils.image import denormalize
 from utils.schedule import Schedule
 from utils.seed import sample_generator
 
@@ -100,16 +98,15 @@ class MCC(ToCo):
         teacher = self.teach(views.cls_token, step)
         seg_logits = resize_like(out.seg_logits, pseudo_label)
 
-        losses = {
+        return {
             "cls": multilabel_loss(out.class_logits, class_label),
             "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
             "aff": patch_affinity_loss(out.tokens.patch_tokens, affinity),
             "mcc": class_token_contrast(student, teacher, is_positive, self.temperature),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
+            "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
+            **label_shares(pseudo_label),
         }
-        if self.loss_weight("reg", step) > 0:
-            losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
-        return losses | label_shares(pseudo_label)
 
     def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells.

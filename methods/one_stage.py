@@ -287,15 +287,16 @@ class OneStage(SingleStageCNN):
         masks = logits.softmax(1)
         class_logits = self.class_scores(logits, masks)  # (B, C)
 
-        losses = {
-            "cls": self.class_loss(class_logits, class_label),
-            "fg": mean_foreground(masks, class_label).mean(),
-        }
-        if self.loss_weight("mask", step) > 0:
+        mask = logits.new_zeros(())  # and no work while its weight is 0
+        if self.loss_weight("mask", step):
             pseudo_label = self.pseudo_ground_truth(image, masks, class_label)  # (B, H, W)
             seg_logits = resize(logits, image.shape[-2:], align_corners=True)
-            losses["mask"] = mask_loss(seg_logits, pseudo_label, class_label).mean()
-        return losses
+            mask = mask_loss(seg_logits, pseudo_label, class_label).mean()
+        return {
+            "cls": self.class_loss(class_logits, class_label),
+            "mask": mask,
+            "fg": mean_foreground(masks, class_label).mean(),
+        }
 
     @torch.no_grad()
     def decoder_target(

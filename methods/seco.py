@@ -7,6 +7,7 @@ tokens, s side of a local crop. Tags: 1..C a class, 0 background, -1 mixed or un
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,18 +17,17 @@ from torch import Tensor
 
 from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
-from losses.dense_energy import dense_energy_loss
 from losses.segmentation import balanced_cross_entropy
 from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_contrast
 from methods.base import Batch, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
-from utils.build import build_part
+from utils.build import build_part, check_number
 from utils.cam import PresentClasses, cam_to_confident_label, ignore_outside_box, present_classes
 from utils.crops import crop_positions, cut
 from utils.distributed import gather_batch
-from utils.image import IGNORE_INDEX, denormalize
+from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
 from utils.schedule import Schedule
 from utils.seed import sample_generator
@@ -68,6 +68,7 @@ class SeCo(SingleStageViT):
     """
 
     crf_preset = "seco"
+    trains_decoder = True
 
     def __init__(
         self,
@@ -151,6 +152,9 @@ class SeCo(SingleStageViT):
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {values[0]!r} or {values[1]!r}, not {getattr(self, name)!r}")
+        for name in ("momentum", "prototype_momentum"):
+            check_number(f"method.{name}", getattr(self, name))
+        check_number("method.num_local_crops", self.num_local_crops, 1, math.inf)
         if unknown := set(self.tag_source.values) - {"cam", "aux_cam"}:
             raise ValueError(f"tag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
 
@@ -186,7 +190,7 @@ class SeCo(SingleStageViT):
         )
         seg_logits = resize_like(out.seg_logits, pseudo_label)
 
-        losses = {
+        return {
             "cls": multilabel_loss(out.class_logits, class_label),
             "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
             "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
@@ -195,10 +199,9 @@ class SeCo(SingleStageViT):
                 query, self.prototypes.clone(), revised_tags, self.temperature_lig
             ),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
+            "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
+            **label_shares(pseudo_label),
         }
-        if self.loss_weight("reg", step) > 0:
-            losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
-        return losses | label_shares(pseudo_label)
 
     # -- separate
 

@@ -6,6 +6,7 @@ crop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,14 @@ from torch import Tensor
 from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
-from losses.dense_energy import dense_energy_loss
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
-from utils.build import build_part
+from utils.build import build_part, check_number
 from utils.cam import PresentClasses, present_classes, region_mask
 from utils.crops import crop_positions, cut
-from utils.image import denormalize
 from utils.seed import sample_generator
 
 
@@ -43,6 +42,8 @@ class ToCo(SingleStageViT):
         **options: of ``SingleStageViT``.
     """
 
+    trains_decoder = True
+
     def __init__(
         self,
         num_classes: int,
@@ -57,6 +58,9 @@ class ToCo(SingleStageViT):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
+        check_number("method.num_local_crops", num_local_crops, 1, math.inf)
+        check_number("method.object_share", object_share, 0, 2)
+        check_number("method.momentum", momentum)
         self.local_crop_size = local_crop_size
         self.num_local_crops = num_local_crops
         self.object_share = object_share
@@ -85,16 +89,15 @@ class ToCo(SingleStageViT):
         teacher = self.teach(views.cls_token, step)
         seg_logits = resize_like(out.seg_logits, pseudo_label)
 
-        losses = {
+        return {
             "cls": multilabel_loss(out.class_logits, class_label),
             "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
             "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
             "ctc": class_token_contrast(student, teacher, is_positive, self.temperature),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
+            "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
+            **label_shares(pseudo_label),
         }
-        if self.loss_weight("reg", step) > 0:
-            losses["reg"] = dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
-        return losses | label_shares(pseudo_label)
 
     @torch.no_grad()
     def teach(self, cls_token: Tensor, step: int) -> Tensor:

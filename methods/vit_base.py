@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.transforms import WeakStrongViews
+from losses.dense_energy import dense_energy_loss
 from methods.base import Method, Prediction, Transform
 from models.backbones import create_backbone
 from models.backbones.vit import Tokens
 from models.heads import create_decoder, pooled_logits
 from models.refiners.pixel_adaptive import PAR
-from utils.build import build_part
+from utils.build import build_part, check_number
 from utils.cam import (
     PresentClasses,
     affinity_label,
@@ -66,6 +67,8 @@ class SingleStageViT(Method):
             or the ``plain`` crop (SeCo).
     """
 
+    trains_decoder = False
+
     def __init__(
         self,
         num_classes: int,
@@ -87,6 +90,8 @@ class SingleStageViT(Method):
         self.main_view = main_view
         if ptc_box not in ("published", "scaled"):
             raise ValueError(f"ptc_box '{ptc_box}' is neither 'published' nor 'scaled'")
+        check_number("method.high_threshold", high_threshold)
+        check_number("method.low_threshold", low_threshold, most=high_threshold)
         self.low_threshold = low_threshold
         self.high_threshold = high_threshold
         self.label_source = Schedule(label_source)
@@ -104,6 +109,8 @@ class SingleStageViT(Method):
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.decoder = None
+        if decoder is None and self.trains_decoder:
+            raise ValueError(f"{type(self).__name__} trains a decoder: method.decoder cannot be null")
         if decoder is not None:
             self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
 
@@ -212,6 +219,14 @@ class SingleStageViT(Method):
         return ignore_outside_box(label, valid_box)
 
     # -- training
+
+    def dense_energy(
+        self, image: Tensor, seg_logits: Tensor, pseudo_label: Tensor, valid_box: Tensor, step: int
+    ) -> Tensor:
+        """The regularised loss ``reg`` of normalised images; 0, and no work, while its weight is 0."""
+        if not self.loss_weight("reg", step):
+            return seg_logits.new_zeros(())
+        return dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone, its norms, heads, decoder; the new layers learn ten times faster than the backbone."""

@@ -209,6 +209,17 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
         (["eval.select=segg"], "eval.select=segg is no score of this method: did you mean 'seg'"),
         (["infer.merge_flips=summ"], "infer.merge_flips is sum or mean or max, not 'summ'"),
         (["infer.size=large"], "infer.size is native or a whole number from 1, not 'large'"),
+        (["train.resume=no"], "train.resume is auto, never or a checkpoint's path, not False"),
+        (["train.keep_every=-1"], "train.keep_every is a whole number from 1, or null, not -1"),
+        (
+            ["method.background_threshold=0,5"],
+            "method.background_threshold is a number from 0 to 1, not '0,5'",
+        ),
+        (["method.low_threshold=0.9"], "method.low_threshold is a number from 0 to 0.55, not 0.9"),
+        (["method.cam_scales=1.0"], "method.cam_scales is a list of image scales, not 1.0"),
+        (["method.loss_weights.cls=one"], "method.loss_weights.cls is a number"),
+        (["method.momentum=9"], "method.momentum is a number from 0 to 1, not 9"),
+        (["method.decoder=null"], "ToCo trains a decoder: method.decoder cannot be null"),
         (["infer.crf=tocoo"], "there is no DenseCRF preset 'tocoo'"),
     ],
 )
@@ -220,6 +231,13 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_log_says_what_a_short_run_does_not_reach(demo, tmp_path, capsys):
+    arguments = ["train.steps=1", "optim.warmup_steps=1", "method.loss_weights.seg=[[0,0.0],[7,0.1]]"]
+    go_on([*demo, *arguments], tmp_path / "run")
+    line = "train.steps=1 ends before the warm-up (optim.warmup_steps), the loss seg (step 7)\n"
+    assert line in capsys.readouterr().out
 
 
 def test_two_runs_do_not_share_a_folder(demo, plain, tmp_path):

@@ -88,6 +88,13 @@ def build_part(target: Any, options: Mapping[str, Any] | None, *args: Any, key: 
     return target(*args, **fixed, **(options or {}))
 
 
+def check_number(key: str, value: Any, least: float = 0.0, most: float = 1.0) -> None:
+    """Raise a ValueError that names the key if ``value`` is no number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        limits = f"from {least:g} to {most:g}" if most != float("inf") else f"from {least:g}"
+        raise ValueError(f"{key} is a number {limits}, not {value!r}")
+
+
 def _check_names(target: Any, arguments: Iterable[str], whose: str, but: Iterable[str] = ()) -> None:
     names = keyword_names(target)
     if names is None:

@@ -49,6 +49,8 @@ COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_ever
     "eval.size",
 }
 
+# Whole numbers from 1 that may be null.
+OPTIONAL_COUNTS = ("train.keep_every", "train.threads", "optim.decay_steps")
 # Values of which there are few, where nothing but an inference, perhaps days later, would ask for them.
 CHOICES = {
     "infer.resample": ("bilinear", "bicubic"),
@@ -496,6 +498,16 @@ def _check_values(cfg: DictConfig, source: str) -> None:
         value = OmegaConf.select(cfg, key)
         if value not in words:
             raise ValueError(f"{source}: {key} is {' or '.join(words)}, not {value!r}")
+    for key in OPTIONAL_COUNTS:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{source}: {key} is a whole number from 1, or null, not {value!r}")
+    if not isinstance(cfg.train.resume, str):  # YAML takes no, off and false for a boolean
+        raise ValueError(
+            f"{source}: train.resume is auto, never or a checkpoint's path, not {cfg.train.resume!r}"
+        )
+    if not isinstance(cfg.work_dir, str):
+        raise ValueError(f"{source}: work_dir is a folder, not {cfg.work_dir!r}")
     size = cfg.infer.size
     if size != "native" and (not isinstance(size, int) or size < 1):
         raise ValueError(f"{source}: infer.size is native or a whole number from 1, not {size!r}")

@@ -176,6 +176,11 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
         return
     if not method.loss_weights:
         raise ValueError("method.loss_weights is empty, so that nothing would be trained")
+    if cfg["data"]["label_dir"] and not method.learns_from_labels:
+        raise ValueError(
+            f"{type(method).__name__} learns from tags and would not look at data.label_dir: set it to null "
+            "(a class of your own that reads the labels has learns_from_labels = True)"
+        )
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 

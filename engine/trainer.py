@@ -96,8 +96,8 @@ class Trainer:
             # torch 2.15 gave the option another name.
             named = inspect.signature(DistributedDataParallel).parameters
             sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-            devices = [device.index] if device.type == "cuda" else None
-            arguments: dict[str, Any] = {"device_ids": devices, sync: False}
+            # Without device_ids, which would move to the GPU what `_to_device` left on the CPU.
+            arguments: dict[str, Any] = {sync: False}
             self._trained = DistributedDataParallel(method, **arguments)
 
     def restore(self, path: Path) -> None:

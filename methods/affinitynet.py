@@ -59,6 +59,8 @@ class AffinityNet(Method):
         exp_times: squarings of the transition matrix, so 2 ** exp_times steps; 8 in PSA, 6 in SEAM.
     """
 
+    learns_from_labels = True
+
     def __init__(
         self,
         num_classes: int,

@@ -45,6 +45,8 @@ class Method(nn.Module):
         cam_scales: image scales of multi-scale CAMs.
     """
 
+    # Whether it is trained on what data.label_dir adds to a batch (datasets/base.py).
+    learns_from_labels = False
     # DenseCRF preset of the method's paper, which a plain --crf of tools/infer_seg.py takes.
     crf_preset = "toco"
     # Stride of the CAMs that ``propagate`` starts from: 1, or 4 for those of a CAM file's ``strided``.

@@ -64,6 +64,7 @@ class IRNet(Method):
             padding too: 512 is the crop size of the paper.
     """
 
+    learns_from_labels = True
     walk_stride = 4
 
     def __init__(

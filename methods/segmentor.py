@@ -46,6 +46,8 @@ class Segmentor(Method):
         head_lr_scale: how much faster the head learns than the backbone.
     """
 
+    learns_from_labels = True
+
     def __init__(
         self,
         num_classes: int,

@@ -220,6 +220,8 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
         (["method.loss_weights.cls=one"], "method.loss_weights.cls is a number"),
         (["method.momentum=9"], "method.momentum is a number from 0 to 1, not 9"),
         (["method.decoder=null"], "ToCo trains a decoder: method.decoder cannot be null"),
+        (["data.label_dir=logs"], "ToCo learns from tags and would not look at data.label_dir"),
+        (["data.generate.strength=0.1"], "make others with tools/make_demo_data.py out=FOLDER strength=0.1"),
         (["infer.crf=tocoo"], "there is no DenseCRF preset 'tocoo'"),
     ],
 )

@@ -19,26 +19,14 @@ class LargeFOV(nn.Module):
     """DeepLab's large field of view decoder: two dilated 3x3 convolutions, then 1x1 (ToCo, MCC).
 
     (B, D, h, w) -> (B, K, h, w).
-
-    Args:
-        std: spread of the last layer's weights at the start; None: PyTorch's default.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        hidden: int = 512,
-        dilation: int = 5,
-        std: float | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 512, dilation: int = 5) -> None:
         super().__init__()
         options = dict(kernel_size=3, padding=dilation, dilation=dilation, bias=False)
         self.conv6 = nn.Conv2d(in_channels, hidden, **options)
         self.conv7 = nn.Conv2d(hidden, hidden, **options)
         self.conv8 = nn.Conv2d(hidden, num_classes, 1, bias=False)
-        if std is not None:
-            nn.init.normal_(self.conv8.weight, std=std)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.conv8(F.relu(self.conv7(F.relu(self.conv6(features)))))
@@ -48,17 +36,10 @@ class ASPP(nn.Module):
     """DeepLab v2's atrous spatial pyramid: the sum of parallel dilated convolutions (SeCo).
 
     (B, D, h, w) -> (B, K, h, w).
-
-    Args:
-        std: spread of the weights at the start; None: 0.01.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        dilations: tuple[int, ...] = (6, 12, 18, 24),
-        std: float | None = None,
+        self, in_channels: int, num_classes: int, dilations: tuple[int, ...] = (6, 12, 18, 24)
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
@@ -66,7 +47,7 @@ class ASPP(nn.Module):
             for dilation in dilations
         )
         for branch in self.branches:
-            nn.init.normal_(branch.weight, std=0.01 if std is None else std)
+            nn.init.normal_(branch.weight, std=0.01)
             nn.init.zeros_(branch.bias)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -91,6 +92,8 @@ class Trainer:
         self.window = _Means(device)
         self._stop_signal: int | None = None
         self._stopping = False
+        # torchrun, where it started this process.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._trained: torch.nn.Module = method
         if is_distributed():
             # torch 2.15 gave the option another name.
@@ -278,7 +281,8 @@ class Trainer:
         # Three numbers travel over processes and to the CPU once a step: if a loss breaks on one process, or
         # one is asked to stop, all must stop, and at the same step.
         total = torch.stack(list(sums.values())).sum()
-        told = total.new_tensor([float(self._stop_signal is not None), float(skipped)])
+        stops = self._stop_signal is not None or self._is_orphan()
+        told = total.new_tensor([float(stops), float(skipped)])
         total_loss, stop, replaced = all_reduce_sum(torch.cat([total[None], told])).tolist()
         self.skipped += int(replaced)
         self._stopping = stop > 0
@@ -371,6 +375,10 @@ class Trainer:
             return
         self._stop_signal = number
         LOGGER.info("stopping after this step ...")
+
+    def _is_orphan(self) -> bool:
+        """Whether the launcher was killed, so that nobody could stop this process any more."""
+        return self._launcher not in (None, os.getppid())
 
     def _stop(self) -> None:
         self.save("last.pth")

@@ -253,6 +253,17 @@ def test_other_classes_do_not_go_on_and_other_images_are_told(tmp_path, monkeypa
     assert len(told) == 1 and "other images or tags" in told[0] and "a -> b" in told[0]
 
 
+def test_processes_whose_launcher_was_killed_save_and_stop(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    run = trainer(tmp_path)
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        run.fit()
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 1
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    trainer(tmp_path / "by_hand").fit()  # from a shell that has gone since
+
+
 def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path):
     trainer(tmp_path / "a").fit()
     run = trainer(tmp_path / "b")

@@ -26,6 +26,7 @@ import scipy.io
 from datasets.lists import read_list, read_tags, some, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
 from utils.artifacts import require_files, write_atomic
+from utils.cli import run_main
 from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
 
@@ -160,9 +161,7 @@ def compare(root: Path, reference: Path) -> None:
     table = reference / "cls_labels.npz" if reference.is_dir() else reference
     if not table.is_file():
         raise FileNotFoundError(f"there is no tag table {table} to compare with")
-    with np.load(table, allow_pickle=False) as arrays:
-        rows = zip(arrays["names"], arrays["labels"], strict=True)
-        theirs = {str(name): tuple(np.flatnonzero(row) + 1) for name, row in rows}
+    theirs = read_table(table)
     ours = read_tags(root / "tags.csv", CLASS_NAMES)
     common = sorted(ours.keys() & theirs.keys())
     unequal = [name for name in common if ours[name] != theirs[name]]
@@ -186,6 +185,24 @@ def compare(root: Path, reference: Path) -> None:
         raise ValueError(f"the result differs from {reference}: {'; '.join(differences)}")
 
 
+def read_table(path: Path) -> dict[str, tuple[int, ...]]:
+    """Image name -> class ids of a tag table: ``.npz`` with ``names`` (N,) and ``labels`` (N, 20), 0 or 1."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names, labels = arrays["names"], arrays["labels"]
+    # numpy raises many things on other files (ValueError, KeyError, BadZipFile, TypeError, ...).
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no tag table, which is an .npz of the arrays 'names' and 'labels': {error}"
+        ) from error
+    if names.ndim != 1 or labels.shape != (len(names), len(CLASS_NAMES) - 1):
+        raise ValueError(
+            f"{path} holds names {names.shape} and labels {labels.shape}, but a tag table has a row of "
+            f"{len(CLASS_NAMES) - 1} labels, one for each class of VOC, for each name"
+        )
+    return {str(name): tuple(np.flatnonzero(row) + 1) for name, row in zip(names, labels)}
+
+
 def _report(counts: Mapping[str, int], tags: Mapping[str, list[str]], trainaug: list[str]) -> None:
     for split, expected in EXPECTED.items():
         if split in counts:
@@ -206,25 +223,23 @@ def _names_in(folder: Path, pattern: str) -> set[str]:
     return {path.stem for path in folder.glob(pattern) if not path.name.startswith(".")}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--root", default="data/VOCdevkit/VOC2012", help="folder VOC2012 of the unpacked archive")
+    p.add_argument("--sbd", help="folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug")
+    p.add_argument(
+        "--ignore_difficult",
+        dest="difficult",
+        action="store_false",
+        help="difficult objects give no tag",
     )
-    parser.add_argument(
-        "--root", default="data/VOCdevkit/VOC2012", help="folder VOC2012 of the unpacked archive"
-    )
-    parser.add_argument("--sbd", help="folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug")
-    parser.add_argument("--ignore_difficult", action="store_true", help="difficult objects give no tag")
-    parser.add_argument(
+    p.add_argument(
         "--compare", help="tag table .npz, or a folder of lists with cls_labels.npz, to compare with"
     )
-    parser.add_argument("--any_counts", action="store_true", help="accept a part of VOC")
-    args = parser.parse_args(argv)
-    try:
-        run(vars(args) | {"difficult": not args.ignore_difficult})
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    p.add_argument("--any_counts", action="store_true", help="accept a part of VOC")
+    return p
 
 
 if __name__ == "__main__":
-    main()
+    run_main(lambda: run(vars(parser().parse_args())))

@@ -1,4 +1,6 @@
 import gzip
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ import scipy.io
 from PIL import Image
 
 from datasets.voc import CLASS_NAMES, voc_split
-from tools.prepare_voc import EXPECTED, main, read_sbd, run, trainaug_names
+from tools import prepare_voc
+from tools.prepare_voc import EXPECTED, read_sbd, read_table, run, trainaug_names
 from utils.image import read_mask, write_mask
 
 TAGS = {"t1": ["cat"], "t2": ["dog", "person"], "v1": ["person"], "s1": ["aeroplane"], "s2": ["bird", "cat"]}
@@ -96,11 +99,15 @@ def test_image_without_annotation_takes_the_tags_of_its_mask(voc, capsys):
     assert "1 of 5 images (s1) have no XML annotation" in capsys.readouterr().out
 
 
-def test_part_of_voc_is_an_error_unless_accepted(voc):
+def test_part_of_voc_is_an_error_unless_accepted(voc, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"train 2 instead of 1464, .* trainaug 4 instead of 10582"):
         prepare(voc, any_counts=False)
-    with pytest.raises(SystemExit, match="ValueError: this is not the whole"):
-        main(["--root", str(voc)])
+    monkeypatch.setattr(sys, "argv", ["prepare_voc.py", "--root", str(voc), "--ignore_difficult"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(prepare_voc.__file__, run_name="__main__")
+    assert end.value.code == 2
+    assert "ValueError: this is not the whole" in capsys.readouterr().err
+    assert (voc / "tags.csv").read_text().count("bird") == 0  # the only one is difficult
 
 
 def reference(folder, tags):
@@ -118,6 +125,21 @@ def test_comparison_with_a_tag_table_and_lists(voc, tmp_path, capsys):
     reference(tmp_path, TAGS | {"t1": ["dog"]})
     with pytest.raises(ValueError, match=r"tags of 1 of 5 images \(t1\)"):
         prepare(voc, compare=tmp_path / "cls_labels.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.array(["s1"])}, r"other\.npz is no tag table, .* 'names' and 'labels'"),
+        (None, r"other\.npz is no tag table"),
+        ({"names": np.array(["s1"]), "labels": np.ones((1, 21))}, r"labels \(1, 21\), but .* row of 20"),
+    ],
+)
+def test_another_file_than_a_tag_table_is_named(tmp_path, arrays, message):
+    path = tmp_path / "other.npz"
+    path.write_bytes(b"text") if arrays is None else np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
 
 
 def test_damaged_sbd_file_is_named(voc, tmp_path):

@@ -10,7 +10,7 @@ import difflib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ import numpy as np
 from utils.artifacts import write_atomic
 from utils.image import IGNORE_INDEX
 from utils.npy_dictionary import read_npy_dictionary
+
+Entry = tuple[str | None, list[str], str]  # of a tags file; see `tag_words`
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 
@@ -33,6 +35,9 @@ _HEADER_WORDS = {
     "id",
     "path",
 }
+# What a header calls the column of the tags themselves; that of a table names the classes.
+_TAG_WORDS = {"tag", "tags", "label", "labels", "class", "classes"}
+_FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 def read_utf8(path: Path) -> str:
@@ -126,10 +131,11 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     """Read image tags: image name -> class ids in ascending order, () for an image without objects.
 
     By suffix of the file: ``.csv`` (``name,tags`` with a header or without; tags separated by ``;``, or by
-    spaces where the file has no ``;``; or ``name;tags``, tags separated by ``;``, ``,`` or spaces), ``.json``
-    (``{name: [tag, ...]}``), ``.npy`` (the dictionary name -> multi-hot vector over the foreground classes of
-    other programs), anything else is text (``name tag tag ...`` per line). Image names may carry a suffix
-    such as ``.jpg``; it is dropped.
+    spaces where the file has no ``;``; or ``name;tags``, tags separated by ``;``, ``,`` or spaces; or a table
+    with a column of 0 and 1 for each class, named in its first line), ``.json`` (``{name: [tag, ...]}``),
+    ``.npy`` (the dictionary name -> multi-hot vector over the foreground classes of other programs), anything
+    else is text (``name tag tag ...`` per line). Image names may carry a suffix such as ``.jpg``; it is
+    dropped.
 
     Args:
         path: the file.
@@ -148,12 +154,17 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
         for word in words:
             if word not in class_id:
                 raise ValueError(f"{where}: '{word}' is not a class{_closest(word, list(class_id))}")
-        tags[name] = tuple(sorted({class_id[word] for word in words}))
+        if name is not None:
+            tags[name] = tuple(sorted({class_id[word] for word in words}))
     return tags
 
 
-def tag_words(path: str | Path, class_names: Sequence[str] = ()) -> Iterable[tuple[str, list[str], str]]:
-    """Image name, tag words and place ("file, line 3") of each entry of a tags file; see `read_tags`."""
+def tag_words(path: str | Path, class_names: Sequence[str] = ()) -> Sequence[Entry]:
+    """Image name, tag words and place ("file, line 3") of each entry of a tags file; see `read_tags`.
+
+    The header of a table is an entry without image name: its words are classes, whether an image has them or
+    not.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -165,9 +176,12 @@ def tag_words(path: str | Path, class_names: Sequence[str] = ()) -> Iterable[tup
     if path.suffix.lower() == ".json":
         return _json_tags(path, text)
     if path.suffix.lower() == ".csv":
-        return _csv_tags(path, text, set(class_names))
-    entries = enumerate((line.split() for line in text.splitlines()), start=1)
-    return [(strip_suffix(words[0]), words[1:], f"{path}, line {line}") for line, words in entries if words]
+        entries = _csv_tags(path, text, set(class_names))
+    else:
+        lines = enumerate((line.split() for line in text.splitlines()), start=1)
+        entries = [(strip_suffix(words[0]), words[1:], f"{path}, line {k}") for k, words in lines if words]
+    _refuse_flags(path, entries, class_names)
+    return entries
 
 
 def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
@@ -182,8 +196,8 @@ def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
     write_atomic(Path(path), text.getvalue().encode())
 
 
-def _npy_tags(path: Path, class_names: Sequence[str]) -> list[tuple[str, list[str], str]]:
-    entries = []
+def _npy_tags(path: Path, class_names: Sequence[str]) -> list[Entry]:
+    entries: list[Entry] = []
     for name, vector in read_npy_dictionary(path).items():
         name = str(name)
         if name.isdigit() and len(name) == 10:  # 2007000032, how IRN writes VOC's 2007_000032
@@ -195,13 +209,20 @@ def _npy_tags(path: Path, class_names: Sequence[str]) -> list[tuple[str, list[st
     return entries
 
 
-def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, list[str], str]]:
-    rows = _csv_rows(text, ",")
-    separator = ";" if any(";" in cell for _, row in rows for cell in row[1:]) else None
-    if any(";" in row[0] for _, row in rows):  # no name holds one: the columns of a spreadsheet in Europe
-        rows = _csv_rows(text, ";")
+def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[Entry]:
+    lines = _csv_lines(text, ",")
+    # No name holds a ';': it stands between the columns, as spreadsheets in Europe write them.
+    is_european = any(";" in row[0] for _, row in lines)
+    if is_european:
+        lines = _csv_lines(text, ";")
+    if lines and (table := _csv_table(path, lines, class_names)):
+        return table
+    rows = lines[1:] if lines and lines[0][1][0].lower() in _HEADER_WORDS else lines
+    if is_european:
         several = any(len(row) > 2 for _, row in rows)
         separator = "," if several or any("," in cell for _, row in rows for cell in row[1:]) else None
+    else:
+        separator = ";" if any(";" in cell for _, row in rows for cell in row[1:]) else None
     if separator is None and not class_names:
         _refuse_torn_names(path, [" ".join(row[1:]).split() for _, row in rows])
 
@@ -215,12 +236,56 @@ def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[tuple[str, l
     ]
 
 
-def _csv_rows(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Number and cells of each line that holds something, without the header."""
+def _csv_lines(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Number and cells of each line that holds something."""
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    rows = [(line, row) for line, row in rows if any(row)]
-    return rows[1:] if rows and rows[0][1][0].lower() in _HEADER_WORDS else rows
+    return [(line, row) for line, row in rows if any(row)]
+
+
+def _csv_table(path: Path, lines: Sequence[tuple[int, list[str]]], class_names: set[str]) -> list[Entry]:
+    """Entries of a table with a column of 0 and 1 for each class, the header among them; [] if it is none.
+
+    It is one if its first line names columns, and any other line holds nothing but 0 and 1 in them.
+    """
+    (header, (_, *columns)), *rows = lines
+    while columns and not columns[-1]:  # the line ends with a delimiter
+        columns.pop()
+    width = len(columns)
+    has_names = all(columns) and _TAG_WORDS.isdisjoint(column.lower() for column in columns)
+    if not columns or not has_names or any(map(_is_flag, [*columns, *class_names])):
+        return []
+    if not any(len(row) > width and all(map(_is_flag, row[1 : width + 1])) for _, row in rows):
+        return []
+    entries: list[Entry] = [(None, columns, f"{path}, line {header}")]
+    for line, (name, *cells) in rows:
+        where = f"{path}, line {line}"
+        if len(cells) < width or any(cells[width:]):
+            raise ValueError(f"{where}: {len(cells)} values, but line {header} names {width} classes")
+        for column, cell in zip(columns, cells):
+            if not _is_flag(cell):
+                raise ValueError(
+                    f"{where}: '{cell}' in the column of class '{column}' is neither 0 nor 1 (a column that "
+                    "holds tags is called 'tags')"
+                )
+        present = [column for column, cell in zip(columns, cells) if _FLAGS[cell.lower()]]
+        entries.append((strip_suffix(name), present, where))
+    return entries
+
+
+def _is_flag(word: str) -> bool:
+    return word.lower() in _FLAGS
+
+
+def _refuse_flags(path: Path, entries: Sequence[Entry], class_names: Sequence[str]) -> None:
+    """Raise a ValueError where every tag is 0 or 1 and no class is called so: a table without its header."""
+    found = {word for _, words, _ in entries for word in words}
+    if found and all(map(_is_flag, found)) and not any(map(_is_flag, class_names)):
+        raise ValueError(
+            f"{path}: every tag is {' or '.join(sorted(found))}. A table with a column of 0 and 1 for each "
+            "class is a .csv file whose first line names the classes (image,cat,dog); classes that are "
+            "called so stand in data.options.class_names"
+        )
 
 
 def _refuse_torn_names(path: Path, rows: Sequence[Sequence[str]]) -> None:
@@ -233,7 +298,8 @@ def _refuse_torn_names(path: Path, rows: Sequence[Sequence[str]]) -> None:
         for pair in itertools.pairwise(words):
             pairs.setdefault(pair, set()).add(line)
     for (first, second), lines in pairs.items():
-        if len(lines) > 1 and lines == lines_of[first] == lines_of[second]:
+        is_name = not (_is_flag(first) and _is_flag(second))  # for those see `_refuse_flags`
+        if is_name and len(lines) > 1 and lines == lines_of[first] == lines_of[second]:
             raise ValueError(
                 f"{path}: '{first} {second}' always stand together. If it is one tag, write it as "
                 f"'{first} {second};', if there are two, as '{first};{second}': spaces separate tags only in "
@@ -241,7 +307,7 @@ def _refuse_torn_names(path: Path, rows: Sequence[Sequence[str]]) -> None:
             )
 
 
-def _json_tags(path: Path, text: str) -> list[tuple[str, list[str], str]]:
+def _json_tags(path: Path, text: str) -> list[Entry]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:

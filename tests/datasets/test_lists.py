@@ -31,6 +31,12 @@ def write(path, text):
         ("tags.csv", "name;tags\na.jpg;dog;cat\nb;\nc;traffic light;\n"),  # a spreadsheet in Europe
         ("tags.csv", "a.jpg;dog,cat\nb\nc;traffic light\n"),
         ("tags.csv", "image;tag;tag\na;cat;dog\nb;;\nc;traffic light;\n"),
+        (
+            "tags.csv",
+            "image,traffic light,cat,dog\na.jpg,0,1,1\nb,0,0,0\nc,1,0,0\n",
+        ),  # a column for each class
+        ("tags.csv", "photo;cat;dog;traffic light;\na.jpg;1.0;1.0;0.0;\n\nb;0.0;0.0;0.0\nc;0.0;0.0;1.0;\n"),
+        ("tags.csv", ",cat,dog,traffic light\na,True,True,False\nb,False,False,False\nc,False,False,True\n"),
         ("tags.json", json.dumps({"a.jpg": ["dog", "cat", "dog"], "b": [], "c": ["traffic light"]})),
     ],
 )
@@ -63,6 +69,41 @@ def test_class_names_torn_by_spaces_are_asked_about(tmp_path):
     assert [words for _, words, _ in tag_words(path)] == [["potted plant", "dog"], ["dog"]]
     path.write_text("a.jpg,cat dog\nb.jpg,dog\n")
     assert [words for _, words, _ in tag_words(path)] == [["cat", "dog"], ["dog"]]
+
+
+def test_header_of_a_table_names_the_classes(tmp_path):
+    """Those that no image has among them; with known classes it is checked as tags are."""
+    path = write(tmp_path / "tags.csv", "image,cat,bird,traffic light\na.jpg,1,0,0\nb.jpg,0,0,1\n")
+    words = [words for _, words, _ in tag_words(path)]
+    assert words == [["cat", "bird", "traffic light"], ["cat"], ["traffic light"]]
+    with pytest.raises(ValueError, match=r"tags\.csv, line 1: 'bird' is not a class"):
+        read_tags(path, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,cat,dog\na,1,0\nb,2,0\n", r"line 3: '2' in the column of class 'cat' is neither 0 nor 1"),
+        ("image;cat;dog\na;;1\nb;0;1\n", r"line 2: '' in the column of class 'cat' is neither 0 nor 1"),
+        ("image,cat,dog\na,1,0\nb,1\n", "line 3: 1 values, but line 1 names 2 classes"),
+        ("image,cat\na,1\nb,1,0\n", "line 3: 2 values, but line 1 names 1 classes"),
+        ("a.jpg,1,0\nb.jpg,1,0\n", r"every tag is 0 or 1.*first line names the classes \(image,cat,dog\)"),
+        ("image,tags\na,1\nb,1\n", "every tag is 1.*first line names the classes"),
+        ("image;;\na;1;0\nb;0;1\n", "every tag is 0 or 1.*first line names the classes"),
+    ],
+)
+@pytest.mark.parametrize("class_names", [(), CLASSES])
+def test_bad_tables_of_classes_are_named(tmp_path, text, message, class_names):
+    with pytest.raises(ValueError, match=message):
+        tag_words(write(tmp_path / "tags.csv", text), class_names)
+
+
+def test_classes_may_be_called_by_numbers(tmp_path):
+    digits = ("background", "0", "1", "2")
+    for text in ("image,digit\na,0\nb,1\n", "a,0\nb,1\n"):
+        assert read_tags(write(tmp_path / "tags.csv", text), digits) == {"a": (1,), "b": (2,)}
+    path = write(tmp_path / "tags.csv", "image,label\na,0\nb,7\n")
+    assert [words for _, words, _ in tag_words(path)] == [["0"], ["7"]]
 
 
 def test_written_tags_read_back(tmp_path):

@@ -127,6 +127,13 @@ def test_custom_single_class_and_given_order(own):
     assert custom_split(own, "all", class_names=["zebra", "cat"]).records[0].tags == (2,)
 
 
+def test_custom_classes_of_a_table_are_those_of_its_header(own):
+    text(own / "tags.csv", "image,zebra,cat,bird\na.jpg,1,1,0\nb,0,0,0\nc,0,1,0\nmy dog.bmp,1,0,0\n")
+    split = custom_split(own, "all")
+    assert split.class_names == ("background", "bird", "cat", "zebra")
+    assert {r.name: r.tags for r in split.records} == {"a": (2, 3), "b": (), "deep/c": (2,), "my dog": (3,)}
+
+
 def test_custom_splits_are_disjoint_complete_and_stable(tmp_path):
     for k in range(40):
         picture(tmp_path / "images" / f"{k}.png")

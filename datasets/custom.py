@@ -10,6 +10,7 @@ from datasets.base import Record, Split
 from datasets.lists import (
     IMAGE_SUFFIXES,
     find_list,
+    is_background,
     read_class_names,
     read_list,
     read_tags,
@@ -149,8 +150,9 @@ def _words_of(root: Path, tags: str | None) -> list[str]:
         raise ValueError(
             "without tags the classes are unknown: set data.options.tags or data.options.class_names"
         )
-    # `background` is no object; reading the tags complains about it.
-    words = sorted({word for _, words, _ in tag_words(root / tags) for word in words} - {"background"})
+    # Background is no object; reading the tags complains about it.
+    found = {word for _, words, _ in tag_words(root / tags) for word in words}
+    words = sorted(word for word in found if not is_background(word))
     if not words:
         raise ValueError(f"no image in {root / tags} has a tag, so there is no class to learn")
     return words

@@ -98,8 +98,14 @@ def read_class_names(
 ) -> tuple[str, ...]:
     """Class names, background first, from a file (line k names mask value k), a sequence or a default.
 
-    ``background`` is put in front where it is left out.
+    ``background`` is put in front where it is left out, and replaces another spelling of it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names that would give a class another mask value than its line says (a blank line,
+        background in another place than the first), that are not unique, or too many.
     """
+    where = "class names"
     if source is None:
         names = list(default)
     elif isinstance(source, str):
@@ -111,11 +117,24 @@ def read_class_names(
                 f"class names {path} are missing: write one name per line, or correct "
                 "data.options.class_names"
             )
-        names = [line.strip() for line in read_utf8(path).splitlines() if line.strip()]
+        where = f"class names {path}"
+        names = [line.strip() for line in read_utf8(path).rstrip().splitlines()]
+        if "" in names:
+            raise ValueError(
+                f"{where}: line {names.index('') + 1} is blank, but line k names mask value k: remove it, or "
+                "name the class of that value"
+            )
     else:
         names = [str(name) for name in source]
-    if not names or names[0] != "background":
-        names.insert(0, "background")
+    for place, name in enumerate(names[1:], start=2):
+        if is_background(name):
+            raise ValueError(
+                f"{where}: '{name}' is name {place}, but background is mask value 0: put it first, or leave "
+                "it out"
+            )
+    if names and is_background(names[0]):
+        del names[0]
+    names.insert(0, "background")
     if len(set(names)) < len(names):
         raise ValueError(
             f"class names are not unique: {', '.join(name for name in set(names) if names.count(name) > 1)}"
@@ -125,6 +144,11 @@ def read_class_names(
             f"{len(names)} classes do not fit into 8-bit masks (at most {IGNORE_INDEX} with background)"
         )
     return tuple(names)
+
+
+def is_background(name: str) -> bool:
+    """Whether a name is one of the spellings of background, such as labelme's ``_background_``."""
+    return name.replace("_", "").lower() in ("background", "bg")
 
 
 def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -350,7 +374,7 @@ def some(names: Sequence[str], total: int, what: str) -> str:
 
 
 def _closest(word: str, known: Sequence[str]) -> str:
-    if word == "background":
-        return ": leave the tags of an image without objects empty"
+    if is_background(word):
+        return ": leave the tags of an image without objects empty (and that column out of a table)"
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.0) or list(known)[:1]
     return f": did you mean '{match[0]}'?" if match else ""

@@ -168,6 +168,23 @@ def test_class_names_get_their_background(tmp_path):
         read_class_names("none.txt", tmp_path, ())
 
 
+@pytest.mark.parametrize("first", ["_background_", "Background", "BACKGROUND", "__background__", "bg"])
+def test_background_by_any_name_is_mask_value_0(tmp_path, first):
+    write(tmp_path / "names.txt", f"{first}\ncat\ndog\n\n \n")  # blank lines at the end name nothing
+    assert read_class_names("names.txt", tmp_path, ()) == ("background", "cat", "dog")
+    assert read_class_names([first, "cat"], tmp_path, ()) == ("background", "cat")
+    write(tmp_path / "names.txt", f"__ignore__\n{first}\ncat\n")
+    with pytest.raises(ValueError, match=rf"names\.txt: '{first}' is name 2, but background is mask value 0"):
+        read_class_names("names.txt", tmp_path, ())
+
+
+@pytest.mark.parametrize(("names", "line"), [("background\ncat\n\ndog\n", 3), ("\ncat\n", 1)])
+def test_a_blank_line_that_would_shift_mask_values_is_named(tmp_path, names, line):
+    write(tmp_path / "names.txt", names)
+    with pytest.raises(ValueError, match=rf"names\.txt: line {line} is blank, but line k names mask value k"):
+        read_class_names("names.txt", tmp_path, ())
+
+
 def test_files_by_folder_and_by_pattern(tmp_path):
     name = "COCO_val2014_000000000042"
     assert file_of(tmp_path, "{part}2014", name, ".jpg") == tmp_path / "val2014" / f"{name}.jpg"

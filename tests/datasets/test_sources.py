@@ -179,6 +179,9 @@ def test_custom_says_what_is_wrong(own):
     text(own / "tags.csv", "c,cat\ndeep/c,cat\n")
     with pytest.raises(ValueError, match="'deep/c' is named a second time"):
         custom_split(own, "all")
+    text(own / "tags.csv", "a,cat\nb,Background\nc,\nmy dog,\n")
+    with pytest.raises(ValueError, match=r"line 2: 'Background' is not a class: leave the tags .* empty"):
+        custom_split(own, "all")
     text(own / "tags.csv", "a,\n")
     with pytest.raises(ValueError, match="no class to learn"):
         custom_split(own, "all")

@@ -192,7 +192,10 @@ def run(cfg: Mapping[str, Any]) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     config = data_config(options)
-    split = load_split(config.data, options.split or config.data.val_set)
+    name = options.split or config.data.val_set
+    if not name:
+        raise ValueError("the config names no data.val_set: say with --split which images to score")
+    split = load_split(config.data, name)
     if not any(has_mask(record) for record in split.records):
         raise ValueError(
             f"split '{split.name}' has no masks to score against; check data.root and data.options.masks"

@@ -97,6 +97,9 @@ def test_what_to_score_must_be_said(checkpoint, tmp_path):
         evaluate.run({"model_path": str(checkpoint)})
     with pytest.raises(FileNotFoundError, match="no folder"):
         evaluate.run({"labels": str(tmp_path / "none"), "model_path": str(checkpoint)})
+    no_val = ["config=configs/datasets/custom.yaml"]
+    with pytest.raises(ValueError, match=r"names no data\.val_set: say with --split which images to score"):
+        evaluate.run({"labels": str(tmp_path), "overrides": no_val})
 
 
 def test_untagged_photos_get_the_classes_that_the_classifier_finds(checkpoint, demo_folder, tmp_path):

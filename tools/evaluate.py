@@ -31,6 +31,8 @@ from tools.options import (
     has_mask,
     parse,
     report,
+    report_labels,
+    scored_images,
     short_name,
 )
 from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, require_files
@@ -40,7 +42,7 @@ from utils.config import load_config, override_config
 from utils.distributed import is_main
 from utils.image import read_mask, resize
 from utils.logging import progress_bar
-from utils.metrics import ConfusionMatrix, SegScores, ThresholdSweep
+from utils.metrics import ConfusionMatrix, ThresholdSweep
 
 THRESHOLDS = tuple(i / 100 for i in range(60))  # the scan of the multi-stage papers
 SHOWN = 5  # every so many of them stand in the printed table
@@ -104,12 +106,11 @@ class CamSweep:
         """Print sweep and tables (at the fixed threshold), write ``scores.json``; main process only."""
         if not is_main():
             return
-        scores = {name: sweep.scores() for name, sweep in self.sweeps.items()}
-        scores = {name: tried for name, tried in scores.items() if tried[self.threshold].pixels}
-        if not scores:
-            print(f"no masks for {short_name(self.split)}: nothing to score; the CAMs are in {folder}")
+        scored = scored_images(self.split, f"the CAMs are in {folder}")
+        if not scored:
             return
-        names = self.split.class_names
+        scores = {name: sweep.scores() for name, sweep in self.sweeps.items() if sweep.matrix.counts.any()}
+        names, source = self.split.class_names, {**source, "scored_images": scored}
         rows = [
             [f"{t:.2f}", *(f"{100 * tried[t].miou:.2f}" for tried in scores.values())]
             for t in self.thresholds[::SHOWN]
@@ -212,7 +213,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     origin = made_with(folder)
     protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", split)
     settings = {"folder": str(folder.absolute()), "made_with": origin}
-    source = {**provenance(config, split), "scored_images": len(records)}
+    source = provenance(config, split)
     if options.labels:
         _score_labels(folder, out, split, records, protocol, {**settings, "ignored": options.ignored}, source)
     else:
@@ -247,14 +248,11 @@ def _score_labels(
     for record in progress_bar(records, desc="score", unit="img", leave=False):
         count_pixels(matrix, record, read_mask(label_path(folder, record.name)), settings["ignored"])
     try:
-        scores: SegScores = matrix.scores()
+        matrix.scores()
     except ValueError as error:
         advice = "; pseudo labels with ignored pixels need --ignored background or skip"
         raise ValueError(f"{folder}: {error}{advice if settings['ignored'] == 'error' else ''}") from error
-    print(score_table({"seg": scores}, split.class_names))
-    print(confusion_table({"seg": scores}, split.class_names))
-    print(pair_table(scores, split.class_names))
-    report(out, [score_record(protocol, scores, split.class_names, settings, source)])
+    report_labels(out, matrix, split, protocol, settings, source)
 
 
 def data_config(options: argparse.Namespace) -> Any:

@@ -192,7 +192,7 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             pool.drain()  # those that could be read
             raise
     source = score_source(options, loaded, split)
-    report_labels(out, matrix, split, protocol, settings, source)
+    report_labels(out, matrix.reduce(), split, protocol, settings, source)
     return out
 
 

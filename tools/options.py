@@ -283,6 +283,20 @@ def count_pixels(
     matrix.update(torch.from_numpy(truth), torch.from_numpy(prediction))
 
 
+def scored_images(split: Split, results: str) -> int:
+    """Number of images that a score of a split rests on; says so where these are not all of them.
+
+    Args:
+        results: what was made all the same where there is nothing to score.
+    """
+    scored = sum(has_mask(record) for record in split.records)
+    if not scored:
+        print(f"no masks for {short_name(split)}: nothing to score; {results}")
+    elif scored < len(split):
+        print(f"only {scored} of {len(split)} images have a mask: the score is theirs")
+    return scored
+
+
 def report_labels(
     folder: Path,
     matrix: ConfusionMatrix,
@@ -291,16 +305,17 @@ def report_labels(
     settings: Mapping[str, Any],
     source: Mapping[str, Any],
 ) -> None:
-    """Sum label counts over processes, print the tables and add the score of a split to ``scores.json``."""
-    scores = matrix.reduce().scores()
+    """Print the tables and add the score of a split's labels to ``scores.json``; main process only.
+
+    Args:
+        matrix: the counts, summed over the processes that shared the images out.
+    """
+    scores = matrix.scores()
     if not is_main():
         return
-    scored = sum(has_mask(record) for record in split.records)
+    scored = scored_images(split, f"the label images are in {folder}")
     if not scored:
-        print(f"no masks for {short_name(split)}: nothing to score; the label images are in {folder}")
         return
-    if scored < len(split):
-        print(f"only {scored} of {len(split)} images have a mask: the score is theirs")
     print(score_table({"seg": scores}, split.class_names))
     print(confusion_table({"seg": scores}, split.class_names))
     print(pair_table(scores, split.class_names))

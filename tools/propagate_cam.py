@@ -110,7 +110,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
     )
     source = score_source(options, loaded, split)
-    report_labels(out, matrix, split, protocol, settings, source)
+    report_labels(out, matrix.reduce(), split, protocol, settings, source)
     return out
 
 

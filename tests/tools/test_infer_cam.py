@@ -71,6 +71,23 @@ def test_labels_of_a_foreign_folder_are_scored(split, checkpoint, tmp_path, caps
         evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
 
 
+def test_scores_over_a_part_of_the_masks_say_so(cams, checkpoint, split, tmp_path, capsys):
+    """CAMs that are made and that are read again, and labels: a list of one's own may lack masks."""
+    (tmp_path / "mine.txt").write_text("".join(f"{record.name}\n" for record in split.records))
+    masks = tmp_path / "masks"
+    for record in split.records[:4]:
+        write_mask(masks / f"{record.name}.png", read_mask(record.mask))
+    some = {"model_path": str(checkpoint), "overrides": [f"data.options.masks={masks}"]}
+    listed, out = str(tmp_path / "mine.txt"), tmp_path / "out"
+    infer_cam.run({**some, "infer": listed, "out": str(out), "device": "cpu", "num_workers": 0})
+    evaluate.run({**some, "split": listed, "cam": str(cams), "out": str(tmp_path / "cam")})
+    evaluate.run({**some, "split": listed, "labels": str(masks), "out": str(tmp_path / "labels")})
+    assert capsys.readouterr().out.count("only 4 of 6 images have a mask: the score is theirs") == 3
+    for folder in (out, tmp_path / "cam", tmp_path / "labels"):
+        source = [record["provenance"] for record in read_scores(folder)]
+        assert {(s["images"], s["scored_images"]) for s in source} == {(6, 4)}
+
+
 @pytest.mark.parametrize("ignored, miou", [("background", "below"), ("skip", "perfect")])
 def test_ignored_pixels_are_refused_unless_asked_for(split, checkpoint, tmp_path, ignored, miou):
     for record in split.records:

@@ -25,7 +25,9 @@ from utils.build import build, suggest
 from utils.checkpoint import load_checkpoint
 from utils.config import differences, project_path, to_plain
 from utils.distributed import barrier, init_process_group, is_main, rank, world_size
+from utils.image import IGNORE_INDEX
 from utils.logging import LOGGER, setup_logging
+from utils.metrics import ConfusionMatrix
 from utils.seed import seed_everything, seed_process
 
 # Keys that may differ between a run and its continuation: they change where and how it computes, not what.
@@ -184,6 +186,27 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 
+def check_masks(dataset: WeakSegDataset) -> None:
+    """Read a few of the masks to score against.
+
+    Raises:
+        ValueError: one has another size than its image, or values that are no classes; or all of them ignore
+            what their images are tagged with.
+    """
+    split = dataset.split
+    truth, tagged = ConfusionMatrix(split.num_classes), []
+    for index in range(0, len(split), max(len(split) // 8, 1)):
+        mask = dataset[index]["mask"]
+        truth.update(mask, mask)
+        if split.records[index].tags:
+            tagged.append(split.records[index].mask)
+    if truth.lacks_classes and tagged:
+        raise ValueError(
+            f"no mask of split '{split.name}' that was tried (first {tagged[0]}) holds any of the classes; "
+            f"{IGNORE_INDEX} means ignored, class 1 must be 1"
+        )
+
+
 def _is_path(resume: str) -> bool:
     return str(resume) not in ("auto", "never")
 
@@ -267,10 +290,10 @@ def _validation(
     cfg: DictConfig, method: Method, split: Split, device: torch.device, work_dir: Path
 ) -> Callable[[Method, int], dict[str, float]]:
     dataset = WeakSegDataset(split, with_mask=True)
-    # What would end the first validation ends the run now and not after hours: masks of other classes, as far
-    # as a few tell, a slip in the method's prediction, a score to select by that it does not have.
-    for index in range(0, len(split), max(len(split) // 8, 1)):
-        dataset[index]
+    # What would end the first validation, or make its scores worthless, ends the run now and not after hours:
+    # masks of other classes, as far as a few tell, a slip in the method's prediction, a score to select by
+    # that it does not have.
+    check_masks(dataset)
     run = partial(validate, size=cfg.eval.size, device=device, precision=cfg.train.precision)
     tagged = next((record for record in split.records if record.tags is not None), split.records[0])
     one_image = WeakSegDataset(replace(split, records=(tagged,)), with_mask=True)

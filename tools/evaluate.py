@@ -106,10 +106,10 @@ class CamSweep:
         """Print sweep and tables (at the fixed threshold), write ``scores.json``; main process only."""
         if not is_main():
             return
-        scored = scored_images(self.split, f"the CAMs are in {folder}")
+        scores = {name: sweep.scores() for name, sweep in self.sweeps.items() if sweep.matrix.counts.any()}
+        scored = scored_images(self.split, self.sweeps["cam"].matrix)
         if not scored:
             return
-        scores = {name: sweep.scores() for name, sweep in self.sweeps.items() if sweep.matrix.counts.any()}
         names, source = self.split.class_names, {**source, "scored_images": scored}
         rows = [
             [f"{t:.2f}", *(f"{100 * tried[t].miou:.2f}" for tried in scores.values())]

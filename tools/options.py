@@ -279,22 +279,29 @@ def count_pixels(
     if ignored == "background":
         prediction = np.where(prediction == IGNORE_INDEX, 0, prediction)
     elif ignored == "skip":
-        truth = np.where(prediction == IGNORE_INDEX, IGNORE_INDEX, truth)
+        kept = prediction != IGNORE_INDEX
+        truth, prediction = truth[kept], prediction[kept]
     matrix.update(torch.from_numpy(truth), torch.from_numpy(prediction))
 
 
-def scored_images(split: Split, results: str) -> int:
-    """Number of images that a score of a split rests on; says so where these are not all of them.
+def scored_images(split: Split, matrix: ConfusionMatrix) -> int:
+    """Number of images that a score of a split rests on; says so where these are not all of them, or none.
 
     Args:
-        results: what was made all the same where there is nothing to score.
+        matrix: what was counted.
     """
-    scored = sum(has_mask(record) for record in split.records)
+    scored = [record for record in split.records if has_mask(record)]
     if not scored:
-        print(f"no masks for {short_name(split)}: nothing to score; {results}")
-    elif scored < len(split):
-        print(f"only {scored} of {len(split)} images have a mask: the score is theirs")
-    return scored
+        print(f"no masks for {short_name(split)}: nothing to score")
+    elif matrix.lacks_classes and any(record.tags != () for record in scored):  # () shows no object at all
+        print(
+            f"no mask of {short_name(split)} holds any of the classes; {IGNORE_INDEX} means ignored, class 1 "
+            "must be 1: nothing to score"
+        )
+        return 0
+    elif len(scored) < len(split):
+        print(f"only {len(scored)} of {len(split)} images have a mask: the score is theirs")
+    return len(scored)
 
 
 def report_labels(
@@ -313,7 +320,7 @@ def report_labels(
     scores = matrix.scores()
     if not is_main():
         return
-    scored = scored_images(split, f"the label images are in {folder}")
+    scored = scored_images(split, matrix)
     if not scored:
         return
     print(score_table({"seg": scores}, split.class_names))

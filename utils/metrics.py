@@ -201,6 +201,12 @@ class ConfusionMatrix:
             self.reduced = True
         return self
 
+    @property
+    def lacks_classes(self) -> bool:
+        """Whether the truth so far holds ignored pixels, but none of an object, as masks of 0 and 255 do."""
+        k = self.num_classes
+        return bool(self.counts[k * k]) and not self.counts[k : k * k].any()
+
     def scores(self) -> SegScores:
         """Scores of what has been counted so far.
 

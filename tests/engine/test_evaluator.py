@@ -1,6 +1,7 @@
 """Validation on a split, score tables, provenance."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from torch.testing import assert_close
 
 from datasets.base import Record, Split, WeakSegDataset
 from engine.evaluator import confusion_table, pair_table, provenance, score_table, strongest_class, validate
+from engine.train import check_masks
 from methods.base import Method, Prediction
 from tests.processes import in_a_group
 from utils.cam import cam_to_label, normalize_cam
 from utils.distributed import init_process_group
-from utils.image import normalize
+from utils.image import normalize, read_mask, write_mask
 
 NAMES = ("background", "cat", "dog", "boat")
 
@@ -114,6 +116,20 @@ def test_data_without_masks_is_a_clear_error(split):
     unlabelled = Split("val", NAMES, (Record("a", split.records[0].image, None, (1,)),))
     with pytest.raises(ValueError, match="no ground-truth mask"):
         WeakSegDataset(unlabelled, with_mask=True)
+
+
+def test_masks_that_ignore_every_object_end_a_training_before_it_begins(split):
+    """Masks of 0 and 255: the score would be that of background, and high."""
+    check_masks(WeakSegDataset(split, with_mask=True))
+    for record in split.records:
+        write_mask(record.mask, np.where(read_mask(record.mask) > 0, 255, 0))
+    with pytest.raises(
+        ValueError, match=r"no mask of .*masks/0\.png.* holds any of the classes; 255 means ign"
+    ):
+        check_masks(WeakSegDataset(split, with_mask=True))
+    # Images without objects may well have such masks.
+    empty = Split("val", NAMES, tuple(replace(record, tags=()) for record in split.records))
+    check_masks(WeakSegDataset(empty, with_mask=True))
 
 
 def test_image_without_tags_is_all_background():

@@ -88,6 +88,26 @@ def test_scores_over_a_part_of_the_masks_say_so(cams, checkpoint, split, tmp_pat
         assert {(s["images"], s["scored_images"]) for s in source} == {(6, 4)}
 
 
+def test_masks_that_ignore_every_object_give_no_score(cams, checkpoint, split, tmp_path, capsys):
+    """Masks of 0 and 255: the score would be that of background, and high."""
+    masks = tmp_path / "masks"
+    for record in split.records:
+        write_mask(masks / f"{record.name}.png", np.where(read_mask(record.mask) > 0, 255, 0))
+    options = {"model_path": str(checkpoint), "out": str(tmp_path), "ignored": "background"}
+    options["overrides"] = [f"data.options.masks={masks}"]
+    for folder in ({"cam": str(cams)}, {"labels": str(masks)}):
+        evaluate.run(options | folder)
+        told = (
+            "no mask of test holds any of the classes; 255 means ignored, class 1 must be 1: nothing to score"
+        )
+        assert told in capsys.readouterr().out and not (tmp_path / "scores.json").exists()
+    # Such masks are right where no image shows an object.
+    (tmp_path / "tags.csv").write_text("".join(f"{record.name},\n" for record in split.records))
+    options["overrides"] += [f"data.options.tags={tmp_path / 'tags.csv'}"]
+    evaluate.run(options | {"labels": str(masks)})
+    assert read_scores(tmp_path)[0]["score"]["miou_classes"] == 1
+
+
 @pytest.mark.parametrize("ignored, miou", [("background", "below"), ("skip", "perfect")])
 def test_ignored_pixels_are_refused_unless_asked_for(split, checkpoint, tmp_path, ignored, miou):
     for record in split.records:

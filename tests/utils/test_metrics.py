@@ -138,6 +138,17 @@ def test_ignored_pixels_change_nothing():
     assert matrix_of(truth, prediction, 2).scores().miou == 1.0
 
 
+def test_truth_that_ignores_its_objects_is_recognised():
+    for truth, lacks in (
+        ([0, 255], True),
+        ([0, 1, 255], False),
+        ([0, 0], False),
+        ([255], True),
+        ([2], False),
+    ):
+        assert matrix_of(torch.tensor([truth]), torch.ones(1, len(truth)).long(), 3).lacks_classes == lacks
+
+
 @pytest.mark.parametrize(
     "truth, prediction, which", [([0, 7], [0, 0], "ground truth"), ([0, 1], [0, 255], "prediction")]
 )

@@ -38,11 +38,13 @@ class Validation(dict[str, SegScores]):
     Attributes:
         tag_f1: mean over images of the binary F1 of predicted tags (logit > 0), in [0, 1].
         images: number of scored images.
+        protocols: id of every score, by output.
         sweep: ``{"cam": {threshold: scores}, ...}``; empty unless thresholds were given.
     """
 
     tag_f1: float
     images: int
+    protocols: dict[str, str]
     sweep: dict[str, dict[float, SegScores]]
 
     def percent(self) -> dict[str, float]:
@@ -138,12 +140,15 @@ def validate(
     result = Validation()
     result.images = int(totals["images"])
     result.tag_f1 = totals["tag_f1"] / totals["tagged"] if totals["tagged"] else float("nan")
-    result.sweep = {}
+    result.protocols, result.sweep = {}, {}
+    cam_views: dict[str, Any] = {"scales": method.cam_scales, "threshold": method.background_threshold}
     for name in names:
         reduced = matrices[name].reduce()
         tried = {t: m.reduce() for t, m in sweep.get(name, {}).items()}
         if totals[name]:
             result[name] = reduced.scores()
+            views = {} if name == "seg" else cam_views
+            result.protocols[name] = protocol_id(name, dataset.split.name, **views)
             if tried:
                 result.sweep[name] = {t: m.scores() for t, m in tried.items()}
     return result
@@ -236,6 +241,34 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         lines += [rule] if row[0] in ("mIoU", "mean") else []
         lines.append(line(row))
     return "\n".join(lines)
+
+
+def protocol_id(
+    kind: str,
+    split: str,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crf: str | None = None,
+    tags: bool = False,
+    crops: Mapping[str, Sequence[int]] | None = None,
+    threshold: float | None = None,
+) -> str:
+    """The id that a score is quoted with, for example ``seg/val/ms+flip`` (docs/evaluation.md).
+
+    Args:
+        kind: ``seg``, ``cam`` or ``aux_cam``. A CAM is always made with scale 1 and mirror images, whatever
+            ``scales`` and ``flip`` say.
+        crf: ``DenseCRF.protocol``.
+        threshold: background threshold at which a CAM is scored.
+    """
+    if kind != "seg":
+        scales, flip = sorted({1.0, *scales}), True
+    if crops:
+        views = f"crops({','.join('x'.join(map(str, crops[key])) for key in ('window', 'grid'))})"
+    else:
+        views = "ms" if len(scales) > 1 else "ss" if scales[0] == 1 else f"ss({scales[0]:g})"
+    steps = [views, *(["flip"] if flip else []), *(["tags"] if tags else []), *([crf] if crf else [])]
+    return f"{kind}/{split}/{'+'.join(steps)}" + ("" if threshold is None else f"@{threshold:.2f}")
 
 
 def score_record(

@@ -311,13 +311,8 @@ def _validation(
         settings |= {"cam_scales": list(method.cam_scales), "precision": cfg.train.precision}
         made_by = {**source, "checkpoint": str(work_dir), "checkpoint_sha256": f"step {step}", "step": step}
         if is_main():
-            kind = "ms" if set(method.cam_scales) - {1.0} else "ss"
-            cam = f"{kind}+flip@{method.background_threshold:.2f}"
-            protocols = {"seg": "ss", "cam": cam, "aux_cam": cam}
             records = [
-                score_record(
-                    f"{name}/{split.name}/{protocols[name]}", s, split.class_names, settings, made_by
-                )
+                score_record(result.protocols[name], s, split.class_names, settings, made_by)
                 for name, s in result.items()
             ]
             write_scores(work_dir, records)

@@ -174,9 +174,10 @@ def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
         )
         record[name] = {
             "images": result.images,
-            "protocol": f"cam, aux_cam, seg: {name}/ss (CAM with mirror image), {cfg.eval.size} px squares",
+            "size": cfg.eval.size,
             "provenance": provenance(cfg, split),
             "tag_f1": 100 * result.tag_f1,
+            **{f"{what}_protocol": protocol for what, protocol in result.protocols.items()},
             **{f"{what}_miou": 100 * scores.miou for what, scores in result.items()},
             **{f"{what}_confusion": scores.mean_confusion for what, scores in result.items()},
         }

@@ -34,6 +34,9 @@ def test_demo_ends_with_a_table_and_a_page(arguments, monkeypatch, capsys):
     for record in records:
         assert 0 <= record["test"]["cam_miou"] <= 100 and record["test_shuffled"]["images"] == 4
         assert f"{record['test']['cam_miou']:.1f}" in table
+    cam, toco, _ = (record["test_shuffled"] for record in records)
+    assert cam["cam_protocol"] == "cam/test_shuffled/ss+flip@0.30" and "seg_protocol" not in cam
+    assert toco["seg_protocol"] == "seg/test_shuffled/ss" and toco["seg_miou"] >= 0 and toco["size"] == 48
     page = (out / "report.html").read_text()
     pictures = re.findall(r'<img src="([^"]+)"', page)
     assert len(pictures) == 2 * len(records) and all((out / picture).is_file() for picture in pictures)

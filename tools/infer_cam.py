@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
+from engine.evaluator import protocol_id
 from engine.inference import for_each_image, load_method
 from tools.evaluate import CamSweep
 from tools.options import (
@@ -86,8 +87,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     split = find_split(loaded, options.infer)
     scales = [float(s) for s in options.scales or method.cam_scales]
     size = options.size or loaded.cfg.eval.size
-    # The mirrored image is always used, and scale 1 whether it is listed or not.
-    protocol = f"cam/{short_name(split)}/{'ms' if set(scales) - {1.0} else 'ss'}+flip"
+    protocol = protocol_id("cam", short_name(split), scales)
     out, settings = claim_output(
         options,
         loaded,

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
+from engine.evaluator import protocol_id
 from engine.inference import (
     MERGES,
     LoadedMethod,
@@ -289,24 +290,6 @@ def crf_workers(asked: int | None, refine: Refine | None, device: torch.device, 
     if asked is not None:
         return asked
     return max(1, core_count() // world_size() - 1) if images >= 20 else 0
-
-
-def protocol_id(
-    kind: str,
-    split: str,
-    scales: list[float],
-    flip: bool,
-    crf: str | None = None,
-    tags: bool = False,
-    crops: Mapping[str, Sequence[int]] | None = None,
-) -> str:
-    """The id that a score is quoted with, for example ``seg/val/ms+flip`` (docs/evaluation.md)."""
-    if crops:
-        views = f"crops({','.join('x'.join(map(str, crops[key])) for key in ('window', 'grid'))})"
-    else:
-        views = "ms" if len(scales) > 1 else "ss" if scales[0] == 1 else f"ss({scales[0]:g})"
-    steps = [views, *(["flip"] if flip else []), *(["tags"] if tags else []), *([crf] if crf else [])]
-    return f"{kind}/{split}/{'+'.join(steps)}"
 
 
 def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, Any]:

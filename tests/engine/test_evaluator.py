@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from datasets.base import Record, Split, WeakSegDataset
-from engine.evaluator import confusion_table, pair_table, provenance, score_table, strongest_class, validate
+from engine.evaluator import (
+    confusion_table,
+    pair_table,
+    protocol_id,
+    provenance,
+    score_table,
+    strongest_class,
+    validate,
+)
 from engine.train import check_masks
 from methods.base import Method, Prediction
 from tests.processes import in_a_group
@@ -152,6 +160,33 @@ def test_tables_have_one_row_per_class_and_the_mean_last(split):
     assert f"{100 * result['seg'].miou:.2f}" in lines[-1] and lines[-1].startswith("mIoU")
     assert "FP/TP" in confusion_table(result, NAMES)
     assert "dog" in pair_table(result["seg"], NAMES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (dict(kind="seg"), "seg/val/ss"),
+        (dict(kind="seg", scales=[1.0, 1.25], flip=True), "seg/val/ms+flip"),
+        (dict(kind="seg", scales=[0.5], flip=True, crf="crf(toco)"), "seg/val/ss(0.5)+flip+crf(toco)"),
+        (dict(kind="seg", scales=[0.5, 1.0], tags=True, crf="crf(toco)"), "seg/val/ms+tags+crf(toco)"),
+        (dict(kind="seg", flip=True, crops={"window": [448, 320], "grid": [2, 3]}),
+         "seg/val/crops(448x320,2x3)+flip"),
+        # Scale 1 and the mirror image belong to every CAM, listed or not.
+        (dict(kind="cam"), "cam/val/ss+flip"),
+        (dict(kind="cam", scales=[0.5]), "cam/val/ms+flip"),
+        (dict(kind="aux_cam", scales=[1, 1.0], threshold=0.3), "aux_cam/val/ss+flip@0.30"),
+    ],
+)  # fmt: skip
+def test_protocol_ids(arguments, expected):
+    assert protocol_id(split="val", **arguments) == expected
+
+
+def test_every_score_has_the_id_of_how_it_was_made(split):
+    method = Colours()
+    method.cam_scales = (1.0, 0.5)
+    ids = {"cam": "cam/val/ms+flip@0.40", "aux_cam": "aux_cam/val/ms+flip@0.40", "seg": "seg/val/ss"}
+    assert run(method, split).protocols == ids
+    assert list(run(Colours(outputs=("seg",)), split).protocols) == ["seg"]
 
 
 def test_provenance_says_what_a_score_rests_on(split):

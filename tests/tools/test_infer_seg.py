@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.inference import load_method
 from tests.processes import TIMEOUT, free_port, launch
-from tools.infer_seg import parser, protocol_id, run, segment_image
+from tools.infer_seg import parser, run, segment_image
 from tools.options import parse
 from utils.artifacts import read_scores
 from utils.image import read_image, read_mask, voc_palette
@@ -204,24 +204,6 @@ def test_flags_and_overrides_come_in_any_order():
     assert cfg["overrides"] == ["data.root=/x", "infer.flip=false"]
     with pytest.raises(KeyError, match="did you mean 'scales'"):
         run({"model_path": "m.pth", "scale": [1.0]})
-
-
-@pytest.mark.parametrize(
-    "scales, flip, crf, expected",
-    [
-        ([1.0], False, None, "seg/val/ss"),
-        ([1.0, 1.25], True, None, "seg/val/ms+flip"),
-        ([0.5], True, "crf(toco)", "seg/val/ss(0.5)+flip+crf(toco)"),
-    ],
-)
-def test_protocol_ids(scales, flip, crf, expected):
-    assert protocol_id("seg", "val", scales, flip, crf) == expected
-
-
-def test_protocol_ids_of_windows_name_their_size_and_number():
-    crops = {"window": [448, 320], "grid": [2, 3]}
-    found = protocol_id("seg", "val", [1.0], True, crops=crops)
-    assert found == "seg/val/crops(448x320,2x3)+flip"
 
 
 def test_large_photo_is_segmented_small(checkpoint):

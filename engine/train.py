@@ -309,7 +309,7 @@ def _validation(
         percent = result.percent()
         settings = {"size": cfg.eval.size, "background_threshold": method.background_threshold}
         settings |= {"cam_scales": list(method.cam_scales), "precision": cfg.train.precision}
-        made_by = {**source, "checkpoint": str(work_dir), "checkpoint_sha256": f"step {step}", "step": step}
+        made_by = {**source, "checkpoint": str(work_dir), "step": step}
         if is_main():
             records = [
                 score_record(result.protocols[name], s, split.class_names, settings, made_by)

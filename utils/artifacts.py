@@ -298,8 +298,8 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
 def write_scores(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Add score records to ``scores.json``.
 
-    A record replaces an earlier one of the same protocol on the same checkpoint, data and settings (a
-    repeated run); a record of anything else is kept beside it.
+    A record replaces an earlier one of the same protocol on the same checkpoint (of a training, the same
+    step), data and settings (a repeated run); a record of anything else is kept beside it.
     """
     kept = read_scores(folder)
     for record in records:
@@ -310,5 +310,8 @@ def write_scores(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _identity(record: Mapping[str, Any]) -> str:
     provenance = record.get("provenance", {})
     parts = [record.get("protocol"), record.get("settings")]
-    parts += [provenance.get(key) for key in ("checkpoint_sha256", "data_fingerprint", "split")]
+    # A training has no file to hash yet. Its steps stand for its networks, in the form that records of
+    # earlier versions hold in the place of the hash.
+    parts.append(provenance.get("checkpoint_sha256") or f"step {provenance.get('step')}")
+    parts += [provenance.get(key) for key in ("data_fingerprint", "split")]
     return json.dumps(parts, sort_keys=True)

@@ -40,8 +40,10 @@ def infer(run_folder, out, **options):
 def test_training_logs_its_losses_and_scores(run_folder):
     log = (run_folder / "run.log").read_text()
     assert "mask" in log and "cls" in log and "fg" in log
-    protocols = {record["protocol"] for record in read_scores(run_folder)}
-    assert protocols == {"seg/test/ss", "cam/test/ss+flip@0.25"}
+    records = read_scores(run_folder)
+    assert {record["protocol"] for record in records} == {"seg/test/ss", "cam/test/ss+flip@0.25"}
+    made_by = records[0]["provenance"]
+    assert made_by["step"] == 3 and "checkpoint_sha256" not in made_by  # there is no file to hash yet
     assert (run_folder / "best.pth").is_file()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from datasets.base import Batch, Sample, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from methods.base import Method
-from utils.cam import best_class, present_classes
+from utils.cam import strongest_class, threshold_label
 from utils.config import ROOT
 from utils.distributed import all_reduce_sum, is_main, shard, world_size
 from utils.image import normalize, resize
@@ -122,11 +122,13 @@ def validate(
                 class_label = sample["class_label"].to(device)
                 totals["tagged"] += 1
                 totals["tag_f1"] += float(tag_f1(out.class_logits[i], class_label))
+                class_ids = class_label.nonzero()[:, 0] + 1
                 for name, cam in (("cam", out.cam), ("aux_cam", out.aux_cam)):
                     if cam is None:
                         continue
                     totals[name] += 1
-                    score, label = strongest_class(cam[i].float(), class_label, mask.shape)
+                    present = cam[i, class_ids - 1].float()
+                    score, label = strongest_class(present, class_ids, mask.shape)
                     matrices[name].update(mask, threshold_label(score, label, method.background_threshold))
                     for threshold, matrix in sweep[name].items():
                         matrix.update(mask, threshold_label(score, label, threshold))
@@ -152,29 +154,6 @@ def validate(
             if tried:
                 result.sweep[name] = {t: m.scores() for t, m in tried.items()}
     return result
-
-
-def strongest_class(cam: Tensor, class_label: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The strongest true class of every pixel of one image.
-
-    Only the channels of true tags are resized: the others could not win, and COCO has 80 of them.
-
-    Args:
-        cam: (C, h, w) in [0, 1].
-        class_label: (C,) multi-hot.
-        size: (H, W).
-
-    Returns:
-        (H, W) score of the winner, 0 for an image without tags, and (H, W) its class id 1..C.
-    """
-    present = present_classes(class_label[None])
-    score, label = best_class(resize(present.select(cam[None]), size), present.label, present.class_ids)
-    return score[0], label[0]
-
-
-def threshold_label(score: Tensor, label: Tensor, background_threshold: float) -> Tensor:
-    """``label`` where its score exceeds the threshold, background elsewhere."""
-    return label.masked_fill(score <= background_threshold, 0)
 
 
 def single(batch: Batch) -> Sample:

@@ -36,11 +36,12 @@ from tools.options import (
     short_name,
 )
 from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, require_files
+from utils.cam import strongest_class
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_main
 from utils.config import load_config, override_config
 from utils.distributed import is_main
-from utils.image import read_mask, resize
+from utils.image import read_mask
 from utils.logging import progress_bar
 from utils.metrics import ConfusionMatrix, ThresholdSweep
 
@@ -84,14 +85,7 @@ class CamSweep:
         for name, cam in (("cam", cams.cam), ("aux_cam", cams.aux_cam)):
             if cam is None:
                 continue
-            if len(class_ids):
-                score, index = resize(cam[None].to(self.device), cams.size)[0].max(0)
-                label = class_ids[index]
-            else:
-                score, label = (
-                    torch.zeros(cams.size, device=self.device),
-                    torch.zeros(cams.size, dtype=torch.int64, device=self.device),
-                )
+            score, label = strongest_class(cam.to(self.device), class_ids, cams.size)
             self.sweeps[name].update(truth, label, score)
 
     def reduce(self) -> CamSweep:

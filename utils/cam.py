@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.image import IGNORE_INDEX, rescale
+from utils.image import IGNORE_INDEX, rescale, resize
 from utils.precision import full_precision
 
 
@@ -168,12 +168,26 @@ def best_class(cam: Tensor, class_label: Tensor, class_ids: Tensor | None = None
     return score, class_ids.gather(1, channel.flatten(1)).view_as(channel)
 
 
-def cam_to_label(
-    cam: Tensor, class_label: Tensor, background_threshold: float, class_ids: Tensor | None = None
-) -> Tensor:
-    """Label (B, H, W) int64: background where no present class exceeds the threshold, else the best."""
-    score, label = best_class(cam, class_label, class_ids)
-    return label.masked_fill_(score <= background_threshold, 0)
+def strongest_class(cam: Tensor, class_ids: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The strongest class of every pixel of one image, from maps that are resized to its mask.
+
+    Args:
+        cam: (n, h, w) in [0, 1] of the n >= 0 classes of the image; others cannot win, and COCO has 80.
+        class_ids: (n,) int64 mask values of the channels, ascending.
+        size: (H, W).
+
+    Returns:
+        Score (H, W), and class number (H, W) int64; both are 0 for an image without classes.
+    """
+    if not len(class_ids):
+        return cam.new_zeros(*size), class_ids.new_zeros(*size)
+    score, label = best_class(resize(cam[None], size), torch.ones_like(class_ids)[None], class_ids[None])
+    return score[0], label[0]
+
+
+def threshold_label(score: Tensor, label: Tensor, background_threshold: float) -> Tensor:
+    """``label`` where its score exceeds the threshold, background elsewhere."""
+    return label.masked_fill(score <= background_threshold, 0)
 
 
 def cam_to_confident_label(

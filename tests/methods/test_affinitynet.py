@@ -13,10 +13,11 @@ from losses.affinity import PairLabel, pair_affinity_loss, pair_label
 from losses.classification import multilabel_loss
 from methods.affinitynet import PUBLISHED_KEYS, AffinityNet, AffinityView, merge_readings, pair_affinity
 from methods.cam import PooledCAMNetwork
+from tests.cams import scored_label
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
 from utils.artifacts import ScoreFile, load_scores, save_scores
-from utils.cam import background_score, cam_to_label, divide_by_maximum, summed_cam
+from utils.cam import background_score, divide_by_maximum, summed_cam
 from utils.pairs import PixelPairs
 
 RESNET = {"name": "resnet38d"}
@@ -79,7 +80,7 @@ def test_merging_of_scales_matches_the_authors(golden):
     present = label[0] > 0
     assert_close(cam[0, present], case["norm_cam"], **TIGHT)
     for name, threshold in (("020", 0.20), ("060", 0.60)):
-        assert torch.equal(cam_to_label(cam, label, threshold)[0], case[f"pred_{name}"].long())
+        assert torch.equal(scored_label(cam, label, threshold)[0], case[f"pred_{name}"].long())
     for key in (key for key in case if key.startswith("bg_alpha")):
         score = background_score(cam[0, present], float(key.removeprefix("bg_alpha")))
         assert_close(score[::2, ::2], case[key], **TIGHT)

@@ -8,9 +8,10 @@ from torch.testing import assert_close
 
 import methods.seam
 from methods.seam import PUBLISHED_KEYS, SEAM, Output, PixelCorrelation, stretch
+from tests.cams import scored_label
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
-from utils.cam import background_score, cam_to_label
+from utils.cam import background_score
 
 AUTHORS = list(json.loads((GOLDEN / "state_dict_seam_seam.json").read_text())["canonical"])
 RESNET = {"name": "resnet38d"}
@@ -125,7 +126,7 @@ def test_merging_of_scales_matches_the_authors(golden):
     absent = published[0, ~present]
     assert_close(torch.stack([absent.min(), absent.max()]), case["absent_value"], rtol=0, atol=1e-5)
     for name, threshold in (("026", 0.26), ("060", 0.60)):
-        assert torch.equal(cam_to_label(published, label, threshold)[0], case[f"pred_{name}"].long())
+        assert torch.equal(scored_label(published, label, threshold)[0], case[f"pred_{name}"].long())
     for key in (key for key in case if key.startswith("bg_alpha")):
         score = background_score(published[0, present], float(key.removeprefix("bg_alpha")))
         assert_close(score[::2, ::2], case[key], rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tests.cams import scored_label
 from tests.formula import stats
 from utils.cam import (
     affinity_label,
@@ -11,12 +12,12 @@ from utils.cam import (
     best_class,
     box_on_tokens,
     cam_to_confident_label,
-    cam_to_label,
     ignore_outside_box,
     multi_scale_cam,
     normalize_cam,
     present_classes,
     region_mask,
+    threshold_label,
 )
 
 TIGHT = dict(rtol=1e-5, atol=1e-6)
@@ -79,7 +80,7 @@ def test_labels_match_reference_values(golden):
     class_label, box = case["y"].float(), case["box"]
     cam = case.smooth_cams("label/cam", b, class_label.shape[1], h, w)
     high, low, background = case["thre_high_low_bkg"].tolist()
-    plain = cam_to_label(cam, class_label, background)
+    plain = scored_label(cam, class_label, background)
     confident = cam_to_confident_label(cam, class_label, low, high)
     assert_close(plain, case["label_nobox"].long())
     assert_close(ignore_outside_box(plain, box), case["label_box_nomid"].long())
@@ -97,7 +98,7 @@ def test_present_classes_give_the_labels_of_all_classes():
     part, ids = present.select(cam), present.class_ids
     assert (present.label.sum(1) == class_label.sum(1)).all()
     for make in (
-        lambda *a, **k: cam_to_label(*a, 0.5, **k),
+        lambda *a, **k: threshold_label(*best_class(*a, **k), 0.5),
         lambda *a, **k: cam_to_confident_label(*a, 0.25, 0.9, **k),
         lambda *a, **k: best_class(*a, **k)[0],
     ):

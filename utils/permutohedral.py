@@ -66,22 +66,6 @@ def _planar_features(
     return torch.stack([x.expand(height, width).flatten(), y[:, None].expand(height, width).flatten()])
 
 
-def exact_gaussian_filter(features: Tensor, values: Tensor, chunk: int = 1024) -> Tensor:
-    """The sum that the lattice approximates, by all N^2 pairs: an oracle for small images.
-
-    Args:
-        features: (B, N, d). values: (B, N, C). chunk: rows of the pair matrix in memory at once.
-
-    Returns:
-        (B, N, C) in float64: ``out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j``.
-    """
-    features, values = features.double(), values.double()
-    rows = [
-        torch.cdist(part, features).square().mul(-0.5).exp() @ values for part in features.split(chunk, dim=1)
-    ]
-    return torch.cat(rows, dim=1)
-
-
 class PermutohedralLattice:
     """Lattice of one batch of feature vectors; build it once, filter any number of channels.
 

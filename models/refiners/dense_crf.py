@@ -295,11 +295,6 @@ def unary_from_probs(probs: Tensor, floor: float = PROBABILITY_FLOOR) -> Tensor:
     return probs.float().clamp(floor, 1).log_().neg_()
 
 
-def unary_from_logits(logits: Tensor, dim: int = 1) -> Tensor:
-    """Energies of softmax(logits), clipped as by :func:`unary_from_probs`; ``dim`` holds the labels."""
-    return unary_from_probs(logits.float().softmax(dim))
-
-
 def unary_from_labels(
     label: Tensor, num_labels: int, confidence: float = 0.7, zero_unsure: bool = False
 ) -> Tensor:

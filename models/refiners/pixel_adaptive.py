@@ -128,6 +128,9 @@ class PAMR(LocalFilter):
 class PAR(LocalFilter):
     """Pixel-adaptive refinement of "Learning Affinity from Attention" (Ru et al., CVPR 2022).
 
+    The weights of a pixel add up to ``1 + position_weight``, not to 1: kept for parity with the authors'
+    code.
+
     Args:
         dilations, iterations: of ``LocalFilter``.
         softness: bandwidth of both kernels in units of the local standard deviation (``w1`` of the authors'
@@ -145,15 +148,6 @@ class PAR(LocalFilter):
         super().__init__(dilations, iterations)
         self.softness = softness
         self.position_weight = position_weight
-
-    @property
-    def growth(self) -> float:
-        """Factor by which the sum over channels grows in a whole refinement.
-
-        The weights of a pixel add up to ``1 + position_weight``, not to 1: kept for parity with the authors'
-        code.
-        """
-        return (1 + self.position_weight) ** self.iterations
 
     @torch.no_grad()
     def affinity(self, image: Tensor) -> Tensor:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.permutohedral import (
-    PermutohedralLattice,
-    bilateral_features,
-    exact_gaussian_filter,
-    spatial_features,
-)
+from utils.permutohedral import PermutohedralLattice, bilateral_features, spatial_features
+
+
+def exact_gaussian_filter(features, values, chunk=1024):
+    """The sum that the lattice approximates, by all N^2 pairs: an oracle for small images.
+
+    Args:
+        features: (B, N, d). values: (B, N, C). chunk: rows of the pair matrix in memory at once.
+
+    Returns:
+        (B, N, C) in float64: ``out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j``.
+    """
+    features, values = features.double(), values.double()
+    rows = [
+        torch.cdist(part, features).square().mul(-0.5).exp() @ values for part in features.split(chunk, dim=1)
+    ]
+    return torch.cat(rows, dim=1)
 
 
 def smooth_image(batch=1, height=24, width=30, seed=0):

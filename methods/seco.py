@@ -123,12 +123,8 @@ class SeCo(SingleStageViT):
         self.temperature_lig = temperature_lig
         self.check_options()
 
-        # Prototypes average class tokens and are compared with projected ones, so both are as wide as the
-        # encoder.
         width = self.backbone.embed_dim
-        self.proj_head = build_part(
-            ProjectionHead, head, width, key="method.head", bottleneck_dim=width, out_dim=None
-        )
+        self.proj_head = build_part(key_head, head, width, key="method.head")
         self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_backbone = momentum_copy(self.backbone)
         self.teacher_step = -1
@@ -350,6 +346,17 @@ def moved_prototypes(prototypes: Tensor, tokens: Tensor, labels: Tensor, momentu
     is_class = (labels[:, None] == rows).to(tokens.dtype)  # (N, C)
     kept = momentum ** is_class.sum(0)  # (C,)
     return F.normalize(kept[:, None] * prototypes + (is_class * share[:, None]).T @ tokens, dim=1)
+
+
+def key_head(width: int, hidden_dim: int = 2048) -> ProjectionHead:
+    """The projection head of class tokens, (N, width) -> (N, width) of unit length.
+
+    Prototypes average class tokens and are compared with projected ones, so both are as wide as the encoder.
+
+    Args:
+        hidden_dim: channels inside.
+    """
+    return ProjectionHead(width, hidden_dim, bottleneck_dim=width, out_dim=None)
 
 
 def project(head: ProjectionHead, global_tokens: Tensor, local_tokens: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 
@@ -39,7 +40,14 @@ def import_target(path: str) -> Any:
 
 
 def keyword_names(target: Any) -> set[str] | None:
-    """Names of the keyword arguments of a callable, over all base classes; None when it takes any keyword."""
+    """Names of the keyword arguments of a callable, over all base classes; None when it takes any keyword.
+
+    Those that a ``partial`` gives by position are not among its names.
+    """
+    if isinstance(target, partial):
+        given = list(inspect.signature(target.func).parameters)[: len(target.args)]
+        accepted = keyword_names(target.func)
+        return None if accepted is None else accepted - set(given)
     if inspect.isclass(target):
         names: set[str] = set()
         for cls in target.__mro__:
@@ -72,20 +80,22 @@ def build(spec: Mapping[str, Any], **extra: Any) -> Any:
     return target(**arguments)
 
 
-def build_part(target: Any, options: Mapping[str, Any] | None, *args: Any, key: str, **fixed: Any) -> Any:
-    """Call ``target(*args, **fixed, **options)``, a part of a method whose options stand in its config.
+def build_part(
+    target: Any, options: Mapping[str, Any] | None, *args: Any, key: str, others: Iterable[str] = ()
+) -> Any:
+    """Call ``target(*args, **options)``, a part of a method whose options stand in its config.
 
     Args:
         options: keyword arguments; None: the target's own defaults.
         key: where the options stand in the config, for the message.
-        **fixed: keyword arguments that the method decides itself, which are no options.
+        others: further names that may stand there, for the message.
 
     Raises:
         KeyError: if an option is not an argument of the target; names the closest argument.
     """
-    given = list(inspect.signature(target).parameters)[: len(args)]
-    _check_names(target, options or {}, key, but=[*given, *fixed])
-    return target(*args, **fixed, **(options or {}))
+    part = partial(target, *args)
+    _check_names(part, options or {}, key, others)
+    return part(**(options or {}))
 
 
 def check_number(key: str, value: Any, least: float = 0.0, most: float = 1.0) -> None:
@@ -95,11 +105,10 @@ def check_number(key: str, value: Any, least: float = 0.0, most: float = 1.0) ->
         raise ValueError(f"{key} is a number {limits}, not {value!r}")
 
 
-def _check_names(target: Any, arguments: Iterable[str], whose: str, but: Iterable[str] = ()) -> None:
-    names = keyword_names(target)
-    if names is None:
+def _check_names(target: Any, arguments: Iterable[str], whose: str, others: Iterable[str] = ()) -> None:
+    known = keyword_names(target)
+    if known is None:
         return
-    known = names - set(but)
     for name in arguments:
         if name not in known:
-            raise KeyError(f"'{name}' is not an argument of {whose}{suggest(name, known)}")
+            raise KeyError(f"'{name}' is not an argument of {whose}{suggest(name, known.union(others))}")

@@ -14,8 +14,8 @@ from models.backbones.cnn import CNNBackbone
 from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
 from models.backbones.vgg16d import VGG16d
-from models.backbones.vit import ViT, ViTPyramid, vit_demo, vit_factory
-from utils.build import suggest
+from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
+from utils.build import build_part, suggest
 from utils.checkpoint import load_checkpoint, rename_keys
 from utils.logging import LOGGER
 
@@ -31,7 +31,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "deit_tiny_patch16_224": vit_factory(192, 12, 3),
     # The "small" of 2020, 8 wide layers and nn.LayerNorm's own epsilon; timm has dropped it.
     "vit_small_patch16_224": vit_factory(768, 8, 8, mlp_ratio=3.0, qkv_bias=False, norm_layer=nn.LayerNorm),
-    "vit_demo": vit_demo,
+    "vit_demo": ViTDemo,
     # CNNs: lists of maps, see models/backbones/cnn.py.
     "resnet38d": ResNet38d,
     "resnet50": resnet50,
@@ -73,19 +73,21 @@ def create_backbone(
             the published ones for a CNN (``tools/convert_weights.py`` makes such a file for resnet38d), or a
             checkpoint of a method with the same backbone.
         pyramid: for a ViT: give the maps of ``ViTPyramid`` as a CNN does, instead of tokens; a mapping holds
-            its arguments.
+            its arguments, ``layers`` and ``shallow_layer``.
         **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.
 
     Raises:
-        KeyError: for an unknown name.
+        KeyError: for an unknown name, or an option that this backbone does not have.
         FileNotFoundError: if the weights are not there and cannot be downloaded; says what to put where.
-        ValueError: if the file holds another network, or for an option that this backbone does not have.
+        ValueError: if the file holds another network, or for an option of a wrong kind.
     """
     if name not in BACKBONES:
         raise KeyError(f"there is no backbone '{name}'{suggest(name, BACKBONES)}")
     try:
-        backbone = BACKBONES[name](**options)
-    except TypeError as error:  # an option that the network does not have
+        backbone = build_part(
+            BACKBONES[name], options, key="method.backbone", others=("pretrained", "pyramid")
+        )
+    except TypeError as error:  # a value of a wrong kind, or an option that the variant decides itself
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
         if Path(pretrained).suffix == ".params":
@@ -96,7 +98,8 @@ def create_backbone(
         return backbone
     if not isinstance(backbone, ViT):
         raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' gives a list of maps as it is")
-    return ViTPyramid(backbone, **({} if pyramid is True else pyramid))
+    options = {} if pyramid is True else dict(pyramid)
+    return build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:

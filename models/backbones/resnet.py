@@ -6,8 +6,9 @@ Parameter names are torchvision's, so its weights and those of IRN, 1-stage-wseg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import resnet
 
 from models.backbones.cnn import CNNBackbone
@@ -63,11 +64,5 @@ class ResNet(CNNBackbone, resnet.ResNet):
         return maps
 
 
-def resnet50(**options: object) -> nn.Module:
-    """ResNet-50; arguments as in ``ResNet``."""
-    return ResNet((3, 4, 6, 3), **options)  # type: ignore[arg-type]
-
-
-def resnet101(**options: object) -> nn.Module:
-    """ResNet-101; arguments as in ``ResNet``."""
-    return ResNet((3, 4, 23, 3), **options)  # type: ignore[arg-type]
+resnet50 = partial(ResNet, (3, 4, 6, 3))
+resnet101 = partial(ResNet, (3, 4, 23, 3))

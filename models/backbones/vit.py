@@ -229,34 +229,43 @@ def vit_factory(
 ) -> Callable[..., ViT]:
     """A constructor of one ViT variant; its keyword arguments override the variant's."""
     base = dict(embed_dim=width, depth=depth, num_heads=heads, img_size=image_size, patch_size=16)
-    return lambda **options: ViT(
-        **(base | dict(mlp_ratio=4.0, qkv_bias=True, norm_layer=LAYER_NORM) | fixed | options)
-    )
+    return partial(ViT, **(base | dict(mlp_ratio=4.0, qkv_bias=True, norm_layer=LAYER_NORM) | fixed))
 
 
-def vit_demo(
-    width: int = 128,
-    depth: int = 6,
-    heads: int = 4,
-    patch_size: int = 8,
-    image_size: int = 96,
-    stem: str = "conv",
-    freeze_pos_embed: bool = False,
-    **options: Any,
-) -> ViT:
+class ViTDemo(ViT):
     """A small ViT that learns from scratch within minutes on a CPU.
 
     Args:
-        stem: ``conv`` (strided convolutions) or ``patch`` (one linear map per patch).
+        width, depth, heads: channels of a token, number of blocks, attention heads of each.
+        patch_size: side of a patch in pixels.
         image_size: the size whose token grid the position embedding has; any other size is interpolated.
+        stem: ``conv`` (strided convolutions) or ``patch`` (one linear map per patch).
         freeze_pos_embed: off by default: without pretraining the embedding is random noise until it is
             trained.
+        **options: of ``ViT``.
     """
-    if stem not in ("conv", "patch"):
-        raise ValueError(f"stem '{stem}' of vit_demo is neither 'conv' nor 'patch'")
-    if stem == "conv":
-        options["embed_layer"] = ConvStem
-    factory = vit_factory(
-        width, depth, heads, image_size, patch_size=patch_size, freeze_pos_embed=freeze_pos_embed
-    )
-    return factory(**options)
+
+    def __init__(
+        self,
+        width: int = 128,
+        depth: int = 6,
+        heads: int = 4,
+        patch_size: int = 8,
+        image_size: int = 96,
+        stem: str = "conv",
+        freeze_pos_embed: bool = False,
+        **options: Any,
+    ) -> None:
+        if stem not in ("conv", "patch"):
+            raise ValueError(f"stem '{stem}' of vit_demo is neither 'conv' nor 'patch'")
+        if stem == "conv":
+            options["embed_layer"] = ConvStem
+        super().__init__(
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            img_size=image_size,
+            patch_size=patch_size,
+            freeze_pos_embed=freeze_pos_embed,
+            **({"norm_layer": LAYER_NORM} | options),
+        )

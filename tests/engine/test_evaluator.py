@@ -133,6 +133,20 @@ def test_data_without_masks_is_a_clear_error(split):
         WeakSegDataset(unlabelled, with_mask=True)
 
 
+def test_masks_that_ignore_every_object_end_a_training_before_it_begins(split):
+    """Masks of 0 and 255: the score would be that of background, and high."""
+    check_masks(WeakSegDataset(split, with_mask=True))
+    for record in split.records:
+        write_mask(record.mask, np.where(read_mask(record.mask) > 0, 255, 0))
+    with pytest.raises(
+        ValueError, match=r"no mask of .*masks/0\.png.* holds any of the classes; 255 means ign"
+    ):
+        check_masks(WeakSegDataset(split, with_mask=True))
+    # Images without objects may well have such masks.
+    empty = Split("val", NAMES, tuple(replace(record, tags=()) for record in split.records))
+    check_masks(WeakSegDataset(empty, with_mask=True))
+
+
 def test_scored_labels_equal_the_published_rule():
     generator = torch.Generator().manual_seed(0)
     cam = torch.rand(3, 5, 6, 7, generator=generator)
@@ -141,7 +155,6 @@ def test_scored_labels_equal_the_published_rule():
     label = scored_label(cam, tags, 0.5, (12, 14))
     assert_close(label, published_label(full, tags, 0.5))
     assert set(label[0].unique().tolist()) == {0, 2, 4, 5} and not label[2].any()
-from engine.train import check_masks
 
 
 def test_tables_have_one_row_per_class_and_the_mean_last(split):

@@ -231,8 +231,14 @@ def test_resnet38d_loads_from_a_file_without_counters(tmp_path):
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="does not take"):
+    with pytest.raises(KeyError, match=r"'aux_layer' is not an argument of method\.backbone; known: dropout"):
         create_backbone("resnet38d", aux_layer=2)
+    with pytest.raises(KeyError, match="did you mean 'output_stride'"):
+        create_backbone("resnet50", output_strid=8)
+    with pytest.raises(ValueError, match="does not take .*dropout"):
+        create_backbone("resnet38d", dropout=0.5)  # of two layers
+    with pytest.raises(KeyError, match=r"of method\.backbone\.pyramid: did you mean 'layers'"):
+        create_backbone(**PYRAMIDS[0], pyramid={"layrs": [1]})
     with pytest.raises(ValueError, match="'layer9' in 'frozen' is no layer; there are: conv1, bn1"):
         create_backbone("resnet50", frozen=["layer9"])
     with pytest.raises(ValueError, match="8, 16 or 32, not 4"):

@@ -122,6 +122,15 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch):
         create_backbone("vit_demo", pretrained=tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="timm has no weights for 'vit_demo'"):
         create_backbone("vit_demo", pretrained="timm")
+    for name in ("deit_tiny_patch16_224", "vit_demo"):
+        with pytest.raises(
+            KeyError, match=r"'aux_layr' is not an argument of method\.backbone: did you mean 'aux_layer'"
+        ):
+            create_backbone(name, aux_layr=2)
+    with pytest.raises(KeyError, match="did you mean 'pretrained'"):
+        create_backbone("vit_demo", pretraned="timm")
+    with pytest.raises(ValueError, match="does not take .*num_classes"):  # timm's, which the ViT decides
+        create_backbone("vit_demo", num_classes=3)
     with pytest.raises(ValueError, match="aux_layer 12"):
         create_backbone("deit_tiny_patch16_224", aux_layer=12)
     state = create_backbone("vit_demo", width=32, depth=3, heads=2).state_dict()

@@ -1,22 +1,40 @@
 """Parts of a method that are built from a mapping in its config."""
 
+from functools import partial
+
 import pytest
 
+from methods.seco import key_head
 from models.heads import LargeFOV, ProjectionHead, create_decoder
-from utils.build import build_part
+from utils.build import build_part, keyword_names
 
 
-def test_options_reach_the_part_beside_what_the_method_fixes():
-    head = build_part(ProjectionHead, {"hidden_dim": 5}, 3, key="method.head", bottleneck_dim=4, out_dim=None)
+def test_options_reach_the_part_beside_what_the_method_gives():
+    head = build_part(ProjectionHead, {"hidden_dim": 5, "bottleneck_dim": 4}, 3, key="method.head")
     assert head.mlp[0].weight.shape == (5, 3) and head.mlp[-1].weight.shape == (4, 5)
-    assert head.last_layer is None
     assert isinstance(build_part(ProjectionHead, None, 3, key="method.head"), ProjectionHead)
+    assert build_part(key_head, {"hidden_dim": 5}, 3, key="method.head").last_layer is None
 
 
-@pytest.mark.parametrize("option", ["hiden_dim", "in_dim", "out_dim"], ids=["typo", "positional", "fixed"])
-def test_option_that_the_part_does_not_take_is_named_with_its_key(option):
+@pytest.mark.parametrize(
+    ("part", "option"),
+    [(ProjectionHead, "hiden_dim"), (ProjectionHead, "in_dim"), (key_head, "out_dim")],
+    ids=["typo", "positional", "fixed"],
+)
+def test_option_that_the_part_does_not_take_is_named_with_its_key(part, option):
     with pytest.raises(KeyError, match=rf"'{option}' is not an argument of method\.head.*hidden_dim"):
-        build_part(ProjectionHead, {option: 1}, 3, key="method.head", out_dim=None)
+        build_part(part, {option: 1}, 3, key="method.head")
+
+
+def test_a_partial_takes_what_it_does_not_give_by_position():
+    part = partial(ProjectionHead, 3, hidden_dim=5)
+    assert keyword_names(part) == {"hidden_dim", "bottleneck_dim", "out_dim"}
+    assert build_part(part, {"hidden_dim": 6}, key="method.head").mlp[0].weight.shape == (6, 3)
+
+
+def test_other_names_that_may_stand_at_the_key_are_suggested():
+    with pytest.raises(KeyError, match="did you mean 'pretrained'"):
+        build_part(ProjectionHead, {"pretraned": 1}, 3, key="method.x", others=["pretrained"])
 
 
 def test_decoder_by_name_with_options():

@@ -5,6 +5,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+from engine.train import build_method
 from utils import config
 from utils.build import build
 from utils.config import (
@@ -65,6 +66,14 @@ def test_unknown_key_is_refused_with_a_suggestion():
 def test_unknown_method_argument_is_refused_with_a_suggestion():
     with pytest.raises(KeyError, match=r"method.temprature.*did you mean 'method.temperature'"):
         load_config("configs/toco/voc.yaml", ["method.temprature=5"])
+
+
+def test_unknown_argument_of_the_backbone_is_refused_with_a_suggestion():
+    cfg = load_config("configs/toco/voc.yaml", ["method.backbone.aux_layr=2"])
+    with pytest.raises(
+        KeyError, match=r"'aux_layr' is not an .* of method\.backbone: did you mean 'aux_layer'"
+    ):
+        build_method(cfg, 21, pretrained=False)
 
 
 def test_method_argument_that_no_file_sets_can_be_overridden():

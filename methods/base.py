@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.backbones import BACKBONES, create_backbone
 from utils.build import check_number
 from utils.image import resize
 from utils.schedule import Schedule
@@ -74,6 +75,18 @@ class Method(nn.Module):
             check_number("method.cam_scales: every scale", scale, 1e-3, 100)
         self.background_threshold = background_threshold
         self.cam_scales = tuple(cam_scales)
+
+    @classmethod
+    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """Arguments that hold options of a class or function, each with one that takes them; for ``--help``.
+
+        Args:
+            options: the method's arguments, those that have a default included.
+        """
+        yield "backbone", create_backbone
+        name = (options.get("backbone") or {}).get("name")
+        if name in BACKBONES:
+            yield "backbone", BACKBONES[name]
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Unweighted losses by name, all of them at every step.

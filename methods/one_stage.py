@@ -7,7 +7,7 @@ B images, V views of each, C foreground classes, P of them present, K = C + 1, D
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -247,6 +247,11 @@ class OneStage(SingleStageCNN):
             nn.Conv2d(width, num_classes - 1, 1),
         )
         kaiming(self.head)
+
+    @classmethod
+    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+        yield from super().parts(options)
+        yield "pamr", PAMR
 
     def build_decoder(self, shallow: int, deep: int, width: int, dilations: tuple[int, ...]) -> None:
         """Make the modules of ``branches`` for maps of ``shallow`` and ``deep`` channels."""

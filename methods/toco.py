@@ -7,7 +7,7 @@ crop.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,11 @@ class ToCo(SingleStageViT):
         self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
         self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_step = -1
+
+    @classmethod
+    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+        yield from super().parts(options)
+        yield "head", ProjectionHead
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]

@@ -6,7 +6,7 @@ K = C + 1, D width, (H, W) pixels, (h, w) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from losses.dense_energy import dense_energy_loss
 from methods.base import Method, Prediction, Transform
 from models.backbones import create_backbone
 from models.backbones.vit import Tokens
-from models.heads import create_decoder, pooled_logits
+from models.heads import DECODERS, create_decoder, pooled_logits
 from models.refiners.pixel_adaptive import PAR
 from utils.build import build_part, check_number
 from utils.cam import (
@@ -113,6 +113,13 @@ class SingleStageViT(Method):
             raise ValueError(f"{type(self).__name__} trains a decoder: method.decoder cannot be null")
         if decoder is not None:
             self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
+
+    @classmethod
+    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+        yield from super().parts(options)
+        yield "par", PAR
+        if (decoder := options.get("decoder")) in DECODERS:
+            yield "decoder_options", DECODERS[decoder]
 
     # -- forward passes
 

@@ -19,6 +19,10 @@ class LargeFOV(nn.Module):
     """DeepLab's large field of view decoder: two dilated 3x3 convolutions, then 1x1 (ToCo, MCC).
 
     (B, D, h, w) -> (B, K, h, w).
+
+    Args:
+        hidden: channels inside.
+        dilation: of both 3x3 convolutions.
     """
 
     def __init__(self, in_channels: int, num_classes: int, hidden: int = 512, dilation: int = 5) -> None:
@@ -36,6 +40,9 @@ class ASPP(nn.Module):
     """DeepLab v2's atrous spatial pyramid: the sum of parallel dilated convolutions (SeCo).
 
     (B, D, h, w) -> (B, K, h, w).
+
+    Args:
+        dilations: of the branches, one each.
     """
 
     def __init__(
@@ -59,6 +66,11 @@ class ProjectionHead(nn.Module):
 
     (N, D) -> (N, out_dim), not normalised, or with ``out_dim=None`` (SeCo) -> (N, bottleneck_dim) of unit
     length.
+
+    Args:
+        hidden_dim: channels inside of the perceptron.
+        bottleneck_dim: channels of what it gives.
+        out_dim: channels of the linear map; None: no such map.
     """
 
     def __init__(

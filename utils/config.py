@@ -17,7 +17,8 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -323,9 +324,11 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
     meanings: dict[str, str] = {}
     for file in [CONFIGS / "default.yaml", *config_chain(path)]:
         meanings |= _comments(file)
-    for prefix, target in _targets(cfg):
+    # The parts come last: which class a part is of may be a default of the method.
+    for prefix, target in chain(_targets(cfg), _parts(cfg)):
+        names = keyword_names(target)
         for key, (default, text) in _argument_docs(target).items():
-            if key in GIVEN:
+            if key in GIVEN or (names is not None and key not in names):
                 continue
             meanings.setdefault(f"{prefix}.{key}", text)
             if OmegaConf.select(cfg, f"{prefix}.{key}") is None and default is not _REQUIRED:
@@ -459,6 +462,16 @@ def _targets(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
             yield prefix, import_target(path)
 
 
+def _parts(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Mappings among the method's arguments with the classes and functions that read each."""
+    path = OmegaConf.select(cfg, "method.target")
+    if path and hasattr(method := import_target(path), "parts"):
+        names = keyword_names(method) or set()
+        for argument, part in method.parts(_container(cfg)["method"]):
+            if argument in names:
+                yield f"method.{argument}", part
+
+
 def _check_keys(
     values: Mapping[str, Any] | DictConfig,
     merged: DictConfig,
@@ -554,8 +567,9 @@ _REQUIRED = object()
 def _argument_docs(target: Any) -> dict[str, tuple[Any, str]]:
     """Default and docstring text of the arguments of a class (over its bases) or function."""
     found: dict[str, tuple[Any, str]] = {}
+    target = target.func if isinstance(target, partial) else target
     for part in (
-        [c for c in target.__mro__ if c.__module__.startswith("methods")]
+        [c for c in target.__mro__ if c.__module__.startswith(("methods", "models"))]
         if inspect.isclass(target)
         else [target]
     ):

@@ -95,7 +95,6 @@ class PAMR(LocalFilter):
     The weights of a pixel add up to 1.
 
     Args:
-        dilations, iterations: of ``LocalFilter``.
         softness: bandwidth of the kernel in units of the local standard deviation.
     """
 
@@ -132,7 +131,6 @@ class PAR(LocalFilter):
     code.
 
     Args:
-        dilations, iterations: of ``LocalFilter``.
         softness: bandwidth of both kernels in units of the local standard deviation (``w1`` of the authors'
             code).
         position_weight: share of the position kernel (``w2``).

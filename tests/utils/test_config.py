@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from engine.train import build_method
@@ -41,6 +42,52 @@ def test_every_experiment_resolves_and_builds_its_targets(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_help_explains_every_key(name):
     assert [key for key, _, meaning in documented_keys(name) if not meaning] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "keys"),
+    [
+        ("toco/voc", "backbone", "name pretrained aux_layer pyramid freeze_pos_embed frozen"),
+        ("toco/voc", "head", "hidden_dim bottleneck_dim out_dim"),
+        ("toco/voc", "par", "dilations iterations softness position_weight"),
+        ("toco/voc", "decoder_options", "hidden dilation std"),
+        ("seco/voc", "decoder_options", "dilations std"),
+        ("seco/voc", "head", "hidden_dim"),  # the other widths are the encoder's
+        ("cam/demo", "decoder_options", ""),  # a network without a decoder
+        ("one_stage/voc", "backbone", "name pretrained pyramid frozen train_affine dropout width"),
+        ("one_stage/voc", "pamr", "dilations iterations softness"),
+        ("segmentor/voc", "head_options", "hidden skip_dim dilations"),
+    ],
+)  # fmt: skip
+def test_help_lists_the_arguments_of_the_parts(name, part, keys):
+    """They are those of the class that the config chooses."""
+    prefix = f"method.{part}."
+    listed = {key for key, _, _ in documented_keys(f"configs/{name}.yaml") if key.startswith(prefix)}
+    assert listed == {prefix + key for key in keys.split()}
+
+
+def test_help_has_default_and_meaning_of_a_part_from_its_class():
+    rows = {key: row for key, *row in documented_keys("configs/toco/voc.yaml")}
+    value, meaning = rows["method.backbone.freeze_pos_embed"]
+    assert value is True and meaning.startswith("no gradient for the position embedding")
+    # A base class's text where the class itself has none.
+    assert rows["method.par.iterations"] == [10, "filter passes."]
+
+
+# MCC refuses two arguments of the ToCo that it extends.
+SINGLE = (
+    "toco/voc seco/demo cam/demo one_stage/demo one_stage/baseline_voc ws_fcn/voc irn/cam_net irn/affinity "
+    "psa/cam_net psa/affinity seam/cam_net segmentor/voc segmentor/demo"
+)
+
+
+@pytest.mark.parametrize("name", SINGLE.split())
+def test_the_method_takes_every_key_of_the_help(name):
+    cfg = OmegaConf.create()
+    for key, value, _ in documented_keys(f"configs/{name}.yaml"):
+        OmegaConf.update(cfg, key, value, force_add=True)
+    with torch.device("meta"):
+        build_method(cfg, 21, pretrained=False)
 
 
 def test_dotted_keys_of_a_file_are_refused(tmp_path):

@@ -348,10 +348,19 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
 
 def describe(name: str | Path) -> str:
     """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
-    lines = [f"  {f'{key} = {value}':<56}  {meaning}" for key, value, meaning in documented_keys(name)]
+    lines = [
+        f"  {f'{key} = {_typed(value)}':<56}  {meaning}" for key, value, meaning in documented_keys(name)
+    ]
     for stage in load_config(name).stages or []:
-        lines += [f"  stages.{stage.name}.{key} = {value}" for key, value in leaves(stage) if key != "name"]
+        lines += [
+            f"  stages.{stage.name}.{key} = {_typed(value)}" for key, value in leaves(stage) if key != "name"
+        ]
     return f"{_label(find_config(name))}: every key, its value and its meaning\n" + "\n".join(lines)
+
+
+def _typed(value: Any) -> Any:
+    """A value as the command line takes it."""
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), value)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

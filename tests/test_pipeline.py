@@ -346,7 +346,7 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
                 {
                     "name": "a",
                     "run": "engine.train",
-                    "config": "cam/demo.yaml",
+                    "config": "segmentor/demo.yaml",
                     "data": {"label_dir": "no/where"},
                 }
             ],

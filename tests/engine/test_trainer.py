@@ -256,7 +256,7 @@ def test_other_classes_do_not_go_on_and_other_images_are_told(tmp_path, monkeypa
 def test_processes_whose_launcher_was_killed_save_and_stop(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     run = trainer(tmp_path)
-    monkeypatch.setattr("os.getppid", lambda: 1)
+    monkeypatch.setattr("os.getppid", lambda: -1)
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
         run.fit()
     assert load_checkpoint(tmp_path / "last.pth")["step"] == 1

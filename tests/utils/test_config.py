@@ -50,8 +50,8 @@ def test_help_explains_every_key(name):
         ("toco/voc", "backbone", "name pretrained aux_layer pyramid freeze_pos_embed frozen"),
         ("toco/voc", "head", "hidden_dim bottleneck_dim out_dim"),
         ("toco/voc", "par", "dilations iterations softness position_weight"),
-        ("toco/voc", "decoder_options", "hidden dilation std"),
-        ("seco/voc", "decoder_options", "dilations std"),
+        ("toco/voc", "decoder_options", "hidden dilation"),
+        ("seco/voc", "decoder_options", "dilations"),
         ("seco/voc", "head", "hidden_dim"),  # the other widths are the encoder's
         ("cam/demo", "decoder_options", ""),  # a network without a decoder
         ("one_stage/voc", "backbone", "name pretrained pyramid frozen train_affine dropout width"),

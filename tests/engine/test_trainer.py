@@ -250,7 +250,7 @@ def test_other_classes_do_not_go_on_and_other_images_are_told(tmp_path, monkeypa
     run(["background", "cat", "dog"], "a").restore(tmp_path / "last.pth")
     assert not told
     run(["background", "cat", "dog"], "b").restore(tmp_path / "last.pth")
-    assert len(told) == 1 and "other images or tags" in told[0] and "a -> b" in told[0]
+    assert len(told) == 1 and "other images, tags or masks" in told[0] and "a -> b" in told[0]
 
 
 def test_processes_whose_launcher_was_killed_save_and_stop(tmp_path, monkeypatch):

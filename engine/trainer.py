@@ -157,7 +157,9 @@ class Trainer:
             )
         old, new = (header.get("provenance", {}).get("data_fingerprint") for header in (state, self.header))
         if new and old != new:
-            LOGGER.warning(f"data     other images, tags or masks than in {path} (fingerprint {old} -> {new})")
+            LOGGER.warning(
+                f"data     other images, tags or masks than in {path} (fingerprint {old} -> {new})"
+            )
 
     def fit(self) -> None:
         """Train from the current step to the last one."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
@@ -19,8 +20,9 @@ from losses.contrastive import class_token_contrast
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, resize_like
 from methods.vit_base import SingleStageViT, label_shares
+from models.backbones.vit import ViT
 from models.ema import momentum_copy, update_momentum_copy
-from models.heads import ProjectionHead
+from models.heads import LargeFOV, ProjectionHead
 from utils.build import build_part, check_number
 from utils.cam import PresentClasses, present_classes, region_mask
 from utils.crops import crop_positions, cut
@@ -39,6 +41,9 @@ class ToCo(SingleStageViT):
         temperature: of the class token contrast.
         momentum: of the teacher's projection head. The encoder has no teacher.
         head: widths of the projection head.
+        start: the first weights of the layers that are not pretrained: ``own``, or ``published``, those that
+            the authors' program draws from the same seed. Short runs on few images depend on them
+            (docs/results.md).
         **options: of ``SingleStageViT``.
     """
 
@@ -55,9 +60,12 @@ class ToCo(SingleStageViT):
         temperature: float = 0.5,
         momentum: float = 0.9,
         head: Mapping[str, int] | None = None,
+        start: Literal["own", "published"] = "own",
         **options: Any,
     ) -> None:
         super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
+        if start not in ("own", "published"):
+            raise ValueError(f"method.start is own or published, not {start!r}")
         check_number("method.num_local_crops", num_local_crops, 1, math.inf)
         check_number("method.object_share", object_share, 0, 2)
         check_number("method.momentum", momentum)
@@ -66,7 +74,10 @@ class ToCo(SingleStageViT):
         self.object_share = object_share
         self.temperature = temperature
         self.momentum = momentum
-        self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
+        make_head = partial(build_part, ProjectionHead, head, self.backbone.embed_dim, key="method.head")
+        self.proj_head = make_head()
+        if start == "published":
+            self.draw_published_start(make_head)
         self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_step = -1
 
@@ -104,6 +115,23 @@ class ToCo(SingleStageViT):
             **label_shares(pseudo_label),
         }
 
+    def draw_published_start(self, make_head: Callable[[], ProjectionHead]) -> None:
+        """Draw the new layers as the authors' program does.
+
+        It seeds one generator and builds encoder, both projection heads, decoder and classifiers, in the
+        order of the names in its checkpoints.
+        """
+        if not isinstance(self.decoder, LargeFOV):
+            raise ValueError("method.start=published is of the published decoder: method.decoder=large_fov")
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the accelerators too.
+            torch.default_generator.manual_seed(torch.initial_seed())
+            torch.rand(draws_of_encoder(self.backbone))
+            self.proj_head, _ = make_head(), make_head()  # the teacher's is drawn, then overwritten
+            convolutions = self.decoder.conv6, self.decoder.conv7, self.decoder.conv8
+            for layer in (*convolutions, self.classifier, self.aux_classifier):
+                layer.reset_parameters()
+
     @torch.no_grad()
     def teach(self, cls_token: Tensor, step: int) -> Tensor:
         """The teacher's projection of class tokens (2B, D): the momentum head on the student's encoder."""
@@ -129,6 +157,18 @@ class ToCo(SingleStageViT):
     def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
         """The random order of the ``n`` crop candidates of image ``i``; it belongs to the sample."""
         return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
+
+
+def draws_of_encoder(backbone: ViT) -> int:
+    """How many numbers the authors' encoder draws before its pretrained weights replace them: every layer as
+    PyTorch makes it, the matrices once more, and the 1000-way head that nobody uses.
+    """
+    linear = [layer for layer in backbone.modules() if isinstance(layer, nn.Linear)]
+    linear.append(nn.Linear(backbone.embed_dim, 1000, device="meta"))
+    matrices = sum(layer.weight.numel() for layer in linear)
+    biases = sum(layer.bias.numel() for layer in linear if layer.bias is not None)
+    rest = (*backbone.patch_embed.parameters(), backbone.pos_embed, backbone.cls_token)
+    return 2 * matrices + biases + sum(parameter.numel() for parameter in rest)
 
 
 def object_flags(regions: Tensor, object_share: float) -> Tensor:

@@ -11,7 +11,6 @@ from losses.contrastive import class_token_contrast
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
 from tests.formula import stats
-from tests.methods.author_start import author_start
 from tests.methods.authors import author_name
 from utils.cam import present_classes
 from utils.image import normalize, resize
@@ -292,8 +291,10 @@ def test_start_of_the_authors_program(voc20_mini, deit_tiny):
     """Its log of ``mini`` begins at a segmentation loss of 3.0441, which tells its decoder's first weights
     from other draws, and with much confident background: no class answers less than `person`.
     """
-    method = ToCo(21, {"name": "deit_tiny_patch16_224", "pretrained": str(deit_tiny)})
-    method.load_state_dict(author_start(method, seed=0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = {"name": "deit_tiny_patch16_224", "pretrained": str(deit_tiny)}
+        method = ToCo(21, backbone, start="published")
     split = voc_split(voc20_mini, "train", masks="SegmentationClass", tags="image_labels.txt")
     photos = [WeakSegDataset(split)[index]["image"] for index in range(0, len(split), 40)]
     images = torch.cat([resize(normalize(photo)[None], (224, 224)) for photo in photos])
@@ -303,3 +304,20 @@ def test_start_of_the_authors_program(voc20_mini, deit_tiny):
         answers = method.classifier(out.tokens.patch_tokens.mean((0, 2, 3))[None, :, None, None]).flatten()
     assert abs((losses[0] + losses[1:].mean()) / 2 - 3.0441) < 0.004
     assert answers[14] == answers.min() < -1
+
+
+def test_published_start_belongs_to_the_seed_alone():
+    """Not to what was drawn before it."""
+    weights = {"cls": 1}
+    starts = []
+    for seed, before in ((1, 0), (1, 7), (2, 0)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            torch.rand(before)
+            method = ToCo(6, DEMO, weights, head={"hidden_dim": 32}, start="published")
+        parts = (method.proj_head, method.decoder, method.classifier, method.aux_classifier)
+        starts.append(torch.cat([p.flatten() for part in parts for p in part.parameters()]))
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+    assert torch.equal(method.proj_head.mlp[0].weight, method.teacher_head.mlp[0].weight)
+    with pytest.raises(ValueError, match=r"method\.start is own or published"):
+        demo_method(start="authors")

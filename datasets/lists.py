@@ -243,6 +243,10 @@ def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[Entry]:
         return table
     rows = lines[1:] if lines and lines[0][1][0].lower() in _HEADER_WORDS else lines
     if is_european:
+        # A cell that holds several tags has become one in quotes.
+        rows = [
+            (line, [row[0], *(part for cell in row[1:] for part in cell.split(";"))]) for line, row in rows
+        ]
         several = any(len(row) > 2 for _, row in rows)
         separator = "," if several or any("," in cell for _, row in rows for cell in row[1:]) else None
     else:

@@ -116,7 +116,7 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     state = load_checkpoint(path)
     digest = file_digest(path)
     if state.get("format") == FORMAT:
-        cfg = override_config(OmegaConf.create(state["config"]), overrides)
+        cfg = override_config(OmegaConf.create(without_former_keys(state["config"])), overrides)
         method = build_method(cfg, len(state["class_names"]), pretrained=False)
         unmatched = _load_state(method, state["model"], path)
         loaded = LoadedMethod(
@@ -126,6 +126,14 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
         loaded = _load_published(state, path, digest, overrides)
     loaded.method.to(device).eval().requires_grad_(False)
     return loaded
+
+
+def without_former_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config without the keys of earlier versions that meant nothing but the first weights."""
+    method = dict(config["method"])
+    if method.get("decoder_options"):
+        method["decoder_options"] = {k: v for k, v in method["decoder_options"].items() if k != "std"}
+    return {**config, "method": method}
 
 
 def multi_scale_segment(

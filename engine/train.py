@@ -167,7 +167,7 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
             inference could run.
     """
     check_batch(cfg)
-    if cfg["infer"]["crf"]:
+    if cfg["infer"]["crf"] not in (None, "none"):
         DenseCRF.from_config(cfg["infer"]["crf"])
     try:
         with torch.device("meta"):  # no memory; weights are read when the training begins
@@ -374,7 +374,7 @@ def _log_start(
 
 def _unreached(method: Method, steps: int, warmup_steps: int) -> str:
     """What the schedules of a run have behind its last step: losses, and the end of the warm-up."""
-    parts = ["the warm-up (optim.warmup_steps)"] if steps <= warmup_steps else []
+    parts = ["the end of the warm-up (optim.warmup_steps)"] if steps <= warmup_steps else []
     for name, weight in method.loss_weights.items():
         on = [start for start, value in zip(weight.starts, weight.values) if value]
         if on and on[0] >= steps:

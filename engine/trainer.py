@@ -37,6 +37,13 @@ from utils.distributed import (
 from utils.logging import LOGGER, MetricsWriter
 from utils.precision import autocast
 
+WEIGHTS_ALONE = (
+    "to begin with its weights alone: tools/convert_weights.py --model_path ... --out weights.safetensors, "
+    "train.resume=weights.safetensors"
+)
+# torchrun, where it started this process. Noted once: in a pipeline it may be gone at the next training.
+LAUNCHER = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -92,8 +99,6 @@ class Trainer:
         self.window = _Means(device)
         self._stop_signal: int | None = None
         self._stopping = False
-        # torchrun, where it started this process.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._trained: torch.nn.Module = method
         if is_distributed():
             # torch 2.15 gave the option another name.
@@ -131,8 +136,7 @@ class Trainer:
         if other := [key for key in weights if key not in own]:
             raise ValueError(
                 f"{path} is of another method: {type(self.method).__name__} has no place for {len(other)} of "
-                f"its weights, first '{other[0]}'; to begin with its weights alone, convert it "
-                "(tools/convert_weights.py --out weights.safetensors)"
+                f"its weights, first '{other[0]}'; {WEIGHTS_ALONE}"
             )
         self.method.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -150,10 +154,12 @@ class Trainer:
         """Classes are told apart by their number alone: others would be trained on without a word."""
         before, now = (list(header.get("class_names", ())) for header in (state, self.header))
         if before != now:
-            renamed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
+            changed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
+            if len(before) != len(now):
+                changed = f"{len(before)} with background, now {len(now)}"
             raise ValueError(
-                f"{path} was trained on other classes ({renamed or f'{len(before)} of them'}): restore the "
-                "tags or class names, or choose another run_name="
+                f"{path} was trained on other classes ({changed}): restore the tags or class names, or begin "
+                f"a run of another name; {WEIGHTS_ALONE}"
             )
         old, new = (header.get("provenance", {}).get("data_fingerprint") for header in (state, self.header))
         if new and old != new:
@@ -380,7 +386,7 @@ class Trainer:
 
     def _is_orphan(self) -> bool:
         """Whether the launcher was killed, so that nobody could stop this process any more."""
-        return self._launcher not in (None, os.getppid())
+        return LAUNCHER not in (None, os.getppid())
 
     def _stop(self) -> None:
         self.save("last.pth")

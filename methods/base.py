@@ -46,6 +46,8 @@ class Method(nn.Module):
         cam_scales: image scales of multi-scale CAMs.
     """
 
+    # Arguments of the class that it extends and does not take itself.
+    refused: tuple[str, ...] = ()
     # Whether it is trained on what data.label_dir adds to a batch (datasets/base.py).
     learns_from_labels = False
     # DenseCRF preset of the method's paper, which a plain --crf of tools/infer_seg.py takes.

@@ -43,6 +43,7 @@ class MCC(ToCo):
     """
 
     crf_preset = "mcc"
+    refused = ("local_crop_size", "num_local_crops", "start")
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class MCC(ToCo):
         self.mask_rate = mask_rate
         self.mask_scale = mask_scale
         self.flag_source = Schedule(flag_source)
-        if unused := {"local_crop_size", "num_local_crops"} & set(options):
+        if unused := set(self.refused) & set(options):
             raise ValueError(
                 f"MCC masks whole images and has no local crops: leave method.{unused.pop()} out"
             )

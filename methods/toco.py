@@ -126,7 +126,9 @@ class ToCo(SingleStageViT):
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the accelerators too.
             torch.default_generator.manual_seed(torch.initial_seed())
-            torch.rand(draws_of_encoder(self.backbone))
+            left = draws_of_encoder(self.backbone)
+            while left:  # in parts, for a ViT-L draws half a billion
+                left -= torch.rand(min(left, 1 << 24)).numel()
             self.proj_head, _ = make_head(), make_head()  # the teacher's is drawn, then overwritten
             convolutions = self.decoder.conv6, self.decoder.conv7, self.decoder.conv8
             for layer in (*convolutions, self.classifier, self.aux_classifier):

@@ -67,6 +67,7 @@ class SingleStageViT(Method):
             or the ``plain`` crop (SeCo).
     """
 
+    # Whether its losses need a decoder, so that there must be one.
     trains_decoder = False
 
     def __init__(
@@ -91,7 +92,11 @@ class SingleStageViT(Method):
         if ptc_box not in ("published", "scaled"):
             raise ValueError(f"ptc_box '{ptc_box}' is neither 'published' nor 'scaled'")
         check_number("method.high_threshold", high_threshold)
-        check_number("method.low_threshold", low_threshold, most=high_threshold)
+        check_number("method.low_threshold", low_threshold)
+        if low_threshold > high_threshold:
+            raise ValueError(
+                f"method.low_threshold={low_threshold} is above method.high_threshold={high_threshold}"
+            )
         self.low_threshold = low_threshold
         self.high_threshold = high_threshold
         self.label_source = Schedule(label_source)

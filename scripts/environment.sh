@@ -6,11 +6,12 @@ TEST_MODULES=${TEST_MODULES:-}
 
 fail() { echo "$1" >&2; exit 2; }
 
-# What a Python lacks of requirements.txt and $TEST_MODULES, in one line; nothing if it has all of it.
+# What a Python lacks of requirements.txt and $TEST_MODULES, in one line; nothing if it has all of it. Versions below those
+# that the tests ran with are told.
 lacks() {
-  "$1" - $TEST_MODULES <<'PY' 2>/dev/null || echo "Python 3.10"
+  "$1" - $TEST_MODULES <<'PY' || echo "a Python from 3.10 on that runs"
 import re, sys
-sys.version_info >= (3, 10) or sys.exit("too old")
+sys.version_info >= (3, 10) or sys.exit(1)
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -18,11 +19,13 @@ numbers = lambda text: [int(number) for number in re.findall(r"\d+", text)[:3]]
 lacking = [module for module in sys.argv[1:] if find_spec(module) is None]
 for name, least in re.findall(r"^([\w-]+)>=([\d.]+)", open("requirements.txt").read(), re.M):
     try:
-        found = version(name)
+        found = version(name) or least
     except PackageNotFoundError:  # some distributions do not say what they hold
-        found = least if find_spec({"pillow": "PIL", "pyyaml": "yaml"}.get(name, name)) else ""
+        found = least
+        if find_spec({"pillow": "PIL", "pyyaml": "yaml"}.get(name, name)) is None:
+            lacking.append(name)
     if numbers(found) < numbers(least):
-        lacking.append(f"{name}>={least}" + (f" (it has {found})" if found else ""))
+        print(f"note: {name} {found} is older than {least}, the oldest that the tests ran with", file=sys.stderr)
 print(*lacking, sep=", ", end="")
 PY
 }
@@ -31,7 +34,7 @@ use_python() {
   local lacking=
   if [ -n "${PYTHON:-}" ]; then
     lacking=$(lacks "$PYTHON")
-    [ -z "$lacking" ] || fail "PYTHON=$PYTHON lacks $lacking: pip install -r requirements.txt there"
+    [ -z "$lacking" ] || fail "PYTHON=$PYTHON lacks $lacking (requirements.txt; for the tests README, \"Start\")"
     return
   fi
   if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then

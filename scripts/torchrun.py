@@ -19,11 +19,11 @@ if __name__ == "__main__":
             print(f"process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except DistNetworkError as error:
-        port = next(
-            (word.partition("=")[2] for word in sys.argv if word.startswith("--master_port=")), "29500"
-        )
-        print(f"cannot use port {port}: {str(error).splitlines()[0]}", file=sys.stderr)
-        print("another run may have it: give another PORT", file=sys.stderr)
+        print(str(error).splitlines()[0], file=sys.stderr)
+        if "EADDRINUSE" in str(error):
+            print("the port is taken, perhaps by another run: give another PORT", file=sys.stderr)
+        else:
+            print("the first node cannot be reached: see MASTER_ADDR, PORT and firewalls", file=sys.stderr)
         sys.exit(2)
     except SignalException as error:  # Ctrl-C, or a cluster's end of the time; the processes have been told
         sys.exit(128 + error.sigval)

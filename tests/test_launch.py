@@ -215,7 +215,7 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
             ["method.background_threshold=0,5"],
             "method.background_threshold is a number from 0 to 1, not '0,5'",
         ),
-        (["method.low_threshold=0.9"], "method.low_threshold is a number from 0 to 0.55, not 0.9"),
+        (["method.low_threshold=0.9"], "method.low_threshold=0.9 is above method.high_threshold=0.55"),
         (["method.cam_scales=1.0"], "method.cam_scales is a list of image scales, not 1.0"),
         (["method.loss_weights.cls=one"], "method.loss_weights.cls is a number"),
         (["method.momentum=9"], "method.momentum is a number from 0 to 1, not 9"),
@@ -238,7 +238,7 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
 def test_log_says_what_a_short_run_does_not_reach(demo, tmp_path, capsys):
     arguments = ["train.steps=1", "optim.warmup_steps=1", "method.loss_weights.seg=[[0,0.0],[7,0.1]]"]
     go_on([*demo, *arguments], tmp_path / "run")
-    line = "train.steps=1 ends before the warm-up (optim.warmup_steps), the loss seg (step 7)\n"
+    line = "train.steps=1 ends before the end of the warm-up (optim.warmup_steps), the loss seg (step 7)\n"
     assert line in capsys.readouterr().out
 
 
@@ -338,29 +338,29 @@ def test_port_that_is_taken_is_a_clear_error():
         other.listen()
         port = str(other.getsockname()[1])
         done = run(["bash", "run_train.sh", "scripts/train_voc.py", "1", port, "cpu"])
-    assert done.returncode == 2 and f"cannot use port {port}" in done.stderr
+    assert done.returncode == 2 and port in done.stderr and "give another PORT" in done.stderr
     assert "Traceback (most recent call last)" not in done.stderr
 
 
 def test_environment_that_lacks_packages_is_told_so(tmp_path):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 'timm>=1.0.22 (it has 0.6)'\n")
+    python.write_text("#!/bin/sh\necho timm, tqdm\n")
     python.chmod(0o755)
-    environment = {**ENVIRONMENT, "PYTHON": str(python)}
-    command = ["bash", "run_train.sh", "scripts/train_voc.py"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "lacks timm>=1.0.22 (it has 0.6): pip install" in done.stderr
+    for path, lacking in ((python, "timm, tqdm"), (tmp_path / "none", "a Python from 3.10 on that runs")):
+        environment = {**ENVIRONMENT, "PYTHON": str(path)}
+        command = ["bash", "run_train.sh", "scripts/train_voc.py"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and f"PYTHON={path} lacks {lacking} (req" in done.stderr
 
 
 def test_what_a_python_lacks(tmp_path):
-    """By version, not by name alone."""
+    """What is missing; older versions are told, and used."""
     (tmp_path / "requirements.txt").write_text("# bounds\ntorch>=2.6\npillow>=999.1\nno-such-package>=1.0\n")
     command = ["bash", "-c", f"source {ROOT}/scripts/environment.sh; lacks {sys.executable}"]
     environment = {**ENVIRONMENT, "TEST_MODULES": "pytest no_such_module"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    lacking = done.stdout.split(", ")
-    assert lacking[0] == "no_such_module" and lacking[1].startswith("pillow>=999.1 (it has ")
-    assert lacking[2:] == ["no-such-package>=1.0"]
+    assert done.stdout == "no_such_module, no-such-package"
+    assert done.stderr.startswith("note: pillow ") and "is older than 999.1" in done.stderr
 
 
 def test_help_runs_without_data(monkeypatch, capsys):

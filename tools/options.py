@@ -155,11 +155,9 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
                 f"'{infer}' is a split of the data set and a folder in the working directory: write "
                 f"./{infer} for the folder, or start from another directory for the split"
             )
-        deeper = [p for p in Path(infer).expanduser().glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES]
-        if deeper and is_main():
-            print(
-                f"photos   {len(deeper)} in subfolders of {infer} are left out; name a subfolder for its own"
-            )
+        below = (path.suffix.lower() for path in Path(infer).expanduser().glob("*/*"))
+        if is_main() and any(suffix in IMAGE_SUFFIXES for suffix in below):
+            print(f"photos   those in subfolders of {infer} are left out; name a subfolder for its own")
         return image_split(infer, loaded.class_names)
     name = infer or loaded.cfg.data.val_set
     if not name:

@@ -60,7 +60,7 @@ def keyword_names(target: Any) -> set[str] | None:
             # not.
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
-        return names - {"self"}
+        return names - {"self", *getattr(target, "refused", ())}
     parameters = inspect.signature(target).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None

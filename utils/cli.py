@@ -35,7 +35,7 @@ def run_main(main: Callable[[], object]) -> None:
         if os.environ.get("TRACEBACK") or is_slip:
             raise
         print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and error.name in ("omegaconf", "torch", "yaml"):
             print(
                 "(packages: source .venv/bin/activate, or pip install -r requirements.txt)", file=sys.stderr
             )

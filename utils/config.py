@@ -531,7 +531,7 @@ def _check_values(cfg: DictConfig, source: str) -> None:
     if not isinstance(cfg.work_dir, str):
         raise ValueError(f"{source}: work_dir is a folder, not {cfg.work_dir!r}")
     size = cfg.infer.size
-    if size != "native" and (not isinstance(size, int) or size < 1):
+    if size != "native" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"{source}: infer.size is native or a whole number from 1, not {size!r}")
     for key, default in leaves(_defaults()):
         value = OmegaConf.select(cfg, key)

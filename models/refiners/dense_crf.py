@@ -121,6 +121,8 @@ class DenseCRF:
         """``toco``, or a mapping of parameters that may start from a preset: {preset: toco, steps: 5}."""
         if isinstance(value, str):
             return cls.preset(value)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"infer.crf is a preset or a mapping of parameters, not {value!r}")
         changes = dict(value)
         name = changes.pop("preset", None)
         return cls.preset(name, **changes) if name else cls(**changes)

@@ -30,6 +30,7 @@ def write(path, text):
         ("tags.csv", 'image,tags\n"a",cat,dog\nb,\nc,traffic light\n'),
         ("tags.csv", "name;tags\na.jpg;dog;cat\nb;\nc;traffic light;\n"),  # a spreadsheet in Europe
         ("tags.csv", "a.jpg;dog,cat\nb\nc;traffic light\n"),
+        ("tags.csv", 'name;tags\na.jpg;"dog;cat"\nb;\nc;traffic light\n'),  # our own form, saved there
         ("tags.csv", "image;tag;tag\na;cat;dog\nb;;\nc;traffic light;\n"),
         (
             "tags.csv",

@@ -275,6 +275,16 @@ def test_published_checkpoint_brings_data_set_and_protocol(published_toco, num_c
     assert_close(loaded.method.segment(image), expected)
 
 
+def test_checkpoint_of_an_earlier_version_loads(checkpoint, tmp_path):
+    """Its decoder had an option for its first weights, which is gone."""
+    state = load_checkpoint(checkpoint)
+    state["config"]["method"]["decoder_options"]["std"] = 1e-3
+    torch.save(state, tmp_path / "earlier.pth")
+    loaded, again = (load_method(path, "cpu").method for path in (tmp_path / "earlier.pth", checkpoint))
+    image = torch.randn(1, 3, 48, 48)
+    assert torch.equal(loaded.segment(image), again.segment(image))
+
+
 def test_photos_of_a_folder_become_a_split(split):
     folder = split.records[0].image.parent
     photos = image_split(folder, split.class_names)

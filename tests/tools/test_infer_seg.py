@@ -113,7 +113,7 @@ def test_photo_and_folder_of_photos_need_no_data_set(checkpoint, tmp_path, capsy
     assert read_mask(out / "a.png").shape == (40, 60) and (out / "overlay" / "a.jpg").is_file()
     out = infer(checkpoint, tmp_path / "all", infer=str(tmp_path / "photos"))
     assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
-    assert "1 in subfolders" in capsys.readouterr().out
+    assert "those in subfolders of" in capsys.readouterr().out
     with pytest.raises(
         FileNotFoundError, match="'.*fotos' is no photo and no folder of photos, and as a spl"
     ):

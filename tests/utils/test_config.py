@@ -74,10 +74,9 @@ def test_help_has_default_and_meaning_of_a_part_from_its_class():
     assert rows["method.par.iterations"] == [10, "filter passes."]
 
 
-# MCC refuses two arguments of the ToCo that it extends.
 SINGLE = (
-    "toco/voc seco/demo cam/demo one_stage/demo one_stage/baseline_voc ws_fcn/voc irn/cam_net irn/affinity "
-    "psa/cam_net psa/affinity seam/cam_net segmentor/voc segmentor/demo"
+    "toco/voc mcc/voc seco/demo cam/demo one_stage/demo one_stage/baseline_voc ws_fcn/voc irn/cam_net "
+    "irn/affinity psa/cam_net psa/affinity seam/cam_net segmentor/voc segmentor/demo"
 )
 
 

@@ -155,6 +155,15 @@ def _words_of(root: Path, tags: str | None) -> list[str]:
     words = sorted(word for word in found if not is_background(word))
     if not words:
         raise ValueError(f"no image in {root / tags} has a tag, so there is no class to learn")
+    alike: dict[str, str] = {}
+    for word in words:
+        if set(word) & set('|[]{}"'):
+            raise ValueError(f"{root / tags}: '{word}' looks like several tags: separate them by ';'")
+        if (other := alike.setdefault(word.lower(), word)) != word:
+            raise ValueError(
+                f"{root / tags}: '{other}' and '{word}' would be two classes: write them alike, or name the "
+                "classes in data.options.class_names"
+            )
     return words
 
 

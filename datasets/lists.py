@@ -247,10 +247,12 @@ def _csv_tags(path: Path, text: str, class_names: set[str]) -> list[Entry]:
         rows = [
             (line, [row[0], *(part for cell in row[1:] for part in cell.split(";"))]) for line, row in rows
         ]
-        several = any(len(row) > 2 for _, row in rows)
-        separator = "," if several or any("," in cell for _, row in rows for cell in row[1:]) else None
-    else:
-        separator = ";" if any(";" in cell for _, row in rows for cell in row[1:]) else None
+    cells = [cell for _, row in rows for cell in row[1:]]
+    separator = None  # spaces
+    if any(";" in cell for cell in cells):
+        separator = ";"
+    elif any("," in cell for cell in cells) or any(any(row[2:]) for _, row in rows):
+        separator = ","  # in a cell in quotes, or between the columns
     if separator is None and not class_names:
         _refuse_torn_names(path, [" ".join(row[1:]).split() for _, row in rows])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -350,12 +351,22 @@ def _log_start(
     else:
         where = f"cpu ({torch.get_num_threads()} threads)"
     processes, parts = world_size(), cfg.train.accumulate
+    counts = Counter(tag for record in train_split.records for tag in record.tags or ())
+    rarest = sorted(range(1, train_split.num_classes), key=lambda k: (counts[k], k))[:8]
     LOGGER.info(f"run      {work_dir}")
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")
+    backbone = to_plain(cfg.method).get("backbone")
+    if isinstance(backbone, dict):
+        LOGGER.info(f"backbone {backbone.get('name')}   pretrained {backbone.get('pretrained')}")
     LOGGER.info(
         f"data     {cfg.data.name}: {len(train_split)} training images ({cfg.data.train_set}), "
         f"{_names(train_split.class_names[1:])}"
         + (f", {len(val_split)} to score ({cfg.data.val_set})" if val_split else "")
+    )
+    LOGGER.info(  # where a mistyped tag shows
+        "         rarest: "
+        + ", ".join(f"{train_split.class_names[k]} {counts[k]}" for k in rarest)
+        + " images"
     )
     LOGGER.info(
         f"batch    {cfg.train.batch_size} = {processes} processes x {parts} micro-batches x "

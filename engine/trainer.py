@@ -97,6 +97,7 @@ class Trainer:
         self.best: float | None = None
         self.skipped = 0  # unreadable images that were replaced, over all processes
         self.window = _Means(device)
+        self.untrained: set[str] = set()  # losses without a weight that were told
         self._stop_signal: int | None = None
         self._stopping = False
         self._trained: torch.nn.Module = method
@@ -303,11 +304,19 @@ class Trainer:
         """A weight that belongs to no loss would be a typing error that changes the result without a word, or
         ends the run hours later, where it is switched on.
         """
+        whose = type(self.method).__name__
+        for name, value in losses.items():
+            if value.ndim:
+                raise ValueError(
+                    f"loss '{name}' of {whose} is a tensor of shape {tuple(value.shape)}, not a number"
+                )
+            if name not in self.method.loss_weights and value.requires_grad and name not in self.untrained:
+                self.untrained.add(name)
+                LOGGER.warning(f"note     loss {name} has no method.loss_weights.{name}: it is not trained")
         for name, weight in self.method.loss_weights.items():
             if name not in losses and any(weight.values):
                 raise ValueError(
-                    f"method.loss_weights.{name} belongs to no loss of {type(self.method).__name__}"
-                    f"{suggest(name, losses)}"
+                    f"method.loss_weights.{name} belongs to no loss of {whose}{suggest(name, losses)}"
                 )
 
     def _report_broken(self, losses: dict[str, Tensor]) -> NoReturn:

@@ -300,7 +300,7 @@ class OneStage(SingleStageCNN):
         return {
             "cls": self.class_loss(class_logits, class_label),
             "mask": mask,
-            "fg": mean_foreground(masks, class_label).mean(),
+            "fg": mean_foreground(masks.detach(), class_label).mean(),  # for the log
         }
 
     @torch.no_grad()

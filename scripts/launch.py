@@ -37,7 +37,7 @@ def _main(default_config: str, doc: str, arguments: list[str]) -> None:
     if {"-h", "--help"} & set(overrides):
         script = os.path.basename(sys.argv[0])
         print(USAGE.format(doc=doc.strip(), script=script, config=default_config))
-        print(describe(config))
+        print(describe(config, [item for item in overrides if not item.startswith("-")]))
         return
     cfg = load_config(config, overrides)
     if scenes := [item for item in overrides if item.startswith("data.generate")]:

@@ -222,6 +222,8 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
         (["method.decoder=null"], "ToCo trains a decoder: method.decoder cannot be null"),
         (["data.label_dir=logs"], "ToCo learns from tags and would not look at data.label_dir"),
         (["data.generate.strength=0.1"], "make others with tools/make_demo_data.py out=FOLDER strength=0.1"),
+        (["train.steps=ten"], "the command line: train.steps is a whole number from 1, not 'ten'"),
+        (["run_name=../elsewhere"], "run_name is a name below logs/ (work_dir is any folder)"),
         (["infer.crf=tocoo"], "there is no DenseCRF preset 'tocoo'"),
     ],
 )
@@ -369,3 +371,14 @@ def test_help_runs_without_data(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("Train on PASCAL VOC 2012", "usage:", "train.steps = 20000"))
     assert "DEVICES" in run(["bash", "run_train.sh", "--help"]).stdout
+
+
+def test_help_shows_what_a_command_would_use(monkeypatch, capsys):
+    changes = ["config=configs/cam/demo.yaml", "train.steps=7", "method.backbone.frozen=all"]
+    monkeypatch.setattr(sys, "argv", ["train_voc.py", "--help", *changes])
+    main(default_config="configs/toco/voc.yaml", doc="")
+    shown = capsys.readouterr().out
+    assert "train.steps = 7 " in shown and "method.backbone.frozen = all " in shown
+    sys.argv.append("train.stpes=8")
+    with pytest.raises(SystemExit):
+        main(default_config="configs/toco/voc.yaml", doc="")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
@@ -209,7 +209,7 @@ def _load_layers(
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{_label(path)}: {error}") from error
-    _check_values(merged, _label(path))
+    _check_values(merged, _label(path), changed=[key for key, _ in leaves(changes)])
     return merged, layers, stages, changes, stage_changes
 
 
@@ -313,14 +313,14 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
+def documented_keys(name: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, Any, str]]:
     """``(dotted key, value, meaning)`` of every key of a config.
 
     The meaning is the comment behind the key in the YAML files; for arguments of classes and functions that
     no file sets, it is their docstring's, and the value is the default.
     """
     path = find_config(name)
-    cfg = load_config(path)
+    cfg = load_config(path, overrides)
     meanings: dict[str, str] = {}
     for file in [CONFIGS / "default.yaml", *config_chain(path)]:
         meanings |= _comments(file)
@@ -331,7 +331,7 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
             if key in GIVEN or (names is not None and key not in names):
                 continue
             meanings.setdefault(f"{prefix}.{key}", text)
-            if OmegaConf.select(cfg, f"{prefix}.{key}") is None and default is not _REQUIRED:
+            if key not in (OmegaConf.select(cfg, prefix) or {}) and default is not _REQUIRED:
                 OmegaConf.update(cfg, f"{prefix}.{key}", default, force_add=True)
     rows = []
     for key, value in leaves(OmegaConf.to_container(cfg)):
@@ -346,12 +346,11 @@ def documented_keys(name: str | Path) -> list[tuple[str, Any, str]]:
     return rows
 
 
-def describe(name: str | Path) -> str:
+def describe(name: str | Path, overrides: Sequence[str] = ()) -> str:
     """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
-    lines = [
-        f"  {f'{key} = {_typed(value)}':<56}  {meaning}" for key, value, meaning in documented_keys(name)
-    ]
-    for stage in load_config(name).stages or []:
+    rows = documented_keys(name, overrides)
+    lines = [f"  {f'{key} = {_typed(value)}':<56}  {meaning}" for key, value, meaning in rows]
+    for stage in load_config(name, overrides).stages or []:
         lines += [
             f"  stages.{stage.name}.{key} = {_typed(value)}" for key, value in leaves(stage) if key != "name"
         ]
@@ -512,27 +511,39 @@ def _check_keys(
                 )
 
 
-def _check_values(cfg: DictConfig, source: str) -> None:
+def _check_values(cfg: DictConfig, source: str, changed: Iterable[str] = ()) -> None:
     """Refuse a value of the engine's that is no number, no list of numbers, or no true or false, where the
     default is one, and a word that is none of the known ones.
+
+    Args:
+        source: what errors name, but for the keys in ``changed``, which come from the command line.
     """
+    for key, kind in _wrong_values(cfg):
+        where = "the command line" if key in changed else source
+        raise ValueError(f"{where}: {key} is {kind}, not {OmegaConf.select(cfg, key)!r}")
+
+
+def _wrong_values(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """Keys with a wrong value, and what it should be."""
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
     for key, words in CHOICES.items():
-        value = OmegaConf.select(cfg, key)
-        if value not in words:
-            raise ValueError(f"{source}: {key} is {' or '.join(words)}, not {value!r}")
+        if OmegaConf.select(cfg, key) not in words:
+            yield key, " or ".join(words)
     for key in OPTIONAL_COUNTS:
         value = OmegaConf.select(cfg, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{source}: {key} is a whole number from 1, or null, not {value!r}")
+        if value is not None and not is_count(value):
+            yield key, "a whole number from 1, or null"
     if not isinstance(cfg.train.resume, str):  # YAML takes no, off and false for a boolean
-        raise ValueError(
-            f"{source}: train.resume is auto, never or a checkpoint's path, not {cfg.train.resume!r}"
-        )
+        yield "train.resume", "auto, never or a checkpoint's path"
     if not isinstance(cfg.work_dir, str):
-        raise ValueError(f"{source}: work_dir is a folder, not {cfg.work_dir!r}")
-    size = cfg.infer.size
-    if size != "native" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"{source}: infer.size is native or a whole number from 1, not {size!r}")
+        yield "work_dir", "a folder"
+    if cfg.run_name is not None and ".." in Path(str(cfg.run_name)).parts:
+        yield "run_name", "a name below logs/ (work_dir is any folder)"
+    if cfg.infer.size != "native" and not is_count(cfg.infer.size):
+        yield "infer.size", "native or a whole number from 1"
     for key, default in leaves(_defaults()):
         value = OmegaConf.select(cfg, key)
         if not isinstance(default, (bool, int, float)) and key not in LISTS:
@@ -550,7 +561,7 @@ def _check_values(cfg: DictConfig, source: str) -> None:
             allowed = int if isinstance(default, int) else (int, float)
             fits = isinstance(value, allowed) and not isinstance(value, bool) and value >= least
         if not fits:
-            raise ValueError(f"{source}: {key} is {kind}, not {value!r}")
+            yield key, kind
 
 
 def _comments(path: Path) -> dict[str, str]:

@@ -30,6 +30,7 @@ def write(path, text):
         ("tags.csv", 'image,tags\n"a",cat,dog\nb,\nc,traffic light\n'),
         ("tags.csv", "name;tags\na.jpg;dog;cat\nb;\nc;traffic light;\n"),  # a spreadsheet in Europe
         ("tags.csv", "a.jpg;dog,cat\nb\nc;traffic light\n"),
+        ("tags.csv", 'name,tags\na.jpg,"dog, cat"\nb,\nc,traffic light\n'),
         ("tags.csv", 'name;tags\na.jpg;"dog;cat"\nb;\nc;traffic light\n'),  # our own form, saved there
         ("tags.csv", "image;tag;tag\na;cat;dog\nb;;\nc;traffic light;\n"),
         (
@@ -67,6 +68,10 @@ def test_class_names_torn_by_spaces_are_asked_about(tmp_path):
     path.write_text("a.jpg,potted plant;\nb.jpg,dog\n")
     assert [words for _, words, _ in tag_words(path)] == [["potted plant"], ["dog"]]
     path.write_text("a.jpg;potted plant;dog\nb.jpg;dog\n")
+    assert [words for _, words, _ in tag_words(path)] == [["potted plant", "dog"], ["dog"]]
+    path.write_text('a.jpg,"potted plant,dog"\nb.jpg,dog\n')
+    assert [words for _, words, _ in tag_words(path)] == [["potted plant", "dog"], ["dog"]]
+    path.write_text("a.jpg,potted plant,dog\nb.jpg,dog,\n")
     assert [words for _, words, _ in tag_words(path)] == [["potted plant", "dog"], ["dog"]]
     path.write_text("a.jpg,cat dog\nb.jpg,dog\n")
     assert [words for _, words, _ in tag_words(path)] == [["cat", "dog"], ["dog"]]

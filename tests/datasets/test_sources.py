@@ -134,6 +134,19 @@ def test_custom_classes_of_a_table_are_those_of_its_header(own):
     assert {r.name: r.tags for r in split.records} == {"a": (2, 3), "b": (), "deep/c": (2,), "my dog": (3,)}
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("b,Cat;", "'Cat' and 'cat' would be two classes: write them alike"),
+        ("b,zebra|cat", r"'zebra\|cat' looks like several tags: separate them by ';'"),
+    ],
+)
+def test_custom_tags_that_would_be_classes_by_mistake(own, line, message):
+    text(own / "tags.csv", f"a.jpg,zebra;cat\n{line}\nc,cat;\nmy dog.bmp,\n")
+    with pytest.raises(ValueError, match=message):
+        custom_split(own, "all")
+
+
 def test_custom_splits_are_disjoint_complete_and_stable(tmp_path):
     for k in range(40):
         picture(tmp_path / "images" / f"{k}.png")

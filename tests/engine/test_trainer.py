@@ -201,6 +201,24 @@ def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
     trainer(tmp_path, loss_weights={"fit": 1.0, "of_its_base": 0.0}).fit()
 
 
+def test_losses_that_are_no_numbers_or_have_no_weight_are_told(tmp_path, monkeypatch):
+    class Forgetful(Toy):
+        def training_step(self, batch, step):
+            losses = super().training_step(batch, step)
+            return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}
+
+    told = []
+    monkeypatch.setattr("engine.trainer.LOGGER.warning", told.append)
+    run = trainer(tmp_path)
+    run.method.__class__ = Forgetful
+    run.fit()
+    assert len(told) == 1 and "loss new has no method.loss_weights.new" in told[0]
+    run = trainer(tmp_path / "other")
+    monkeypatch.setattr(Toy, "training_step", lambda self, batch, step: {"fit": self.linear.weight})
+    with pytest.raises(ValueError, match=r"loss 'fit' of Toy is a tensor of shape \("):
+        run.fit()
+
+
 def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):
     source = trainer(tmp_path)
     source.fit()

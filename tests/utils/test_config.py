@@ -197,6 +197,16 @@ def test_differences_name_both_values():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
 
 
+def test_help_shows_what_a_config_sets_to_null(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: datasets/voc.yaml\nmethod: {target: methods.vit_base.SingleStageViT, decoder: null}\n"
+    )
+    rows = {key: value for key, value, _ in documented_keys(path)}
+    assert rows["method.decoder"] is None
+    assert not any(key.startswith("method.decoder_options.") for key in rows)
+
+
 def test_build_refuses_unknown_arguments():
     with pytest.raises(
         KeyError, match="'sepc' is not an argument of utils.schedule.Schedule: did you mean 'spec'"

@@ -357,7 +357,8 @@ def _log_start(
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")
     backbone = to_plain(cfg.method).get("backbone")
     if isinstance(backbone, dict):
-        LOGGER.info(f"backbone {backbone.get('name')}   pretrained {backbone.get('pretrained')}")
+        weights = backbone.get("pretrained")
+        LOGGER.info(f"backbone {backbone.get('name')}   weights {weights or 'drawn, not pretrained'}")
     LOGGER.info(
         f"data     {cfg.data.name}: {len(train_split)} training images ({cfg.data.train_set}), "
         f"{_names(train_split.class_names[1:])}"

@@ -207,7 +207,8 @@ def run(cfg: Mapping[str, Any]) -> Path:
     origin = made_with(folder)
     protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", split)
     settings = {"folder": str(folder.absolute()), "made_with": origin}
-    source = provenance(config, split)
+    # Of which run a folder is, a data set's config does not know; `made_with` has the checkpoint's hash.
+    source = provenance(config if options.model_path else None, split)
     if options.labels:
         _score_labels(folder, out, split, records, protocol, {**settings, "ignored": options.ignored}, source)
     else:

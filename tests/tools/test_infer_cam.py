@@ -64,6 +64,10 @@ def test_labels_of_a_foreign_folder_are_scored(split, checkpoint, tmp_path, caps
     evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
     (record,) = read_scores(tmp_path)
     assert record["protocol"] == "labels/test" and record["score"]["miou"] == 1.0
+    data = [f"data.root={split.records[0].image.parents[1]}", "config=configs/datasets/demo.yaml"]
+    evaluate.run({"labels": str(tmp_path), "out": str(tmp_path / "out"), "overrides": data})
+    (record,) = read_scores(tmp_path / "out")
+    assert record["score"]["miou"] == 1.0 and record["provenance"]["seed"] is None  # of an unknown run
     (tmp_path / f"{split.records[3].name}.png").unlink()
     with pytest.raises(
         FileNotFoundError, match=rf"1 of 6 predictions .* first .*{split.records[3].name}\.png"

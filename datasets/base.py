@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.lists import file_of, find_list, read_list, read_tags, some
-from utils.artifacts import require_files
+from utils.files import require_files
 from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import Sample, WeakSegDataset
-from utils.artifacts import read_json, require_files, write_atomic, write_json
 from utils.build import suggest
+from utils.files import read_json, require_files, write_atomic, write_json
 from utils.image import IGNORE_INDEX
 from utils.seed import sample_generator
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.artifacts import write_atomic
+from utils.files import write_atomic
 from utils.image import IGNORE_INDEX
 from utils.npy_dictionary import read_npy_dictionary
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets.base import Split
+from engine.config.load import project_path
 from utils.build import build
-from utils.config import project_path
 
 
 def load_split(data: Mapping[str, Any], name: str) -> Split:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from datasets.base import Batch, Sample, Split, WeakSegDataset
 from datasets.loader import eval_loader
+from engine.config.load import ROOT
+from engine.scores.confusion import ConfusionMatrix, SegScores, tag_f1
 from methods.base import Method
-from utils.cam import strongest_class, threshold_label
-from utils.config import ROOT
+from ops.cam import strongest_class, threshold_label
 from utils.distributed import all_reduce_sum, is_main, shard, world_size
 from utils.image import normalize, resize
 from utils.logging import progress_bar
-from utils.metrics import ConfusionMatrix, SegScores, tag_f1
 from utils.precision import autocast
 
 COLUMNS = {"cam": "CAM", "aux_cam": "aux_CAM", "seg": "Seg_Pred"}

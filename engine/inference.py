@@ -22,14 +22,14 @@ import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.lists import IMAGE_SUFFIXES
 from datasets.loader import eval_loader
+from engine.checkpoint import FORMAT, file_digest, load_checkpoint, unfit
+from engine.config.load import CHOICES, load_config, override_config
 from engine.evaluator import single
 from engine.train import build_method
 from methods.base import Method
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
-from utils.checkpoint import FORMAT, file_digest, load_checkpoint, unfit
 from utils.cli import message_of
-from utils.config import CHOICES, load_config, override_config
 from utils.distributed import barrier, is_main, shard
 from utils.image import UnreadableImageError, rescale, resize
 from utils.logging import progress_bar

@@ -15,20 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from datasets.base import Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_loader
+from engine.checkpoint import load_checkpoint
+from engine.config.load import project_path, to_plain
 from engine.data import load_split
 from engine.evaluator import provenance, score_record, score_table, validate
 from engine.optim import build_optimizer
+from engine.scores.confusion import ConfusionMatrix
+from engine.scores.records import write_scores
 from engine.trainer import Trainer, TrainOptions
 from methods.base import Method
 from models.refiners.dense_crf import DenseCRF
-from utils.artifacts import alone_in, write_scores
 from utils.build import build, suggest
-from utils.checkpoint import load_checkpoint
-from utils.config import differences, project_path, to_plain
 from utils.distributed import barrier, init_process_group, is_main, rank, world_size
+from utils.files import alone_in, differences
 from utils.image import IGNORE_INDEX
 from utils.logging import LOGGER, setup_logging
-from utils.metrics import ConfusionMatrix
 from utils.seed import seed_everything, seed_process
 
 # Keys that may differ between a run and its continuation: they change where and how it computes, not what.

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from engine.checkpoint import load_checkpoint, save_checkpoint, unfit
 from engine.optim import poly_warmup_factor, set_learning_rate
 from methods.base import Method
 from utils.build import suggest
-from utils.checkpoint import load_checkpoint, save_checkpoint, unfit
 from utils.distributed import (
     all_reduce_mean,
     all_reduce_sum,

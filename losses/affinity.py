@@ -1,6 +1,6 @@
 """Losses on pairwise similarities of features, of all tokens or of neighbouring pixels.
 
-B images, (h, w) tokens or strided pixels; P directions and N sources of pixel pairs (utils/pairs.py).
+B images, (h, w) tokens or strided pixels; P directions and N sources of pixel pairs (ops/pairs.py).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from ops.pairs import PixelPairs
 from utils.distributed import global_mean
 from utils.image import IGNORE_INDEX
-from utils.pairs import PixelPairs
 from utils.precision import full_precision
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ops.lattice import PermutohedralLattice, bilateral_features
 from utils.image import IGNORE_INDEX
-from utils.permutohedral import PermutohedralLattice, bilateral_features
 
 # Pixels whose lattice is in memory at once (about 350 bytes each, plus 20 per class): larger batches are
 # filtered in parts.

@@ -5,7 +5,7 @@ spreads the CAMs over such pixels. SEAM trains the same network with other numbe
 ``PooledCAMNetwork`` (methods/cam.py).
 
 B images, P present classes, (H, W) pixels, (h, w) the grid of the affinities at stride 8, D its features; R
-directions and N sources of pixel pairs (utils/pairs.py).
+directions and N sources of pixel pairs (ops/pairs.py).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from losses.affinity import pair_affinity_loss, pair_label
 from methods.base import Batch, Method, Transform, groups_by_origin, resize_like
 from models.backbones import create_backbone
 from models.refiners.random_walk import random_walk
-from utils.cam import background_score
+from ops.cam import background_score
+from ops.pairs import PixelPairs, fitting_radius
 from utils.image import IGNORE_INDEX, normalize
-from utils.pairs import PixelPairs, fitting_radius
 from utils.precision import full_precision
 
 # The authors' names of our layers; everything else is the backbone. SEAM's affinity network has the same.
@@ -176,7 +176,7 @@ class AffinityView:
         crop_size: S in pixels, a multiple of the stride.
         stride: of the grid.
 
-    A sample needs ``label_scores``, the arrays of a file of ``utils.artifacts.save_scores``. It gets
+    A sample needs ``label_scores``, the arrays of a file of ``utils.cam_files.save_scores``. It gets
 
     * ``image`` (3, S, S) normalised, and ``valid_box`` (4,) int64 y0, y1, x0, x1;
     * ``pseudo_label`` (S / stride, S / stride) int64: 0 background, p the p-th present class, 255 ignored.

@@ -23,7 +23,7 @@ from methods.base import Batch, Method, Prediction, StoredCAMs, Transform
 from methods.vit_base import SingleStageViT
 from models.backbones import create_backbone
 from models.heads import check_pooling, pooled_logits
-from utils.cam import divide_by_maximum, summed_cam
+from ops.cam import divide_by_maximum, summed_cam
 from utils.image import strided_size
 from utils.precision import full_precision
 

@@ -22,9 +22,9 @@ from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_lab
 from methods.base import Batch, Method, Transform, resize_like
 from models.backbones import create_backbone
 from models.refiners.random_walk import propagate_to_edge
+from ops.pairs import PathPairs
 from utils.distributed import all_reduce_mean
 from utils.image import strided_size
-from utils.pairs import PathPairs
 from utils.precision import full_precision
 
 # Keys of the authors' checkpoints -> ours (regular expressions); what repeats other entries or is no weight.

@@ -21,7 +21,7 @@ from methods.base import Batch, resize_like
 from methods.toco import ToCo
 from methods.vit_base import label_shares
 from models.backbones.vit import ViT
-from utils.cam import PresentClasses, present_classes, region_mask
+from ops.cam import PresentClasses, present_classes, region_mask
 from utils.schedule import Schedule
 from utils.seed import sample_generator
 

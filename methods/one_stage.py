@@ -21,8 +21,8 @@ from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from models.refiners.pixel_adaptive import PAMR
+from ops.cam import PresentClasses, present_classes, summed_cam
 from utils.build import build_part
-from utils.cam import PresentClasses, present_classes, summed_cam
 from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
 

@@ -28,7 +28,7 @@ from losses.equivariance import (
 from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.heads import check_pooling, pooled_logits
-from utils.cam import summed_cam
+from ops.cam import summed_cam
 from utils.image import resize
 from utils.precision import full_precision
 

@@ -23,9 +23,9 @@ from methods.base import Batch, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
+from ops.cam import PresentClasses, cam_to_confident_label, ignore_outside_box, present_classes
+from ops.crops import crop_positions, cut
 from utils.build import build_part, check_number
-from utils.cam import PresentClasses, cam_to_confident_label, ignore_outside_box, present_classes
-from utils.crops import crop_positions, cut
 from utils.distributed import gather_batch
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision

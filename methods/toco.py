@@ -23,9 +23,9 @@ from methods.vit_base import SingleStageViT, label_shares
 from models.backbones.vit import ViT
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import LargeFOV, ProjectionHead
+from ops.cam import PresentClasses, present_classes, region_mask
+from ops.crops import crop_positions, cut
 from utils.build import build_part, check_number
-from utils.cam import PresentClasses, present_classes, region_mask
-from utils.crops import crop_positions, cut
 from utils.seed import sample_generator
 
 

@@ -20,8 +20,7 @@ from models.backbones import create_backbone
 from models.backbones.vit import Tokens
 from models.heads import DECODERS, create_decoder, pooled_logits
 from models.refiners.pixel_adaptive import PAR
-from utils.build import build_part, check_number
-from utils.cam import (
+from ops.cam import (
     PresentClasses,
     affinity_label,
     box_on_tokens,
@@ -30,6 +29,7 @@ from utils.cam import (
     multi_scale_cam,
     present_classes,
 )
+from utils.build import build_part, check_number
 from utils.image import IGNORE_INDEX, denormalize
 from utils.precision import full_precision
 from utils.schedule import Schedule

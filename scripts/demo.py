@@ -26,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import DictConfig
 
 from datasets.base import WeakSegDataset
+from engine.config.load import load_config, project_path
 from engine.data import load_split
 from engine.evaluator import provenance, text_table, validate
 from engine.inference import load_method
+from engine.pool import WorkerPool
 from engine.train import run as train
-from engine.worker_pool import WorkerPool
 from tools import make_demo_data, visualize
-from utils.artifacts import write_atomic
 from utils.cli import run_main
-from utils.config import load_config, project_path
+from utils.files import write_atomic
 from utils.worker import core_count
 
 CONFIGS = ("configs/cam/demo.yaml", "configs/toco/demo.yaml", "configs/seco/demo.yaml")

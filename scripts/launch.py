@@ -29,7 +29,7 @@ def main(default_config: str, doc: str) -> None:
 
 
 def _main(default_config: str, doc: str, arguments: list[str]) -> None:
-    from utils.config import describe, load_config
+    from engine.config.load import describe, load_config
 
     configs = [item.removeprefix("config=") for item in arguments if item.startswith("config=")]
     config = configs[-1] if configs else default_config
@@ -51,9 +51,9 @@ def _main(default_config: str, doc: str, arguments: list[str]) -> None:
 
     try:
         if cfg.stages:
-            from scripts import pipeline
+            from engine.pipeline import runner
 
-            pipeline.run(config, overrides)
+            runner.run(config, overrides)
         else:
             run(cfg)
     finally:

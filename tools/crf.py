@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.lists import IMAGE_SUFFIXES
-from engine.worker_pool import WorkerPool
+from engine.pool import WorkerPool
 from models.refiners.dense_crf import (
     PRESETS,
     DenseCRF,
@@ -44,10 +44,11 @@ from models.refiners.dense_crf import (
     unary_from_labels,
     unary_from_probs,
 )
-from utils.artifacts import cam_path, claim_folder, label_path, load_cam
-from utils.cam import background_score
+from ops.cam import background_score
+from utils.cam_files import cam_path, label_path, load_cam
 from utils.cli import run_main
 from utils.distributed import default_device
+from utils.files import claim_folder
 from utils.image import read_image, write_mask
 from utils.logging import progress_bar
 from utils.worker import core_count

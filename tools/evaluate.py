@@ -22,8 +22,12 @@ import torch
 from omegaconf import OmegaConf
 
 from datasets.base import Record, Split
+from engine.checkpoint import load_checkpoint
+from engine.config.load import load_config, override_config
 from engine.data import load_split
 from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table, text_table
+from engine.scores.confusion import ConfusionMatrix, ThresholdSweep
+from ops.cam import strongest_class
 from tools.options import (
     complete,
     count_pixels,
@@ -35,15 +39,12 @@ from tools.options import (
     scored_images,
     short_name,
 )
-from utils.artifacts import CamFile, cam_path, label_path, load_cam, made_with, require_files
-from utils.cam import strongest_class
-from utils.checkpoint import load_checkpoint
+from utils.cam_files import CamFile, cam_path, label_path, load_cam
 from utils.cli import run_main
-from utils.config import load_config, override_config
 from utils.distributed import is_main
+from utils.files import made_with, require_files
 from utils.image import read_mask
 from utils.logging import progress_bar
-from utils.metrics import ConfusionMatrix, ThresholdSweep
 
 THRESHOLDS = tuple(i / 100 for i in range(60))  # the scan of the multi-stage papers
 SHOWN = 5  # every so many of them stand in the printed table

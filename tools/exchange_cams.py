@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from tools.options import complete, parse
-from utils.artifacts import claim_folder, load_cam, origin_of, save_cam
+from utils.cam_files import load_cam, save_cam
 from utils.cli import run_main
 from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
+from utils.files import claim_folder, origin_of
 
 # form: (suffix of the files that are read, suffix of those that are written)
 FORMS = {"tag2mask": (".npy", ".npz"), "irn": (".npz", ".npy"), "psa": (".npz", ".npy")}

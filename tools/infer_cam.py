@@ -3,7 +3,7 @@ masks.
 
     python tools/infer_cam.py --model_path logs/my_run/last.pth --infer train --out logs/my_run/cam
 
-A file holds the CAMs of the classes that its image is tagged with (``utils/artifacts.py`` reads it back);
+A file holds the CAMs of the classes that its image is tagged with (``utils/cam_files.py`` reads it back);
 images whose tags are unknown get those that the classifier finds. Run again, it skips what is finished.
 """
 
@@ -37,7 +37,7 @@ from tools.options import (
     score_source,
     short_name,
 )
-from utils.artifacts import CamFile, cam_path, load_cam, save_cam
+from utils.cam_files import CamFile, cam_path, load_cam, save_cam
 from utils.cli import image_size, positive, run_main, scale
 from utils.distributed import init_process_group
 from utils.image import normalize, resize, strided_size

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
+from engine.config.load import to_plain
 from engine.evaluator import protocol_id
 from engine.inference import (
     MERGES,
@@ -34,7 +35,8 @@ from engine.inference import (
     multi_crop_segment,
     multi_scale_segment,
 )
-from engine.worker_pool import WorkerPool
+from engine.pool import WorkerPool
+from engine.scores.confusion import ConfusionMatrix
 from models.refiners.dense_crf import PRESETS, DenseCRF
 from tools.options import (
     checkpoint_parser,
@@ -51,13 +53,11 @@ from tools.options import (
     score_source,
     short_name,
 )
-from utils.artifacts import label_path
+from utils.cam_files import label_path
 from utils.cli import image_size, positive, run_main, scale
-from utils.config import to_plain
 from utils.distributed import init_process_group, world_size
 from utils.drawing import label_overlay, write_picture
 from utils.image import UnreadableImageError, normalize, read_mask, write_mask
-from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
 from utils.worker import core_count
 

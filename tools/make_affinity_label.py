@@ -5,7 +5,7 @@
 
 DenseCRF runs twice on every image. ``irn`` writes label images: what beats a high threshold is foreground,
 what stays below a low one is background, the rest is ignored (255). ``psa`` and ``seam`` write both runs as
-scores (utils/artifacts.py, ``ScoreFile``), because training averages them over the cells of its grid. Run
+scores (utils/cam_files.py, ``ScoreFile``), because training averages them over the cells of its grid. Run
 again, it skips what is finished.
 """
 
@@ -24,18 +24,10 @@ import torch
 from models.refiners.dense_crf import DenseCRF
 from tools.crf import RECIPES, Job, cam_probs, enlarge, find_image, find_names, named, read_pixels, refine_cam
 from tools.crf import workers as crf_workers
-from utils.artifacts import (
-    ScoreFile,
-    cam_path,
-    claim_folder,
-    label_path,
-    load_cam,
-    origin_of,
-    require_files,
-    save_scores,
-)
+from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, save_scores
 from utils.cli import count, positive, run_main
 from utils.distributed import default_device
+from utils.files import claim_folder, origin_of, require_files
 from utils.image import write_mask
 
 MODES = ("irn", "psa", "seam")

@@ -1,4 +1,4 @@
-"""Generate the demo data set: scenes with planted co-occurrence in VOC layout (datasets/synthetic.py).
+"""Generate the demo data set: scenes with planted co-occurrence in VOC layout (datasets/demo/scene.py).
 
     python tools/make_demo_data.py                                   what configs/datasets/demo.yaml says
     python tools/make_demo_data.py out=data/demo_080 strength=0.8    another folder, another option
@@ -22,10 +22,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from datasets.synthetic import SPLITS, SceneOptions, write_dataset
+from datasets.demo.scene import SPLITS, SceneOptions, write_dataset
+from engine.config.load import find_config, project_path
 from utils.build import suggest
 from utils.cli import run_main
-from utils.config import find_config, project_path
 
 DEFAULT_CONFIG = "datasets/demo.yaml"
 OWN_KEYS = ("config", "out", "overwrite", "workers")

@@ -24,12 +24,13 @@ from datasets.base import Record
 from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object, write_index
 from engine.data import load_split
 from engine.evaluator import text_table
-from engine.worker_pool import WorkerPool
+from engine.pool import WorkerPool
 from tools.evaluate import data_config
 from tools.options import complete, parse, short_name
-from utils.artifacts import claim_folder, label_path, origin_of, require_files
+from utils.cam_files import label_path
 from utils.cli import run_main
 from utils.drawing import SheetRow, sheet, write_picture
+from utils.files import claim_folder, origin_of, require_files
 from utils.image import read_image, read_mask
 
 TILE = 96  # side of an object in the overview, pixels

@@ -14,16 +14,17 @@ import torch
 
 from datasets.base import Record, Split
 from datasets.lists import IMAGE_SUFFIXES
+from engine.config.load import OVERRIDE
 from engine.data import load_split
 from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table
 from engine.inference import LoadedMethod, image_split, is_photo
-from utils.artifacts import claim_folder, write_scores
+from engine.scores.confusion import ConfusionMatrix
+from engine.scores.records import write_scores
 from utils.build import suggest
 from utils.cli import count
-from utils.config import OVERRIDE
 from utils.distributed import barrier, is_main
+from utils.files import claim_folder
 from utils.image import IGNORE_INDEX, read_mask
-from utils.metrics import ConfusionMatrix
 
 
 def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:

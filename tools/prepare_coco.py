@@ -30,8 +30,8 @@ from pycocotools.coco import COCO
 
 from datasets.coco import CLASS_NAMES
 from datasets.lists import write_tags
-from utils.artifacts import read_json, write_atomic, write_json
 from utils.cli import run_main
+from utils.files import read_json, write_atomic, write_json
 from utils.image import IGNORE_INDEX, read_mask, write_mask
 from utils.logging import progress_bar
 

@@ -25,8 +25,8 @@ import scipy.io
 
 from datasets.lists import read_list, read_tags, some, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
-from utils.artifacts import require_files, write_atomic
 from utils.cli import run_main
+from utils.files import require_files, write_atomic
 from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
 

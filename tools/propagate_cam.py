@@ -21,6 +21,7 @@ import torch
 
 from datasets.base import Record, Sample, WeakSegDataset
 from engine.inference import for_each_image, load_method
+from engine.scores.confusion import ConfusionMatrix
 from models.refiners.dense_crf import DenseCRF, unary_from_probs
 from tools.crf import named
 from tools.options import (
@@ -36,11 +37,11 @@ from tools.options import (
     score_source,
     short_name,
 )
-from utils.artifacts import cam_path, label_path, load_cam, origin_of, require_files
+from utils.cam_files import cam_path, label_path, load_cam
 from utils.cli import count, run_main
 from utils.distributed import init_process_group
+from utils.files import origin_of, require_files
 from utils.image import normalize, read_mask, write_mask
-from utils.metrics import ConfusionMatrix
 from utils.precision import autocast
 
 SHARES_WORK = True  # in a pipeline every process does its part of the images

@@ -25,11 +25,11 @@ from torch import Tensor
 from datasets.base import Record, Split, WeakSegDataset
 from engine.inference import LoadedMethod, load_method
 from methods.base import Prediction
+from ops.cam import present_classes
+from ops.crops import cut
 from tools.options import checkpoint_parser, complete, data_overrides, find_split, has_mask, parse
-from utils.artifacts import label_path
-from utils.cam import present_classes
+from utils.cam_files import label_path
 from utils.cli import run_main
-from utils.crops import cut
 from utils.distributed import init_process_group
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, tagged_tiles, write_picture
 from utils.image import normalize, read_mask, resize

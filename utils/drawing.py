@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.artifacts import write_atomic
+from utils.files import write_atomic
 from utils.image import voc_palette
 
 PALETTE = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)

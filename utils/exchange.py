@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.artifacts import CamFile, write_atomic
+from utils.cam_files import CamFile
+from utils.files import write_atomic
 from utils.npy_dictionary import read_npy_dictionary
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.artifacts import write_atomic
+from utils.files import write_atomic
 
 # ImageNet statistics on the 0..255 scale.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)

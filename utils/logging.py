@@ -12,9 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.artifacts import write_atomic
-from utils.config import leaves
 from utils.distributed import is_main
+from utils.files import leaves, write_atomic
 
 LOGGER = logging.getLogger("tag2mask")
 

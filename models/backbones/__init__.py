@@ -10,13 +10,13 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from engine.checkpoint import load_checkpoint, rename_keys
 from models.backbones.cnn import CNNBackbone
 from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
 from models.backbones.vgg16d import VGG16d
 from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
 from utils.build import build_part, suggest
-from utils.checkpoint import load_checkpoint, rename_keys
 from utils.logging import LOGGER
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {

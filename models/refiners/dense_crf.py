@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.permutohedral import PermutohedralLattice, bilateral_features, spatial_features
+from ops.lattice import PermutohedralLattice, bilateral_features, spatial_features
 
 # A Potts weight, a cost for each label, or a matrix of costs between labels.
 Compat = float | Sequence[float] | Sequence[Sequence[float]]

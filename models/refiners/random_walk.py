@@ -4,7 +4,7 @@ The transition matrix connects a pixel with the few neighbours within the radius
 neighbours and the (hw, hw) matrix never exists. The authors' programs square that matrix n times instead;
 2 ** n steps are the same walk.
 
-K classes, (h, w) pixels of the walked map, P directions and N sources of pixel pairs (utils/pairs.py).
+K classes, (h, w) pixels of the walked map, P directions and N sources of pixel pairs (ops/pairs.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.refiners.pixel_adaptive import propagate
-from utils.pairs import PathPairs, PixelPairs
+from ops.pairs import PathPairs, PixelPairs
 from utils.precision import full_precision
 
 

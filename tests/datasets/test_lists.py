@@ -12,7 +12,7 @@ from datasets.lists import (
     tag_words,
     write_tags,
 )
-from utils.artifacts import require_files
+from utils.files import require_files
 
 CLASSES = ("background", "cat", "dog", "traffic light")
 

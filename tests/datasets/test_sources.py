@@ -9,8 +9,8 @@ from PIL import Image
 from datasets.coco import coco_split
 from datasets.custom import custom_split, find_images
 from datasets.voc import tags_from_xml, voc_split
+from engine.config.load import load_config
 from utils.build import import_target
-from utils.config import load_config
 from utils.image import write_mask
 
 

@@ -5,11 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from datasets.base import Record, Split
+from engine.scores.confusion import ConfusionMatrix
 from tools.evaluate import CamSweep
 from tools.options import count_pixels
-from utils.artifacts import CamFile
+from utils.cam_files import CamFile
 from utils.image import write_mask
-from utils.metrics import ConfusionMatrix
 
 EXACT = {"rtol": 0, "atol": 1e-6}
 

@@ -20,9 +20,9 @@ from engine.evaluator import (
 )
 from engine.train import check_masks
 from methods.base import Method, Prediction
+from ops.cam import normalize_cam
 from tests.cams import scored_label
 from tests.processes import in_a_group
-from utils.cam import normalize_cam
 from utils.distributed import init_process_group
 from utils.image import normalize, read_mask, write_mask
 

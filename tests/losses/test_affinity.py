@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
-from utils.pairs import PathPairs, PixelPairs, search_directions
+from ops.pairs import PathPairs, PixelPairs, search_directions
 
 KINDS = ("bg_pos", "fg_pos", "neg")
 

@@ -8,8 +8,8 @@ from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from losses.segmentation import balanced_cross_entropy
+from ops.cam import affinity_label
 from tests.formula import stats
-from utils.cam import affinity_label
 
 TIGHT = dict(rtol=1e-5, atol=1e-6)
 

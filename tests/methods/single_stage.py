@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from engine.checkpoint import rename_keys
 from methods import one_stage
 from methods.one_stage import OneStage, SingleStageCNN
+from ops.cam import present_classes
 from tests.conftest import GOLDEN, GoldenCase
 from tests.formula import formula_array
-from utils.cam import present_classes
-from utils.checkpoint import rename_keys
 from utils.image import normalize
 
 

@@ -13,12 +13,12 @@ from losses.affinity import PairLabel, pair_affinity_loss, pair_label
 from losses.classification import multilabel_loss
 from methods.affinitynet import PUBLISHED_KEYS, AffinityNet, AffinityView, merge_readings, pair_affinity
 from methods.cam import PooledCAMNetwork
+from ops.cam import background_score, divide_by_maximum, summed_cam
+from ops.pairs import PixelPairs
 from tests.cams import scored_label
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
-from utils.artifacts import ScoreFile, load_scores, save_scores
-from utils.cam import background_score, divide_by_maximum, summed_cam
-from utils.pairs import PixelPairs
+from utils.cam_files import ScoreFile, load_scores, save_scores
 
 RESNET = {"name": "resnet38d"}
 SMALL = {"name": "resnet38d", "width": 4}

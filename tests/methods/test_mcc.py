@@ -10,9 +10,9 @@ from losses.contrastive import class_token_contrast
 from methods.mcc import MCC, masked_class_token, visible_flags
 from models.backbones import create_backbone
 from models.backbones.vit import LAYER_NORM
+from ops.cam import present_classes, region_mask
 from tests.formula import stats
 from tests.methods.authors import author_name
-from utils.cam import present_classes, region_mask
 
 TIGHT = dict(rtol=1e-5, atol=1e-6)
 DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}

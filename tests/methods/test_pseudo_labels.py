@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from methods.toco import object_flags
 from methods.vit_base import refined_label
 from models.refiners.pixel_adaptive import PAR
+from ops.cam import ignore_outside_box, present_classes, region_mask
+from ops.crops import crop_positions, cut
 from tests.formula import stats
-from utils.cam import ignore_outside_box, present_classes, region_mask
-from utils.crops import crop_positions, cut
 from utils.image import denormalize
 
 

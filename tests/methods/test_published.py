@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from engine.config.load import load_config, to_plain
 from methods.published import PROGRAMS, recognise
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
@@ -14,7 +15,6 @@ from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.authors import author_name, author_state
 from utils.build import build
-from utils.config import load_config, to_plain
 
 NET = dict(rtol=1e-4, atol=1e-4)
 

@@ -8,10 +8,10 @@ from torch.testing import assert_close
 
 import methods.seam
 from methods.seam import PUBLISHED_KEYS, SEAM, Output, PixelCorrelation, stretch
+from ops.cam import background_score
 from tests.cams import scored_label
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
-from utils.cam import background_score
 
 AUTHORS = list(json.loads((GOLDEN / "state_dict_seam_seam.json").read_text())["canonical"])
 RESNET = {"name": "resnet38d"}

@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from engine.config.load import load_config
 from losses.tag_contrast import MIXED, local_to_global_contrast
 from methods.published import recognise
 from methods.seco import SeCo, category_tags, moved_prototypes, project, single_class
 from models.ema import update_momentum_copy
 from models.heads import ProjectionHead
+from ops.cam import cam_to_confident_label, ignore_outside_box, present_classes
+from ops.crops import crop_positions, cut
 from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.authors import author_name
 from tests.processes import in_a_group
 from utils.build import build
-from utils.cam import cam_to_confident_label, ignore_outside_box, present_classes
-from utils.config import load_config
-from utils.crops import crop_positions, cut
 from utils.distributed import init_process_group
 from utils.schedule import Schedule
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from engine.config.load import CONFIGS, load_config, to_plain
 from utils.build import build
-from utils.config import CONFIGS, load_config, to_plain
 
 FILES = sorted(f"{p.parent.name}/{p.name}" for d in ("one_stage", "ws_fcn") for p in (CONFIGS / d).glob("*"))
 IMAGES = {"voc": 10582, "coco": 82081}

@@ -10,9 +10,9 @@ from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
+from ops.cam import present_classes
 from tests.formula import stats
 from tests.methods.authors import author_name
-from utils.cam import present_classes
 from utils.image import normalize, resize
 
 PHASES = {"p1": 1500, "p2": 5000}

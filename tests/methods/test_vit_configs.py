@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from utils.config import load_config, to_plain
+from engine.config.load import load_config, to_plain
 
 COMMON = {
     "data.crop_size": 448,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from models.refiners.random_walk import propagate_to_edge, random_walk, transition_weights
-from utils.pairs import PathPairs, PixelPairs
+from ops.pairs import PathPairs, PixelPairs
 
 
 def dense_affinity(affinity, pairs, size):

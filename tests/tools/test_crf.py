@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.worker_pool import WorkerPool
+from engine.pool import WorkerPool
+from engine.scores.records import read_scores
 from models.refiners.dense_crf import DenseCRF
 from tests.checkpoints import checkpoint, demo_folder  # noqa: F401  (fixtures)
 from tests.processes import start
 from tools import crf, infer_seg
-from utils.artifacts import CamFile, read_scores, save_cam
+from utils.cam_files import CamFile, save_cam
 from utils.image import read_mask
 
 

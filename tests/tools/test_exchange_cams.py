@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tools import exchange_cams
-from utils.artifacts import CamFile, load_cam, save_cam, write_json
+from utils.cam_files import CamFile, load_cam, save_cam
 from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
+from utils.files import write_json
 
 
 def cams(classes=(3, 15)):

@@ -8,10 +8,11 @@ from datasets.base import WeakSegDataset
 from engine.data import load_split
 from engine.evaluator import validate
 from engine.inference import load_method
+from engine.scores.confusion import SegScores
+from engine.scores.records import read_scores
 from tools import evaluate, infer_cam
-from utils.artifacts import cam_path, load_cam, read_scores
+from utils.cam_files import cam_path, load_cam
 from utils.image import read_mask, write_mask
-from utils.metrics import SegScores
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_inference_sums_the_sweep_over_processes_and_the_scorer_does_not(
         return [record["score"]["pixels"] for record in read_scores(folder)]
 
     options = {"model_path": str(checkpoint), "device": "cpu", "num_workers": 0, "dtype": "float32"}
-    monkeypatch.setattr("utils.metrics.all_reduce_sum", lambda counts: 2 * counts)
+    monkeypatch.setattr("engine.scores.confusion.all_reduce_sum", lambda counts: 2 * counts)
     evaluate.run({"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path / "scores")})
     infer_cam.run({**options, "out": str(tmp_path / "cam")})
     assert pixels(tmp_path / "scores") == pixels(cams) == [n // 2 for n in pixels(tmp_path / "cam")]

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from engine.inference import load_method
+from engine.scores.confusion import ConfusionMatrix
+from engine.scores.records import read_scores
 from tests.processes import TIMEOUT, free_port, launch
 from tools.infer_seg import parser, run, segment_image
 from tools.options import parse
-from utils.artifacts import read_scores
 from utils.image import read_image, read_mask, voc_palette
-from utils.metrics import ConfusionMatrix
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

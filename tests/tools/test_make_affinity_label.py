@@ -8,7 +8,8 @@ from PIL import Image
 from models.refiners.dense_crf import DenseCRF, merge_confident_labels, unary_from_probs
 from tests.tools.test_crf import folder  # noqa: F401  (fixture)
 from tools import crf, infer_cam, make_affinity_label
-from utils.artifacts import load_cam, load_scores, read_json, write_json
+from utils.cam_files import load_cam, load_scores
+from utils.files import read_json, write_json
 from utils.image import read_mask
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from datasets.context_decoupling import ObjectBank
+from engine.config.load import load_config
 from engine.data import load_split
 from tools import mine_objects
-from utils.artifacts import label_path, read_json
-from utils.config import load_config
+from utils.cam_files import label_path
+from utils.files import read_json
 from utils.image import read_image, write_mask
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from datasets.coco import CLASS_NAMES, coco_split
 from tools.prepare_coco import CATEGORY_IDS, UNUSED_IDS, numbering, run
-from utils.artifacts import read_json
+from utils.files import read_json
 from utils.image import read_mask, write_mask
 
 

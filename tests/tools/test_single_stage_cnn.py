@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from datasets.base import WeakSegDataset
+from engine.config.load import load_config
 from engine.data import load_split
 from engine.evaluator import validate
 from engine.inference import load_method
+from engine.scores.records import read_scores
 from engine.train import run as train
 from tests.checkpoints import demo_folder  # noqa: F401
 from tools import infer_cam, infer_seg, visualize
-from utils.artifacts import load_cam, read_scores
-from utils.config import load_config
+from utils.cam_files import load_cam
 from utils.image import normalize, read_image, read_mask
 
 SMALL = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions
+from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions
 
 
 def configs(case):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.permutohedral import PermutohedralLattice, bilateral_features, spatial_features
+from ops.lattice import PermutohedralLattice, bilateral_features, spatial_features
 
 
 def exact_gaussian_filter(features, values, chunk=1024):

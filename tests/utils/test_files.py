@@ -1,6 +1,6 @@
 """Score files: which records replace each other."""
 
-from utils.artifacts import read_scores, write_scores
+from engine.scores.records import read_scores, write_scores
 
 
 def record(miou, **made_by):

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from datasets.scenery import CONTEXTS, OBJECTS
-from datasets.synthetic import (
+from datasets.demo.scene import (
     SPLITS,
     SceneOptions,
     context_given_class,
@@ -22,9 +21,10 @@ from datasets.synthetic import (
     render_scene,
     write_dataset,
 )
+from datasets.demo.scenery import CONTEXTS, OBJECTS
 from datasets.voc import voc_split
+from engine.config.load import CONFIGS
 from tools import make_demo_data
-from utils.config import CONFIGS
 from utils.image import read_image, read_mask
 
 SMALL = SceneOptions(seed=3, train=6, test=3, image_size=64)
@@ -199,7 +199,7 @@ def test_bad_options_are_named(change: dict, message: str):
 
 def test_the_demo_config_says_every_option_and_its_default():
     spec = yaml.safe_load((CONFIGS / "datasets/demo.yaml").read_text())["data"]["generate"]
-    assert spec.pop("target") == "datasets.synthetic.SceneOptions"
+    assert spec.pop("target") == "datasets.demo.scene.SceneOptions"
     assert SceneOptions(**spec) == SceneOptions() and set(spec) == set(asdict(SceneOptions()))
 
 

@@ -26,28 +26,28 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from engine.data import load_split
-from engine.evaluator import text_table
-from engine.inference import is_photo
-from engine.train import FREE_TO_CHANGE, check_training
-from scripts.stage_pictures import draw_stage
-from tools.options import complete
-from utils.artifacts import FILES, alone_in, read_json, read_scores, write_atomic, write_json
-from utils.build import suggest
-from utils.checkpoint import file_digest
-from utils.config import (
+from engine.checkpoint import file_digest
+from engine.config.load import (
     OVERRIDE,
     ROOT,
     TRAINING,
     Stage,
-    differences,
     find_config,
     load_config,
     load_stages,
     override_config,
     project_path,
 )
+from engine.data import load_split
+from engine.evaluator import text_table
+from engine.inference import is_photo
+from engine.pipeline.pictures import draw_stage
+from engine.scores.records import read_scores
+from engine.train import FREE_TO_CHANGE, check_training
+from tools.options import complete
+from utils.build import suggest
 from utils.distributed import all_reduce_sum, barrier, init_process_group, is_main
+from utils.files import FILES, alone_in, differences, read_json, write_atomic, write_json
 from utils.logging import LOGGER, setup_logging
 
 # Options that change where and how a stage computes, not what.

@@ -16,14 +16,22 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from datasets.lists import read_class_names, read_list, read_tags, write_tags
+from engine.config.load import (
+    CONFIGS,
+    STAGE_KEYS,
+    describe,
+    load_config,
+    load_stages,
+    override_config,
+    to_plain,
+)
+from engine.pipeline import runner as pipeline
 from engine.train import build_method
 from engine.train import run as train
-from scripts import pipeline
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
 from tests.processes import TIMEOUT, in_a_group, start
 from utils.build import import_target
-from utils.config import CONFIGS, STAGE_KEYS, describe, load_config, load_stages, override_config, to_plain
 from utils.image import read_mask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,7 +247,7 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
     ("stages", "error", "message"),
     [
         ([{"name": "a", "run": "tools.infer_cm"}], ImportError, r"stage 'a'.*did you mean 'tools.infer_cam'"),
-        ([{"name": "a", "run": "utils.cam"}], ImportError, r"stage 'a'.*no function run"),
+        ([{"name": "a", "run": "ops.cam"}], ImportError, r"stage 'a'.*no function run"),
         ([{"name": "a"}], ValueError, r"stage 'a' .*does not say what to run"),
         ([{"run": "toy_stage"}], ValueError, "needs a name"),
         ([STAGES[0], STAGES[0]], ValueError, "needs a name of its own"),

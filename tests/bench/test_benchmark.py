@@ -1,4 +1,4 @@
-"""tools/benchmark.py: every method answers, in a process of its own; no time is asserted."""
+"""bench/run.py: every method answers, in a process of its own; no time is asserted."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tools import benchmark
+from bench import run as benchmark
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.cams import scored_label
-from tests.formula import stats
-from utils.cam import (
+from ops.cam import (
     affinity_label,
     background_score,
     best_class,
@@ -19,6 +17,8 @@ from utils.cam import (
     region_mask,
     threshold_label,
 )
+from tests.cams import scored_label
+from tests.formula import stats
 
 TIGHT = dict(rtol=1e-5, atol=1e-6)
 

@@ -18,7 +18,7 @@ from methods.base import Method
 from tools.crf import named
 from tools.options import has_mask
 from tools.visualize import TITLES, panels_of
-from utils.artifacts import ScoreFile, cam_path, label_path, load_cam, load_scores
+from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
 from utils.image import normalize, read_mask, resize
 

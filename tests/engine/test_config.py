@@ -6,19 +6,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from engine.train import build_method
-from utils import config
-from utils.build import build
-from utils.config import (
+from engine.config import load as config
+from engine.config.load import (
     CONFIGS,
     ROOT,
-    differences,
     documented_keys,
     find_config,
     load_config,
     load_stages,
     to_plain,
 )
+from engine.train import build_method
+from utils.build import build
+from utils.files import differences
 from utils.schedule import Schedule
 
 EXPERIMENTS = sorted(

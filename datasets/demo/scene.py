@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets import scenery
+from datasets.demo import scenery
+from datasets.demo.scenery import CONTEXTS, OBJECTS
 from datasets.lists import write_tags
-from datasets.scenery import CONTEXTS, OBJECTS
 from datasets.voc import tags_from_xml
-from utils.artifacts import read_json, write_atomic, write_json
+from utils.files import read_json, write_atomic, write_json
 from utils.image import write_mask
 from utils.logging import progress_bar
 from utils.worker import start_worker

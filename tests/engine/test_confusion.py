@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from utils.metrics import ConfusionMatrix, SegScores, ThresholdSweep, tag_f1
+from engine.scores.confusion import ConfusionMatrix, SegScores, ThresholdSweep, tag_f1
 
 SHAPES = {"voc": (21, (3, 40, 50)), "coco": (81, (2, 60, 40))}
 

@@ -27,8 +27,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.build import import_target, keyword_names, suggest
+from utils.files import leaves
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
 # Mappings whose keys belong to a class or function: where its import path stands, and which arguments the
@@ -360,22 +361,6 @@ def describe(name: str | Path, overrides: Sequence[str] = ()) -> str:
 def _typed(value: Any) -> Any:
     """A value as the command line takes it."""
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), value)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for every leaf in which two plain configs or settings differ."""
-    before, after = dict(leaves(old)), dict(leaves(new))
-    keys = [*before, *(key for key in after if key not in before)]
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
-
-
-def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is not a non-empty mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _defaults() -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """Measure parts of the project against each other and against the compiled originals.
 
-    python tools/benchmark.py crf --labels 21 --threads 1 2 --original_python ~/venv/bin/python
-    python tools/benchmark.py energy --threads 1 2
-    python tools/benchmark.py walk --labels 1 3 --rounds 1 --repeats 1 --squaring
+    python bench/run.py crf --labels 21 --threads 1 2 --original_python ~/venv/bin/python
+    python bench/run.py energy --threads 1 2
+    python bench/run.py walk --labels 1 3 --rounds 1 --repeats 1 --squaring
 
 Every measurement runs in a process of its own; the methods take turns, so that a change of the machine's load
 meets all of them. The table holds medians over the rounds, and the ratio to the original is the median of the
@@ -336,7 +336,7 @@ def _energy_filter(task: dict[str, Any]) -> Callable[[], object]:
     """Lattice and filter of the probabilities, as the original's only function does."""
     import torch
 
-    from utils.permutohedral import PermutohedralLattice, bilateral_features
+    from ops.lattice import PermutohedralLattice, bilateral_features
 
     images, logits = _energy_inputs(task)
     values = logits.softmax(1).flatten(2)
@@ -458,7 +458,7 @@ def _walk_dense(task: dict[str, Any], squaring: bool = False) -> Callable[[], ob
     import torch
     import torch.nn.functional as F
 
-    from utils.pairs import PathPairs
+    from ops.pairs import PathPairs
 
     cam, edge = _walk_inputs(task)
     height, width = edge.shape

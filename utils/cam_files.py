@@ -1,0 +1,154 @@
+"""The files that inference writes for each image and later steps read: label images, CAMs and scores.
+
+    <folder>/<name>.png        label as a palette PNG of class indices, original size
+    <folder>/<name>.npz        CAM file (see :func:`save_cam`), or score file
+
+No file holds a pickle, so reading one cannot run code; every file appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.files import write_atomic
+
+
+def label_path(folder: Path, name: str) -> Path:
+    """Where the label image of ``name`` lies; names may hold folders (``train2014/0001``)."""
+    return folder / f"{name}.png"
+
+
+@dataclass(frozen=True)
+class CamFile:
+    """CAMs of the classes that an image is tagged with.
+
+    Args:
+        class_ids: (n,) int64 mask values 1..C of the channels, ascending.
+        cam: (n, h, w) float32 in [0, 1]; h, w may be smaller than the image.
+        aux_cam: the same from the auxiliary block, or None.
+        size: (H, W) of the image.
+        strided: (n, ceil(H / 4), ceil(W / 4)) the CAMs summed and normalised at stride 4, where IRN's random
+            walk starts, or None.
+    """
+
+    class_ids: Tensor
+    cam: Tensor
+    aux_cam: Tensor | None
+    size: tuple[int, int]
+    strided: Tensor | None = None
+
+    @property
+    def label_ids(self) -> Tensor:
+        """(1 + n,) int64 mask values with the background in front: what a label of channel numbers means."""
+        return torch.cat([self.class_ids.new_zeros(1), self.class_ids])
+
+
+def cam_path(folder: Path, name: str) -> Path:
+    """Where the CAM file of ``name`` lies."""
+    return folder / f"{name}.npz"
+
+
+def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
+    """Write a CAM file: ``class_ids`` int16, ``cam`` and, if there are any, ``aux_cam`` and ``strided`` as
+    ``dtype``, ``size`` int32.
+
+    Half precision moves a value by at most 2.5e-4, far less than the step of a threshold sweep.
+    """
+    arrays = {
+        "class_ids": cams.class_ids.cpu().numpy().astype(np.int16),
+        "cam": cams.cam.float().cpu().numpy().astype(dtype),
+        "size": np.array(cams.size, dtype=np.int32),
+    }
+    for name, maps in (("aux_cam", cams.aux_cam), ("strided", cams.strided)):
+        if maps is not None:
+            arrays[name] = maps.float().cpu().numpy().astype(dtype)
+    _write_arrays(path, **arrays)
+
+
+def load_cam(path: Path) -> CamFile:
+    """Read a CAM file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged or is something else.
+    """
+    with _open_arrays(path, "CAM file", "tools/infer_cam.py") as arrays:
+        aux_cam, strided = (
+            torch.from_numpy(arrays[name]).float() if name in arrays else None
+            for name in ("aux_cam", "strided")
+        )
+        height, width = (int(v) for v in arrays["size"])
+        return CamFile(
+            class_ids=torch.from_numpy(arrays["class_ids"]).long(),
+            cam=torch.from_numpy(arrays["cam"]).float(),
+            aux_cam=aux_cam,
+            size=(height, width),
+            strided=strided,
+        )
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Two readings of where an image's classes are, with much and with little background (PSA).
+
+    Args:
+        class_ids: (n,) int64 mask values 1..C of the channels after the first, ascending.
+        scores: (2, 1 + n, H, W) float32 in [0, 1]: with much background (low alpha), then with little (high
+            alpha). Channel 0 is the background.
+    """
+
+    class_ids: Tensor
+    scores: Tensor
+
+
+def save_scores(path: Path, file: ScoreFile) -> None:
+    """Write a score file: ``class_ids`` int16, ``scores`` float16; training averages 64 of them."""
+    _write_arrays(
+        path,
+        class_ids=file.class_ids.cpu().numpy().astype(np.int16),
+        scores=file.scores.float().cpu().numpy().astype(np.float16),
+    )
+
+
+def load_scores(path: Path) -> ScoreFile:
+    """Read a score file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged or is something else.
+    """
+    with _open_arrays(path, "score file", "tools/make_affinity_label.py") as arrays:
+        return ScoreFile(
+            class_ids=torch.from_numpy(arrays["class_ids"]).long(),
+            scores=torch.from_numpy(arrays["scores"]).float(),
+        )
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """One compressed .npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
+
+
+@contextmanager
+def _open_arrays(path: Path, kind: str, maker: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a .npz file; what goes wrong in the block means that it is damaged or another kind."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {kind} {path}: run {maker} first")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a {kind} of this project, or damaged ({error}); delete it and run again"
+        ) from error

@@ -1,0 +1,154 @@
+"""Plain files: written whole or not at all, folders that say what made them, and mappings compared leaf by
+leaf.
+
+    <folder>/settings.json     what made the folder; another checkpoint or other settings are refused
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from utils.distributed import is_main
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+SETTINGS = "settings.json"
+FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete at every moment, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as readable JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged one is a ValueError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it or make it anew") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder that this one writes to; the main process does it for all.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    if fcntl is None or not is_main():
+        yield
+        return
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by {file.read() or 'another process'}: wait until it ends, stop it, or "
+                "choose another run_name="
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
+    """Raise one FileNotFoundError that counts what is missing, names the first, and says what to do."""
+    paths = list(paths)
+    there = {folder: _files_in(folder) for folder in {path.parent for path in paths}}
+    missing = [path for path in paths if path.name not in there[path.parent]]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; {advice}"
+        )
+
+
+def _files_in(folder: Path) -> set[str]:
+    # One listing instead of thousands of look-ups, which are slow on network disks.
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` for every leaf in which two plain configs or settings differ."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is not a non-empty mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Mark ``folder`` as made with ``settings``, or check that it was.
+
+    Finished files are taken over when a run is repeated, so they must come from the same checkpoint and
+    settings.
+
+    Raises:
+        ValueError: the folder was made with something else (names every difference), or holds foreign images.
+    """
+    path = folder / SETTINGS
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
+    if not path.is_file():
+        foreign = next((file for file in folder.rglob("*.*") if file.suffix in FILES), None)
+        if foreign is not None:
+            raise ValueError(
+                f"{folder} already holds files that no run of this tool made, for example {foreign.name} "
+                "(there is no settings.json): choose another folder with --out"
+            )
+        write_json(path, settings)
+        return
+    if changed := differences(read_json(path), settings):
+        raise ValueError(
+            f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with "
+            "--out, or delete this one"
+        )
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """The settings that `claim_folder` wrote into a folder; empty for a folder of something else."""
+    path = folder / SETTINGS
+    return read_json(path) if path.is_file() else {}
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What the files of a folder are, for the settings of a tool that reads them.
+
+    That is how they were made, wherever they lie; of files from elsewhere only the place is known.
+    """
+    return made_with(folder) or {"folder": str(folder.absolute())}

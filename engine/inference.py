@@ -22,7 +22,6 @@ import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.lists import IMAGE_SUFFIXES
 from datasets.loader import eval_loader
-from engine.checkpoint import FORMAT, file_digest, load_checkpoint, unfit
 from engine.config.load import CHOICES, load_config, override_config
 from engine.evaluator import single
 from engine.train import build_method
@@ -33,6 +32,7 @@ from utils.cli import message_of
 from utils.distributed import barrier, is_main, shard
 from utils.image import UnreadableImageError, rescale, resize
 from utils.logging import progress_bar
+from utils.weights import FORMAT, file_digest, load_checkpoint, unfit
 
 Merge = Literal["sum", "mean", "max"]
 MERGES = CHOICES["infer.merge_flips"]

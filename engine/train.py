@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from datasets.base import Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_loader
-from engine.checkpoint import load_checkpoint
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
 from engine.evaluator import provenance, score_record, score_table, validate
@@ -31,6 +30,7 @@ from utils.files import alone_in, differences
 from utils.image import IGNORE_INDEX
 from utils.logging import LOGGER, setup_logging
 from utils.seed import seed_everything, seed_process
+from utils.weights import load_checkpoint
 
 # Keys that may differ between a run and its continuation: they change where and how it computes, not what.
 FREE_TO_CHANGE = (

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from engine.checkpoint import load_checkpoint, save_checkpoint, unfit
 from engine.optim import poly_warmup_factor, set_learning_rate
 from methods.base import Method
 from utils.build import suggest
@@ -36,6 +35,7 @@ from utils.distributed import (
 )
 from utils.logging import LOGGER, MetricsWriter
 from utils.precision import autocast
+from utils.weights import load_checkpoint, save_checkpoint, unfit
 
 WEIGHTS_ALONE = (
     "to begin with its weights alone: tools/convert_weights.py --model_path ... --out weights.safetensors, "

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from engine.checkpoint import save_checkpoint
 from engine.config.load import load_config, to_plain
 from engine.train import build_method
 from methods.vit_base import SingleStageViT
 from tools.make_demo_data import generate
+from utils.weights import save_checkpoint
 
 
 @pytest.fixture(scope="session")

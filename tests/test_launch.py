@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoint import load_checkpoint
 from engine.config.load import load_config
 from engine.train import run as train
 from engine.trainer import Trainer
@@ -24,6 +23,7 @@ from tests.processes import TIMEOUT, free_port, in_a_group, launch, start
 from tools.make_demo_data import generate
 from utils.files import alone_in
 from utils.image import read_mask, write_mask
+from utils.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

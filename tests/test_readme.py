@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from datasets.voc import CLASS_NAMES
-from engine.checkpoint import save_checkpoint
 from engine.config.load import load_config, to_plain
 from engine.train import build_method
 from tests.checkpoints import demo_folder  # noqa: F401
 from tests.processes import launch
 from tools import infer_cam
 from utils.image import write_mask
+from utils.weights import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -28,7 +28,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.checkpoint import rename_keys, save_checkpoint
 from engine.config.load import to_plain
 from engine.inference import load_method
 from models.backbones import create_backbone, pretrained_weights
@@ -36,6 +35,7 @@ from models.backbones.resnet38d import MXNET_CLASSIFIER, MXNET_NAMES
 from tools.options import complete, parse
 from utils.cli import run_main
 from utils.mxnet_params import load_mxnet_params
+from utils.weights import rename_keys, save_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:

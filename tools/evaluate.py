@@ -22,7 +22,6 @@ import torch
 from omegaconf import OmegaConf
 
 from datasets.base import Record, Split
-from engine.checkpoint import load_checkpoint
 from engine.config.load import load_config, override_config
 from engine.data import load_split
 from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table, text_table
@@ -45,6 +44,7 @@ from utils.distributed import is_main
 from utils.files import made_with, require_files
 from utils.image import read_mask
 from utils.logging import progress_bar
+from utils.weights import load_checkpoint
 
 THRESHOLDS = tuple(i / 100 for i in range(60))  # the scan of the multi-stage papers
 SHOWN = 5  # every so many of them stand in the printed table

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from engine.checkpoint import file_digest
 from engine.config.load import (
     OVERRIDE,
     ROOT,
@@ -49,6 +48,7 @@ from utils.build import suggest
 from utils.distributed import all_reduce_sum, barrier, init_process_group, is_main
 from utils.files import FILES, alone_in, differences, read_json, write_atomic, write_json
 from utils.logging import LOGGER, setup_logging
+from utils.weights import file_digest
 
 # Options that change where and how a stage computes, not what.
 FREE_OPTIONS = ("device", "num_workers", "processes", "crf_workers", "overrides")

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.checkpoint import rename_keys
 from utils.build import import_target
+from utils.weights import rename_keys
 
 # (width, depth, position grid) -> name. ViT-B and DeiT-B are one network; so are ViT-L and the old ViT-S by
 # their own.

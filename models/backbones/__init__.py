@@ -10,7 +10,6 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from engine.checkpoint import load_checkpoint, rename_keys
 from models.backbones.cnn import CNNBackbone
 from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
@@ -18,6 +17,7 @@ from models.backbones.vgg16d import VGG16d
 from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
 from utils.build import build_part, suggest
 from utils.logging import LOGGER
+from utils.weights import load_checkpoint, rename_keys
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     # vit_base and deit_base are one network; only the pretrained weights differ.

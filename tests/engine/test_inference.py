@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from datasets.base import WeakSegDataset
-from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.data import load_split
 from engine.inference import (
     for_each_image,
@@ -23,6 +22,7 @@ from methods.one_stage import OneStage
 from methods.ws_fcn import WSFCN
 from tests.methods.single_stage import assert_stored, case_input, grey_levels, small_method
 from utils.image import denormalize, normalize
+from utils.weights import load_checkpoint, save_checkpoint
 
 
 class Gradient(Method):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import load_checkpoint
 from engine.optim import build_optimizer
 from engine.trainer import Trainer, TrainOptions
 from methods.base import Method
 from utils.seed import sample_generator, sample_seed
+from utils.weights import load_checkpoint
 
 
 class Toy(Method):

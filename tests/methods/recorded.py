@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from engine.checkpoint import rename_keys
 from methods.base import Method
 from tests.conftest import GoldenCase
 from tests.formula import formula_weight
+from utils.weights import rename_keys
 
 PREFIX = re.compile(r"formula_weight\('([^']*)'")
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from engine.checkpoint import rename_keys
 from methods import one_stage
 from methods.one_stage import OneStage, SingleStageCNN
 from ops.cam import present_classes
 from tests.conftest import GOLDEN, GoldenCase
 from tests.formula import formula_array
 from utils.image import normalize
+from utils.weights import rename_keys
 
 
 def case_input(case: GoldenCase, tag: str) -> Tensor:

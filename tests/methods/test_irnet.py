@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from engine.checkpoint import rename_keys
 from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
 from losses.affinity import pair_label
 from methods import cam, irnet
@@ -19,6 +18,7 @@ from models.refiners.random_walk import propagate_to_edge
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
 from utils import distributed
+from utils.weights import rename_keys
 
 FROZEN = {"name": "resnet50", "frozen": "all"}
 CLASSIFIER = {"name": "resnet50", "frozen": ["conv1", "bn1", "layer1", "layer2"], "train_affine": True}

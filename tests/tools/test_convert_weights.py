@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from engine.checkpoint import rename_keys
 from engine.inference import load_method
 from methods.cam import PooledCAMNetwork
 from methods.toco import ToCo
@@ -18,6 +17,7 @@ from tests.formula import Formula
 from tests.methods.authors import author_state
 from tests.mxnet import write_params
 from tools import convert_weights
+from utils.weights import rename_keys
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from engine.checkpoint import save_checkpoint
 from engine.config.load import load_config, to_plain
 from engine.data import load_split
 from engine.inference import load_method
@@ -14,6 +13,7 @@ from engine.train import build_method
 from tools import infer_cam, propagate_cam
 from utils.cam_files import CamFile, cam_path, label_path, load_cam, save_cam
 from utils.image import normalize, read_image, read_mask
+from utils.weights import save_checkpoint
 
 BACKBONE = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
 METHODS = {

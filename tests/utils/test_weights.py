@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from engine.checkpoint import load_checkpoint, rename_keys, save_checkpoint
+from utils.weights import load_checkpoint, rename_keys, save_checkpoint
 
 
 def test_round_trip(tmp_path):

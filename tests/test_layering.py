@@ -1,4 +1,4 @@
-"""Imports point down only: scripts, tools > engine > methods > datasets, models, losses (peers) > ops > utils."""
+"""Imports point down only: scripts, tools > engine > methods > datasets, models, losses > ops > utils."""
 
 import ast
 import re

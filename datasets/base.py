@@ -24,7 +24,7 @@ from utils.files import require_files
 from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
 
-Sample = dict[str, Any]
+Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 
 # A collated list of transformed samples, which is what a method gets:
 #   image         (B, 3, H, W) normalised
@@ -32,10 +32,13 @@ Sample = dict[str, Any]
 #   valid_box     (B, 4) y0, y1, x0, x1
 #   index, sample_seed   (B,)
 #   name          list[str]
-#   skipped       () number of unreadable images that others stand in for
-#   mask          (B, H, W), only if asked for, or from data.label_dir
+#   skipped       () number of unreadable images that were replaced
+#   mask          (B, H, W) ground truth, only if asked for
+#   pseudo_label  (B, H, W) label of an earlier stage, only with data.label_dir
 #   global_view, strong_view   (B, 3, H, W), if the transform makes them
 Batch = dict[str, Any]
+
+LABELS = ("mask", "pseudo_label")  # what a transform moves together with the image
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class WeakSegDataset(Dataset[Sample]):
     ``class_label`` (C,) float and, if asked for, ``mask`` (H, W). With a transform the set is for training,
     so every image needs tags. Without one it is for evaluation: ``image`` is a (3, H, W) uint8 tensor of
     native size, and images without known tags have no ``class_label``. The transform turns what a label
-    folder adds (``mask`` or ``label_scores``) into tensors that can be stacked.
+    folder adds (``pseudo_label`` or ``label_scores``) into tensors that can be stacked.
 
     Args:
         split: what to load.
@@ -126,8 +129,8 @@ class WeakSegDataset(Dataset[Sample]):
         on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
             place, the same one whenever the seed is the same, and counts it in ``skipped``. In evaluation it
             is always an error: a score over other images would not be the split's score.
-        label_dir: folder of labels that an earlier stage made, in place of ground truth. Label images
-            ``<name>.png`` become ``mask``; files ``<name>.npz`` become ``label_scores``, arrays by name.
+        label_dir: folder of labels that an earlier stage made. Label images ``<name>.png`` become
+            ``pseudo_label``; files ``<name>.npz`` become ``label_scores``, arrays by name.
     """
 
     def __init__(
@@ -210,8 +213,8 @@ class WeakSegDataset(Dataset[Sample]):
         if self.labels is not None and self.labels[index].suffix == ".npz":
             sample["label_scores"] = _read_arrays(self.labels[index])
         elif self.labels is not None:
-            sample["mask"] = self._load_mask(self.labels[index], record, image)
-        elif self.with_mask:
+            sample["pseudo_label"] = self._load_mask(self.labels[index], record, image)
+        if self.with_mask:
             assert record.mask is not None
             sample["mask"] = self._load_mask(record.mask, record, image)
         return sample

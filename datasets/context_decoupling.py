@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.base import Sample, WeakSegDataset
+from datasets.base import LABELS, Sample, WeakSegDataset
 from utils.build import suggest
 from utils.files import read_json, require_files, write_atomic, write_json
 from utils.image import IGNORE_INDEX
@@ -264,7 +264,7 @@ class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
     """Every image twice: as it is, and with an object of a class that it is not tagged with.
 
     Both versions pass the transform of the wrapped data set, each with draws of its own. In the second one
-    ``class_label`` has the object's class, ``mask``, if there is one, its shape, and ``sample_seed`` is
+    ``class_label`` has the object's class, labels, if there are any, its shape, and ``sample_seed`` is
     another. An image that is tagged with every class of the bank stays as it is.
 
     Args:
@@ -306,6 +306,7 @@ class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
         class_label = class_label.clone()
         class_label[class_id - 1] = 1
         changed: Sample = {"image": Image.fromarray(pixels), "class_label": class_label}
-        if "mask" in sample:
-            changed["mask"] = sample["mask"].masked_fill(torch.from_numpy(covered), class_id)
+        for key in LABELS:
+            if key in sample:
+                changed[key] = sample[key].masked_fill(torch.from_numpy(covered), class_id)
         return sample | changed

@@ -1,13 +1,14 @@
 """Views of a training image: sample dict -> sample dict.
 
-Whatever moves pixels acts on image, mask and valid_box together. Every draw comes from torch's global
-generator, which the data set seeds per sample, so a view is a pure function of image and sample seed. S: side
-of a crop in pixels.
+Whatever moves pixels acts on image, labels (``mask``, ``pseudo_label``) and ``valid_box`` together. Every
+draw comes from torch's global generator, which the data set seeds per sample, so a view is a pure function of
+image and sample seed. H, W: pixels; S: side of a crop.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageFilter
@@ -16,9 +17,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from utils.image import IGNORE_INDEX, normalize
+from datasets.base import LABELS, Sample
+from utils.image import IGNORE_INDEX, normalize, rescale_picture
 
-Sample = dict[str, Any]
+Draw = Callable[[int], int]  # draw(n) is an integer from 0 to n - 1
 
 
 class PlainView:
@@ -28,8 +30,8 @@ class PlainView:
         crop_size: S.
         scale_range: smallest and largest factor of the rescaling.
 
-    A sample gets ``image`` (3, S, S) normalised, ``valid_box`` (4,) int64 y0, y1, x0, x1 and, if it had one,
-    ``mask`` (S, S), 255 outside the box. Padding is black before the normalisation.
+    A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64 y0, y1, x0, x1; its labels
+    become (S, S), 255 outside the box. Padding is black before the normalisation.
     """
 
     def __init__(self, crop_size: int, scale_range: tuple[float, float] = (0.5, 2.0)) -> None:
@@ -49,8 +51,8 @@ class ResizedView:
         crop_size: S.
         area_range: smallest and largest share of the image's area; the aspect ratio changes by up to 4/3.
 
-    A sample gets ``image`` (3, S, S) normalised, ``valid_box`` (4,) int64, the whole crop, and, if it had
-    one, ``mask`` (S, S), which follows the image.
+    A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64, the whole crop; its labels
+    become (S, S).
     """
 
     def __init__(self, crop_size: int, area_range: tuple[float, float] = (0.9, 1.0)) -> None:
@@ -60,23 +62,71 @@ class ResizedView:
                 f"data.scale_range {list(area)} is a share of the image's area here, so at most 1: the "
                 "published values are [0.9, 1.0]"
             )
-        # Masks are told by their type, and resized to the nearest pixel.
+        # torchvision resizes a tv_tensors.Mask to the nearest pixel.
         self.geometry = v2.Compose(
             [
                 v2.RandomResizedCrop(crop_size, scale=area, interpolation=v2.InterpolationMode.BICUBIC),
                 v2.RandomHorizontalFlip(),
             ]
         )
-        self.colour = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+        self.colour = colour_jitter()
 
     def __call__(self, sample: Sample) -> Sample:
-        changed: Sample = {"valid_box": torch.tensor([0, self.crop_size, 0, self.crop_size])}
-        if "mask" in sample:
-            image, mask = self.geometry(_as_pil(sample["image"]), tv_tensors.Mask(sample["mask"]))
-            changed["mask"] = mask.as_subclass(Tensor)
+        labels = {key: tv_tensors.Mask(sample[key]) for key in LABELS if key in sample}
+        image, labels = self.geometry(_as_pil(sample["image"]), labels)
+        valid_box = torch.tensor([0, self.crop_size, 0, self.crop_size])
+        changed = {key: label.as_subclass(Tensor) for key, label in labels.items()}
+        return sample | changed | {"image": _to_input(self.colour(image)), "valid_box": valid_box}
+
+
+class StageView:
+    """A resized, mirrored and cropped image, for the classifiers of PSA, SEAM and IRN and IRN's boundaries.
+
+    The image is resized bicubically and cropped after the normalisation, so padding has the mean colour.
+
+    Args:
+        crop_size: S.
+        scale_range: smallest and largest factor of the resizing (IRN's boundaries: 0.5, 1.5).
+        long_side: smallest and largest long side after it, in pixels, instead of ``scale_range``
+            (classifiers).
+        jitter: brightness, contrast and saturation by up to 0.3, hue by up to 0.1 (PSA, SEAM).
+
+    A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64 y0, y1, x0, x1; its labels
+    become (S, S), 255 outside the box.
+    """
+
+    def __init__(
+        self,
+        crop_size: int,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        long_side: tuple[int, int] | None = None,
+        jitter: bool = False,
+    ) -> None:
+        self.crop_size, self.range = _checked(crop_size, long_side or scale_range)
+        self.has_long_side = long_side is not None
+        self.jitter = colour_jitter() if jitter else None
+
+    def __call__(self, sample: Sample) -> Sample:
+        image = _as_pil(sample["image"])
+        low, high = self.range
+        if self.has_long_side:
+            resized = resize_long_side(image, int(low) + random_draw(int(high - low) + 1))
         else:
-            image = self.geometry(_as_pil(sample["image"]))
-        return sample | changed | {"image": _to_input(self.colour(image))}
+            resized = rescale_picture(image, low + (high - low) * torch.rand(()).item())
+        mirrored = random_draw(2) == 1
+        if self.jitter is not None:
+            resized = self.jitter(resized)
+        box = crop_box((resized.height, resized.width), self.crop_size)
+        pixels = normalize(F.pil_to_tensor(resized))
+        changed = {
+            "image": crop(pixels.flip(-1) if mirrored else pixels, self.crop_size, box, fill=0.0),
+            "valid_box": box.valid_box,
+        }
+        for key in LABELS:
+            if key in sample:
+                label = _nearest(sample[key], resized.size)
+                changed[key] = crop(label.flip(-1) if mirrored else label, self.crop_size, box, IGNORE_INDEX)
+        return sample | changed
 
 
 class WeakStrongViews:
@@ -87,7 +137,7 @@ class WeakStrongViews:
     * ``strong_view``: the same crop as ``image``; colour, flip, half of the time blur.
 
     Each is (3, S, S), normalised. ``valid_box`` (4,) int64 is the part of the crop that is not black padding;
-    ``mask``, if the sample has one, follows ``image``.
+    labels follow ``image``.
 
     Args:
         crop_size: S.
@@ -108,8 +158,7 @@ class WeakStrongViews:
         consistent_flip: bool = False,
         global_scale: tuple[float, float] = (0.4, 1.0),
     ) -> None:
-        if main_view not in ("augmented", "plain"):
-            raise ValueError(f"main_view is '{main_view}': choose augmented or plain")
+        assert main_view in ("augmented", "plain"), main_view
         self.crop_size, self.scale_range = _checked(crop_size, scale_range)
         self.main_view = main_view
         self.consistent_flip = consistent_flip
@@ -142,8 +191,8 @@ class WeakStrongViews:
 
         views = {"image": image, "global_view": global_view, "strong_view": strong_view}
         sample = sample | {name: _to_input(view) for name, view in views.items()}
-        if flip_image and "mask" in sample:
-            sample["mask"] = sample["mask"].flip(-1)
+        if flip_image:
+            sample |= {key: sample[key].flip(-1) for key in LABELS if key in sample}
         if flip_image and self.consistent_flip:
             sample["valid_box"] = flip_box(sample["valid_box"], self.crop_size)
         return sample
@@ -154,11 +203,10 @@ def random_crop(
 ) -> Sample:
     """Rescale by a random factor, mirror with probability ``flip``, crop a random square.
 
-    A side shorter than the crop is padded: black around the image and 255 around the mask, at a random
-    offset.
+    A side shorter than the crop is padded at a random offset: black around the image, 255 around labels.
 
     Returns:
-        The sample with ``image`` (PIL, S x S), ``valid_box`` (4,) int64 and, if it had one, ``mask`` (S, S).
+        The sample with ``image`` (PIL, S x S), ``valid_box`` (4,) int64 and labels (S, S).
     """
     image = _as_pil(sample["image"])
     low, high = scale_range
@@ -177,12 +225,12 @@ def random_crop(
         "image": _flip_if(mirrored, crop),
         "valid_box": flip_box(valid_box, crop_size) if mirrored else valid_box,
     }
-    if "mask" in sample:
-        labels = Image.fromarray(sample["mask"].to(torch.uint8).numpy())
-        mask = sample["mask"].new_full((crop_size, crop_size), IGNORE_INDEX)
-        resized = labels.resize((width, height), Image.Resampling.NEAREST).crop(window)
-        mask[y0:y1, x0:x1] = F.pil_to_tensor(resized)[0]
-        changed["mask"] = mask.flip(-1) if mirrored else mask
+    for key in LABELS:
+        if key in sample:
+            label = sample[key].new_full((crop_size, crop_size), IGNORE_INDEX)
+            resized = _nearest(sample[key], (width, height))
+            label[y0:y1, x0:x1] = resized[window[1] : window[3], window[0] : window[2]]
+            changed[key] = label.flip(-1) if mirrored else label
     return sample | changed
 
 
@@ -221,6 +269,67 @@ def flip_box(box: Tensor, width: int) -> Tensor:
     return torch.stack([y0, y1, width - x1, width - x0], dim=-1)
 
 
+def random_draw(n: int) -> int:
+    """A number from 0 to n - 1 from torch's global generator, which the data set seeds per sample."""
+    return int(torch.randint(n, ()))
+
+
+class CropBox(NamedTuple):
+    """Which part of an image lies where in its crop."""
+
+    top: int  # in the crop
+    left: int
+    image_top: int
+    image_left: int
+    height: int
+    width: int
+
+    @property
+    def valid_box(self) -> Tensor:
+        """(4,) int64 y0, y1, x0, x1 of the image in the crop."""
+        return torch.tensor([self.top, self.top + self.height, self.left, self.left + self.width])
+
+
+def crop_box(size: tuple[int, int], crop_size: int, draw: Draw = random_draw) -> CropBox:
+    """A place for a crop of side S in an image of ``size`` (H, W); a small image is placed in the crop.
+
+    Draws once for the columns, then once for the rows.
+    """
+    image_left, left = _offsets(size[1], crop_size, draw)
+    image_top, top = _offsets(size[0], crop_size, draw)
+    return CropBox(top, left, image_top, image_left, min(size[0], crop_size), min(size[1], crop_size))
+
+
+def crop(values: Tensor, crop_size: int, box: CropBox, fill: float) -> Tensor:
+    """The crop (..., S, S) of values (..., H, W), with ``fill`` where there is no image."""
+    cropped = values.new_full((*values.shape[:-2], crop_size, crop_size), fill)
+    part = values[
+        ...,
+        box.image_top : box.image_top + box.height,
+        box.image_left : box.image_left + box.width,
+    ]
+    cropped[..., box.top : box.top + box.height, box.left : box.left + box.width] = part
+    return cropped
+
+
+def resize_long_side(image: Image.Image, long_side: int) -> Image.Image:
+    """The image, bicubic, with its long side at ``long_side`` pixels."""
+    longest = max(image.size)
+    width, height = (max(round(side * long_side / longest), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def colour_jitter() -> v2.ColorJitter:
+    """The colour changes of PSA, SEAM, 1-stage-wseg and WS-FCN, on the picture before its normalisation."""
+    return v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+
+
+def _offsets(length: int, crop_size: int, draw: Draw) -> tuple[int, int]:
+    """Along one axis: where the crop begins in the image, and where the image begins in the crop."""
+    offset = draw(abs(length - crop_size) + 1)
+    return (offset, 0) if length > crop_size else (0, offset)
+
+
 def _random_window(length: int, crop_size: int) -> tuple[int, int, int]:
     """Along one axis: start in the image, and start and end in the crop, of the part that is shown."""
     padded = max(length, crop_size)
@@ -237,6 +346,12 @@ def _flip_if(flip: bool, image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
+def _nearest(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (H, W) resized to (width, height) by the nearest pixel."""
+    picture = Image.fromarray(label.to(torch.uint8).numpy())
+    return F.pil_to_tensor(picture.resize(size, Image.Resampling.NEAREST))[0].to(label.dtype)
+
+
 def _as_pil(image: Image.Image | Tensor) -> Image.Image:
     return F.to_pil_image(image) if isinstance(image, Tensor) else image
 
@@ -245,11 +360,11 @@ def _to_input(image: Image.Image) -> Tensor:
     return normalize(F.pil_to_tensor(image))
 
 
-def _checked(crop_size: int, scale_range: tuple[float, float]) -> tuple[int, tuple[float, float]]:
-    low, high = scale_range
+def _checked(crop_size: int, bounds: tuple[float, float]) -> tuple[int, tuple[float, float]]:
+    low, high = bounds
     if crop_size < 1 or not 0 < low <= high:
         raise ValueError(
-            f"crop_size={crop_size} must be at least 1 and scale_range={list(scale_range)} two rising "
-            "positive factors"
+            f"crop_size {crop_size} must be at least 1, and the range {list(bounds)} two rising positive "
+            "numbers"
         )
     return crop_size, (float(low), float(high))

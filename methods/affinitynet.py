@@ -20,8 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.transforms.v2 import functional as VF
 
 from datasets.base import Sample
-from datasets.stage_transforms import colour_jitter_of_psa, crop, crop_box, random_draw
-from datasets.transforms import flip_box
+from datasets.transforms import colour_jitter, crop, crop_box, flip_box, random_draw
 from losses.affinity import pair_affinity_loss, pair_label
 from methods.base import Batch, Method, Transform, groups_by_origin, resize_like
 from models.backbones import create_backbone
@@ -187,7 +186,7 @@ class AffinityView:
             raise ValueError(f"crop_size={crop_size} is not a positive multiple of the stride {stride}")
         self.crop_size = crop_size
         self.stride = stride
-        self.jitter = colour_jitter_of_psa()
+        self.jitter = colour_jitter()
 
     def __call__(self, sample: Sample) -> Sample:
         sample = dict(sample)

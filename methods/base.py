@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from datasets.base import Batch
 from models.backbones import BACKBONES, create_backbone
 from utils.build import check_number
 from utils.image import resize
 from utils.schedule import Schedule
 
-Batch = dict[str, Any]  # keys: see datasets/base.py
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.stage_transforms import StageView
-from datasets.transforms import PlainView
+from datasets.transforms import PlainView, StageView
 from losses.classification import multilabel_loss
 from methods.base import Batch, Method, Prediction, StoredCAMs, Transform
 from methods.vit_base import SingleStageViT

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.stage_transforms import StageView
+from datasets.transforms import StageView
 from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
 from methods.base import Batch, Method, Transform, resize_like
 from models.backbones import create_backbone
@@ -111,7 +111,7 @@ class IRNet(Method):
         return self
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if "mask" not in batch:
+        if "pseudo_label" not in batch:
             raise ValueError(
                 "IRNet learns from labels: set data.label_dir to the label images of "
                 "tools/make_affinity_label.py --mode irn"
@@ -124,7 +124,8 @@ class IRNet(Method):
             self.mean_displacement.lerp_(mean, max(0.01, 1 / (step + 1)))
 
         size = edge_logits.shape[-2:]
-        label = F.interpolate(batch["mask"][:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+        label = batch["pseudo_label"][:, None].float()
+        label = F.interpolate(label, size=size, mode="nearest-exact")[:, 0].long()
         pair = pair_label(label, self.pairs)  # (B, P, N)
         with full_precision(edge_logits):
             affinity = 1 - self.pairs.path_max(edge_logits.float().sigmoid()[:, 0])  # (B, P, N)

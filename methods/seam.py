@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.stage_transforms import StageView
+from datasets.transforms import StageView
 from losses.classification import multilabel_loss
 from losses.equivariance import (
     equivariant_cross_regularization,

@@ -96,9 +96,9 @@ class Segmentor(Method):
             yield "head_options", heads[head]
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if "mask" not in batch:
+        if "pseudo_label" not in batch:
             raise ValueError("a segmentation network learns from labels: set data.label_dir to their folder")
-        label = batch["mask"]  # (B, H, W)
+        label = batch["pseudo_label"]  # (B, H, W)
         seg_logits = resize_like(self.network(batch["image"]), label)
         loss = balanced_cross_entropy if self.balanced else pixel_cross_entropy
         return {"seg": loss(seg_logits, label)}

@@ -56,17 +56,22 @@ def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
+def rescale_picture(picture: Image.Image, scale: float, nearest: bool = False) -> Image.Image:
+    """The picture with sides ``round(side * scale)``; bicubic, or nearest for labels."""
+    width, height = (max(round(side * scale), 1) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC)
+
+
 def rescale(image: Tensor, scale: float) -> Tensor:
-    """Normalised images (B, 3, H, W) at another scale, as Pillow enlarges and shrinks their pictures.
+    """Normalised images (B, 3, H, W) at another scale, by `rescale_picture`.
 
     Bicubic and antialiased on whole grey levels: what the programs of PSA, IRN, SEAM, 1-stage-wseg and WS-FCN
-    do with every scale of an image. Sides become ``round(side * scale)``. Done by Pillow itself:
-    torchvision's kernel for tensors rounds one pixel in a hundred to another grey level.
+    do with every scale of an image. Done by Pillow itself: torchvision's kernel for tensors rounds one pixel
+    in a hundred to another grey level.
     """
-    height, width = (max(round(side * scale), 1) for side in image.shape[-2:])
     pixels = denormalize(image.float()).round().clamp(0, 255).to(torch.uint8).cpu()
     pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pixels]
-    arrays = [np.array(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
+    arrays = [np.array(rescale_picture(picture, scale)) for picture in pictures]
     resized = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     return normalize(resized.to(image.device)).to(image.dtype)
 

@@ -19,8 +19,7 @@ from datasets.context_decoupling import (
     turned_labels,
     write_index,
 )
-from datasets.stage_transforms import crop, crop_box, resize_long_side
-from datasets.transforms import PlainView
+from datasets.transforms import PlainView, crop, crop_box, resize_long_side
 from datasets.voc import CLASS_NAMES
 from utils.image import normalize, write_mask
 
@@ -197,9 +196,9 @@ def test_mask_and_label_follow_the_pasted_object(world):
     sample = decoupled.dataset.read((1, 5))
     pasted = decoupled.decoupled(sample, SampleDraw(5))
     red = np.asarray(pasted["image"])[..., 0] > 150
-    assert red.any() and np.array_equal(red, pasted["mask"].numpy() == 2)
+    assert red.any() and np.array_equal(red, pasted["pseudo_label"].numpy() == 2)
     assert pasted["class_label"].tolist() == [1, 1] and sample["class_label"].tolist() == [1, 0]
-    assert (np.asarray(sample["image"]) == 40).all() and not sample["mask"].any()
+    assert (np.asarray(sample["image"]) == 40).all() and not sample["pseudo_label"].any()
 
 
 def test_image_with_all_classes_of_the_bank_stays_as_it_is(world):
@@ -242,7 +241,7 @@ def test_batch_holds_originals_then_pasted_versions(world):
     batch = collate([decoupled[0, 1], decoupled[1, 2]])
     assert batch["image"].shape == (4, 3, 32, 32) and batch["index"].tolist() == [0, 1, 0, 1]
     assert batch["class_label"].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
-    assert batch["mask"].shape == (4, 32, 32) and batch["name"] == ["0", "1", "0", "1"]
+    assert batch["pseudo_label"].shape == (4, 32, 32) and batch["name"] == ["0", "1", "0", "1"]
 
 
 @pytest.mark.parametrize("class_id", [1, 20])
@@ -289,8 +288,8 @@ def test_missing_or_foreign_bank_is_a_clear_error(world, tmp_path):
 def test_label_folder_takes_the_place_of_ground_truth(world, tmp_path):
     dataset = world[0]
     write_mask(tmp_path / "labels" / "1.png", np.full((30, 40), 2))
-    assert (dataset.read((1, 0))["mask"] == 2).all()
-    assert set(dataset[1, 0]["mask"].unique().tolist()) <= {2, 255}
+    assert (dataset.read((1, 0))["pseudo_label"] == 2).all()
+    assert set(dataset[1, 0]["pseudo_label"].unique().tolist()) <= {2, 255}
     (tmp_path / "labels" / "0.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 3 labels of split 'train' .*data\.label_dir"):
         WeakSegDataset(dataset.split, PlainView(32), label_dir=tmp_path / "labels")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from datasets.stage_transforms import CropBox, crop, crop_box, resize_long_side
+from datasets.transforms import CropBox, crop, crop_box, resize_long_side
 from utils.image import normalize
 
 

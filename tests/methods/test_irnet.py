@@ -192,7 +192,7 @@ def test_irnet_matches_reference_values_and_gradients(golden):
 
     # Nearest reduction takes these labels back to the recorded ones.
     mask = label_map.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    losses = method({"image": image, "mask": mask}, 0)
+    losses = method({"image": image, "pseudo_label": mask}, 0)
     for name, loss in losses.items():
         assert_close(loss.detach(), case[f"{name}_loss"], rtol=1e-4, atol=1e-4)
     total = sum(method.loss_weight(name, 0) * loss for name, loss in losses.items())
@@ -243,7 +243,7 @@ def test_boundaries_are_learned_from_labels(backbone):
     optimizer = torch.optim.SGD([g | {"lr": 0.02 * g["lr_scale"]} for g in method.parameter_groups()])
     totals = []
     for step in range(12):
-        losses = method({"image": image, "mask": mask}, step)
+        losses = method({"image": image, "pseudo_label": mask}, step)
         total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
         optimizer.zero_grad()
         total.backward()
@@ -258,7 +258,7 @@ def test_boundaries_are_learned_from_labels(backbone):
 def test_displacements_have_no_mean_in_eval_mode():
     torch.manual_seed(0)
     method = IRNet(4, VIT, radius=4, input_size=64).train()
-    batch = {"image": torch.randn(2, 3, 64, 64), "mask": torch.zeros(2, 64, 64, dtype=torch.long)}
+    batch = {"image": torch.randn(2, 3, 64, 64), "pseudo_label": torch.zeros(2, 64, 64, dtype=torch.long)}
     method(batch, 0)
     with torch.no_grad():
         _, displacement = method.eval().network(batch["image"])
@@ -269,7 +269,7 @@ def test_displacements_have_no_mean_in_eval_mode():
 def test_a_mask_of_one_value_gives_finite_losses(mask_value):
     method = IRNet(4, VIT, radius=4, input_size=64).train()
     mask = torch.full((1, 64, 64), mask_value)
-    losses = method({"image": torch.randn(1, 3, 64, 64), "mask": mask}, 0)
+    losses = method({"image": torch.randn(1, 3, 64, 64), "pseudo_label": mask}, 0)
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -293,7 +293,7 @@ def one_step(part):
     mask = torch.zeros(4, 64, 64, dtype=torch.long)
     for i in range(4):  # images with different numbers of pairs of every kind
         mask[i, :, 10 * i + 8 :], mask[i, : 12 * i] = 2, 255
-    losses = method({"image": image[part], "mask": mask[part]}, 1)
+    losses = method({"image": image[part], "pseudo_label": mask[part]}, 1)
     sum(method.loss_weight(name, 1) * loss for name, loss in losses.items()).backward()
     return (
         {name: loss.item() for name, loss in losses.items()},

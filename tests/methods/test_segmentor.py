@@ -21,7 +21,7 @@ def labelled_batch(size=(32, 40)):
     mask = torch.zeros(2, *size, dtype=torch.int64)
     mask[0, 8:24, 8:30], mask[1, :, :20], mask[1, -4:] = 3, 1, 255
     image += mask.clamp(max=3)[:, None]
-    return {"image": image, "mask": mask}
+    return {"image": image, "pseudo_label": mask}
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -59,7 +59,7 @@ def test_ignored_pixels_have_no_gradient_and_do_not_count():
 @pytest.mark.parametrize("balanced", [True, False])
 def test_label_of_one_value_gives_a_finite_step(value, balanced):
     method, batch = small(balanced=balanced), labelled_batch()
-    batch["mask"] = torch.full_like(batch["mask"], value)
+    batch["pseudo_label"] = torch.full_like(batch["pseudo_label"], value)
     loss = method(batch, 0)["seg"]
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in method.head.parameters())

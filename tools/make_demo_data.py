@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from datasets.demo.scene import SPLITS, SceneOptions, write_dataset
+from datasets.demo.scene import SPLITS, SceneOptions
+from datasets.demo.write import write_dataset
 from engine.config.load import find_config, project_path
 from utils.build import suggest
 from utils.cli import run_main

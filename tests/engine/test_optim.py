@@ -5,50 +5,49 @@ import torch
 from torch import nn
 
 from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
+from tests.recorded import recorded
 
 
-def published(name):
-    # Base rates of encoder, encoder norms, heads, decoder (spec of the published programs: heads and decoder
-    # x 10).
-    steps = {"voc": 20000, "coco": 80000}[name]
-    return [1.0, 1.0, 10.0, 10.0], {"steps": steps, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power": 0.9}
-
-
-def test_learning_rate_matches_reference_values(golden):
-    case = golden("vit_lr")
-    for name in ("voc", "coco"):
-        scales, schedule = published(name)
-        params = [nn.Parameter(torch.zeros(1)) for _ in scales]
-        optimizer = build_optimizer(
-            [{"name": str(i), "params": [p], "lr_scale": s} for i, (p, s) in enumerate(zip(params, scales))],
-            lr=6e-5,
-            weight_decay=0.01,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-        )
-        for step, expected in zip(case[f"{name}/iters"].tolist(), torch.as_tensor(case[f"{name}/lr"])):
+@recorded("vit_lr")
+def test_rates_and_adamw_match_reference_values(case):
+    adamw = {"weight_decay": 0.01, "betas": (0.9, 0.999), "eps": 1e-8}
+    shape = {"warmup_ratio": case.setting("warmup_ratio|ratio", 1e-6), "power": case.setting("power", 0.9)}
+    for tag in (tag for tag in case.tags() if f"{tag}/iters" in case):
+        # Encoder, its norms, heads, decoder.
+        rates = case.setting("base_lr|lr", (6e-5, 6e-5, 6e-4, 6e-4), tag)
+        schedule = shape | {
+            "steps": case.setting(
+                "max_iters|max_iter|max_step|steps", 80000 if tag == "coco" else 20000, tag
+            ),
+            "warmup_steps": case.setting("warmup_steps|warmup_iters|warmup_iter|warmup", 1500, tag),
+        }
+        groups = [
+            {"name": str(i), "params": [nn.Parameter(torch.zeros(1))], "lr_scale": rate / rates[0]}
+            for i, rate in enumerate(rates)
+        ]
+        optimizer = build_optimizer(groups, lr=rates[0], **adamw)
+        found = []
+        for step in case[f"{tag}/iters"].tolist():
             set_learning_rate(optimizer, poly_warmup_factor(step, **schedule))
-            rates = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
-            torch.testing.assert_close(rates, expected.double(), rtol=1e-9, atol=0)
+            found.append([group["lr"] for group in optimizer.param_groups])
+        case.compare(f"{tag}/lr", torch.tensor(found, dtype=torch.float64), rtol=1e-9, atol=0)
 
-
-def test_adamw_trajectory_matches_reference_values(golden):
-    case = golden("vit_lr")
-    parameter = nn.Parameter(case.arr("adamw/p", (6,)).clone())
-    optimizer = build_optimizer(
-        [{"name": "all", "params": [parameter], "lr_scale": 1.0}],
-        lr=6e-3,
-        weight_decay=0.01,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
-    for step, expected in enumerate(torch.as_tensor(case["adamw/trajectory"])):
-        set_learning_rate(
-            optimizer, poly_warmup_factor(step, steps=8, warmup_steps=3, warmup_ratio=1e-6, power=0.9)
-        )
-        parameter.grad = case.arr(f"adamw/g{step}", (6,))
+    count, width = case["adamw/trajectory"].shape
+    parameter = nn.Parameter(case.arr("adamw/p", (width,)).clone())
+    adamw["weight_decay"] = case.setting("weight_decay|decay", 0.01, "adamw")
+    group = {"name": "all", "params": [parameter], "lr_scale": 1.0}
+    optimizer = build_optimizer([group], lr=case.setting("lr", 6e-3, "adamw"), **adamw)
+    schedule = shape | {
+        "steps": case.setting("max_iters|max_iter|max_step|max|steps", 8, "adamw"),
+        "warmup_steps": case.setting("warmup_steps|warmup_iters|warmup_iter|warmup", 3, "adamw"),
+    }
+    found = []
+    for step in range(count):
+        set_learning_rate(optimizer, poly_warmup_factor(step, **schedule))
+        parameter.grad = case.arr(f"adamw/g{step}", (width,))
         optimizer.step()
-        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+        found.append(parameter.detach().clone())
+    case.compare("adamw/trajectory", torch.stack(found))
 
 
 def test_frozen_parameters_are_left_out():
@@ -66,34 +65,32 @@ def test_frozen_parameters_are_left_out():
     assert [(g["name"], len(g["params"]), g["base_lr"]) for g in optimizer.param_groups] == [("b", 1, 1.0)]
 
 
-def test_sgd_with_polynomial_rate_matches_reference_values(golden):
+@recorded("ms_poly_sgd")
+def test_sgd_with_polynomial_rate_matches_reference_values(case):
     """IRN, PSA and SEAM: no warm-up, the last rate stays, and the momentum is as small as the decay."""
-    case = golden("ms_poly_sgd")
-    inputs, last = case.meta["inputs"], int(case.meta["max_step"])
-    w0, w1 = (nn.Parameter(case.arr(inputs[k]["name"], inputs[k]["shape"]).clone()) for k in ("w0", "w1"))
-    decay = case.meta["weight_decay"][0]
+    w0, w1 = (nn.Parameter(case.input(key)) for key in ("w0", "w1"))
+    decay = case.meta["weight_decay"]
     optimizer = build_optimizer(
         [
             {"name": "old", "params": [w0], "lr_scale": 1.0},
-            {"name": "new", "params": [w1], "lr_scale": 10.0, "decay_scale": 0.0},
+            {"name": "new", "params": [w1], "lr_scale": 10.0, "decay_scale": decay[1] / decay[0]},
         ],
         name="sgd",
         lr=case.meta["lr"],
-        weight_decay=decay,
-        momentum=decay,
+        weight_decay=decay[0],
+        momentum=float(case["effective_momentum"][0]),
     )
-    for step, (rates, first, second) in enumerate(zip(case["lrs"], case["w0_traj"], case["w1_traj"])):
-        set_learning_rate(
-            optimizer, poly_warmup_factor(step, steps=last, warmup_steps=0, warmup_ratio=1.0, power=0.9)
-        )
-        torch.testing.assert_close(
-            torch.tensor([g["lr"] for g in optimizer.param_groups]), rates.float(), rtol=1e-6, atol=0
-        )
+    schedule = {"warmup_steps": 0, "warmup_ratio": 1.0, "power": case.setting("power|momentum", 0.9)}
+    found = []
+    for step in range(len(case["lrs"])):
+        set_learning_rate(optimizer, poly_warmup_factor(step, steps=case.meta["max_step"], **schedule))
         optimizer.zero_grad()
         (0.5 * w0.square().sum() + 0.1 * w1.square().sum()).backward()
         optimizer.step()
-        torch.testing.assert_close(w0.detach(), first, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(w1.detach(), second, rtol=1e-6, atol=1e-6)
+        rates = torch.tensor([group["lr"] for group in optimizer.param_groups])
+        found.append((rates, w0.detach().clone(), w1.detach().clone()))
+    for name, values in zip(("lrs", "w0_traj", "w1_traj"), zip(*found)):
+        case.compare(name, torch.stack(values), rtol=1e-6, atol=0 if name == "lrs" else 1e-6)
 
 
 def test_an_unknown_optimiser_is_refused():

@@ -13,35 +13,27 @@ from losses.equivariance import (
     strongest_only,
     with_background,
 )
+from tests.recorded import recorded
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
-
-def test_max_norm_matches_reference_values_and_gradient(golden):
-    case = golden("ms_seam_functions")
+@recorded("ms_seam_functions")
+def test_functions_match_reference_values_and_gradients(case):
     x, w = case.input("x").requires_grad_(), case.input("w")
-    normed = max_norm(x)
-    assert_close(normed[:, ::4], case["max_norm"], **CLOSE)
-    assert_close(max_norm(x[0])[::4], case["max_norm_3d"], **CLOSE)
-    (gradient,) = torch.autograd.grad((normed * w).sum(), x)
-    assert_close(gradient[:, ::4], case["max_norm_grad"], **CLOSE)
-
-
-def test_min_pool_matches_reference_values_and_gradient(golden):
-    case = golden("ms_seam_functions")
-    x = case.input("x").requires_grad_()
-    loss = min_pool_loss(x[:, 1:])
-    assert_close(loss, case["minpool"], **CLOSE)
-    (gradient,) = torch.autograd.grad(loss, x)
-    assert_close(gradient.sum(1), case["minpool_grad_sum_over_channels"], **CLOSE)
-    assert_close(min_pool_loss(x[:, 1:] - 1.2), case["minpool_shifted"], **CLOSE)
-
-
-def test_strongest_only_matches_reference_values(golden):
-    case = golden("ms_seam_functions")
-    kept = strongest_only(case.input("x"))
-    assert_close(kept[:, ::4], case["max_onehot"], **CLOSE)
-    assert int((kept[:, 1:] != 0).sum()) == int(case["max_onehot_count"])
+    stride, shift = case.noted(r"channel stride (\d+)", 4), case.noted(r"\(x-([\d.]+)\)", 1.2)
+    normed, loss, kept = max_norm(x), min_pool_loss(x[:, 1:]), strongest_only(x)
+    found = {
+        "max_norm": normed[:, ::stride],
+        "max_norm_numpy": normed[:, ::stride],
+        "max_norm_3d": max_norm(x[0])[::stride],
+        "max_norm_grad": torch.autograd.grad((normed * w).sum(), x)[0][:, ::stride],
+        "minpool": loss,
+        "minpool_grad_sum_over_channels": torch.autograd.grad(loss, x)[0].sum(1),
+        "minpool_shifted": min_pool_loss(x[:, 1:] - shift),
+        "max_onehot": kept[:, ::stride],
+        "max_onehot_count": (kept[:, 1:] != 0).sum(),
+    }
+    for name, value in found.items():
+        case.compare(name, value, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])

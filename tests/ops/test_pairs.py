@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from losses.affinity import pair_label
 from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions
+from tests.recorded import recorded
 
 
 def configs(case):
@@ -12,35 +14,47 @@ def configs(case):
     return [(tag, int(r), (int(h), int(w))) for tag in tags for r, h, w in [case[f"{tag}_config"]]]
 
 
-def test_paths_match_reference_values(golden):
-    case = golden("ms_path_index")
+@recorded("ms_path_index")
+def test_paths_match_reference_values(case):
     for tag, radius, size in configs(case):
         pairs = PathPairs(radius)
-        assert torch.equal(pairs.directions, case[f"{tag}_search_dst"])
         src, dst = pairs.indices(size)
         numbers = torch.arange(size[0] * size[1]).view(size)
         paths = [pairs.at(numbers, group) for group in pairs.paths]  # (n, L, N) each
-        assert [list(p.shape) for p in paths] == case[f"{tag}_group_shapes"].tolist()
-        assert [x.sum().item() for x in (src, dst, *paths)] == case[f"{tag}_sums"].tolist()
-        for i, group in enumerate(pairs.paths):
-            assert torch.equal(group, case[f"{tag}_paths{i}"].long())
-        stored = {"src": src, "dst": dst} | {f"path_indices{i}": path for i, path in enumerate(paths)}
-        for name, values in stored.items():
-            if f"{tag}_{name}" in case:
-                assert torch.equal(values, case[f"{tag}_{name}"].long())
+        case.same(f"{tag}_search_dst", pairs.directions)
+        case.same(f"{tag}_group_shapes", [list(p.shape) for p in paths])
+        case.same(f"{tag}_sums", [x.sum().item() for x in (src, dst, *paths)])
+        for i, (group, path) in enumerate(zip(pairs.paths, paths)):
+            case.same(f"{tag}_paths{i}", group)
+            case.same(f"{tag}_path_indices{i}", path)
+        case.same(f"{tag}_src", src)
+        case.same(f"{tag}_dst", dst)
 
 
-def test_plain_pairs_match_reference_values(golden):
-    case = golden("ms_psa_pairs")
+@recorded("ms_psa_pairs")
+def test_plain_pairs_match_reference_values(case):
     for tag, radius, size in configs(case):
         src, dst = PixelPairs(radius).indices(size)
         to = dst.flatten()
-        assert [len(src), len(to)] == case[f"{tag}_shapes"].tolist()
+        case.same(f"{tag}_shapes", [len(src), len(to)])
         weighted = (to * torch.arange(len(to))).sum()
-        assert [src.sum().item(), to.sum().item(), weighted.item()] == case[f"{tag}_sums"].tolist()
-        for name, values in {"from": src, "to": to}.items():
-            if f"{tag}_{name}" in case:
-                assert torch.equal(values, case[f"{tag}_{name}"].long())
+        case.same(f"{tag}_sums", [src.sum(), to.sum(), weighted])
+        case.same(f"{tag}_from", src)
+        case.same(f"{tag}_to", to)
+    check_labels(case, PixelPairs)
+
+
+@recorded("ms_irn_pair_labels")
+def test_labels_of_path_pairs_match_reference_values(case):
+    check_labels(case, PathPairs)
+
+
+def check_labels(case, pairs_of):
+    """Recorded labels of the pairs of a label map, whose radius their number tells."""
+    count = len(case["neg"])
+    pairs = pairs_of(next(r for r in range(2, 30) if len(search_directions(r)) == count))
+    for kind, found in pair_label(case["label_map"].long()[None], pairs)._asdict().items():
+        case.same(kind, found[0])
 
 
 @pytest.mark.parametrize("radius, count", [(1, 0), (2, 4), (3, 12), (5, 34), (10, 152)])

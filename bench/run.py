@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -234,20 +235,12 @@ def crf_methods(
     """(name, interpreter, task) of the methods to compare."""
     from models.refiners.dense_crf import DenseCRF
 
-    crf = DenseCRF.preset(case["preset"], steps=options.steps)
-    names = (
-        "gaussian_sigma_xy",
-        "gaussian_compat",
-        "bilateral_sigma_xy",
-        "bilateral_sigma_rgb",
-        "bilateral_compat",
-        "steps",
-    )
+    crf = DenseCRF(case["preset"], steps=options.steps)
     task = {
         "file": case["file"],
         "repeats": options.repeats,
         "device": options.device,
-        "crf": {k: getattr(crf, k) for k in names},
+        "crf": asdict(crf),
     }
     methods = [
         ("lattice", sys.executable, {**task, "method": "crf"}),
@@ -265,18 +258,18 @@ def _crf(task: dict[str, Any], new_size: bool = False) -> Callable[[], object]:
 
     torch.set_num_threads(task["threads"])
     with np.load(task["file"]) as data:
-        images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous().to(task["device"])
+        images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous().to(task["device"]) / 255
         probs = torch.from_numpy(data["logits"]).to(task["device"]).softmax(1)
     crf = dense_crf.DenseCRF(**task["crf"])
 
     def call() -> None:
         if new_size:  # as for the first image of its size
-            dense_crf._gaussian_lattice.cache_clear()
-        crf(images, probs)
+            dense_crf._gaussian_kernel.cache_clear()
+        crf.refine(images, probs)
         if images.is_cuda:
             torch.cuda.synchronize()
 
-    crf(images[:1, :, :50, :50], probs[:1, :, :50, :50])
+    crf.refine(images[:1, :, :50, :50], probs[:1, :, :50, :50])
     return call
 
 

@@ -220,10 +220,10 @@ class PermutohedralLattice:
         keys = keys.flatten()
         if packed:
             # NumPy sorts plain integers several times faster than torch.sort, which always carries an index.
-            if keys.is_cuda:
-                keys = keys.sort().values
-            else:
+            if keys.device.type == "cpu":
                 keys.numpy().sort()
+            else:
+                keys = keys.sort().values
             order = keys.to(torch.int32) & (unit - 1)  # the cast keeps the low 32 bits
             row, position = order >> 3, order - (8 - corners) * (order >> 3)
             keys >>= low_bits

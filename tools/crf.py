@@ -37,14 +37,9 @@ from torch import Tensor
 
 from datasets.lists import IMAGE_SUFFIXES
 from engine.pool import WorkerPool
-from models.refiners.dense_crf import (
-    PRESETS,
-    DenseCRF,
-    merge_confident_labels,
-    unary_from_labels,
-    unary_from_probs,
-)
+from models.refiners.dense_crf import PRESETS, DenseCRF, energy_of_labels, energy_of_probs
 from ops.cam import background_score
+from ops.labels import merge_confident_labels
 from utils.cam_files import cam_path, label_path, load_cam
 from utils.cli import run_main
 from utils.distributed import default_device
@@ -81,7 +76,6 @@ def parser() -> argparse.ArgumentParser:
         "--preset", choices=tuple(PRESETS), help="DenseCRF parameters; default: those of the recipe"
     )
     p.add_argument("--steps", type=int, default=10, help="mean-field steps (default %(default)s)")
-    p.add_argument("--backend", default="lattice", choices=("lattice", "pydensecrf"))
     p.add_argument("--device", default="auto", help="auto, cpu or cuda")
     p.add_argument("--processes", type=int, help="worker processes on the CPU; default: one for each core")
     return p
@@ -124,7 +118,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
             "thresholds between 0 and 1, the higher first" if falling else "alphas above 0, the lower first"
         )
         raise ValueError(f"--values of recipe {options.recipe} are {what}, not {list(values)}")
-    crf = DenseCRF.preset(options.preset or preset, steps=options.steps, backend=options.backend)
+    crf = DenseCRF(options.preset or preset, steps=options.steps)
     device = default_device(options.device)
     job = Job(
         Path(options.input), Path(options.images), Path(options.out), options.recipe, values, crf, device
@@ -264,7 +258,7 @@ def read_cam(path: Path) -> tuple[Tensor, Tensor]:
 
 def refine_probs(job: Job, image_rgb: Tensor, probs: Tensor) -> Tensor:
     """(K, H, W) probabilities -> (H, W) channel numbers."""
-    return job.crf(image_rgb, probs).argmax(0)
+    return job.crf.refine(image_rgb[None] / 255, probs[None])[0].argmax(0)
 
 
 def refine_cam(job: Job, image_rgb: Tensor, cam: Tensor) -> Tensor:
@@ -275,17 +269,18 @@ def refine_cam(job: Job, image_rgb: Tensor, cam: Tensor) -> Tensor:
 
 def cam_probs(job: Job, image_rgb: Tensor, cam: Tensor) -> list[Tensor]:
     """(n, H, W) CAMs -> (n + 1, H, W) probabilities, background first, for every value of the recipe."""
-    return job.crf.infer_together(image_rgb, [cam_unary(job.recipe, cam, value) for value in job.values])
+    energies = [cam_energy(job.recipe, cam, value)[None] for value in job.values]
+    return [q[0] for q in job.crf.refine_energies(image_rgb[None] / 255, energies)]
 
 
-def cam_unary(recipe: str, cam: Tensor, value: float) -> Tensor:
+def cam_energy(recipe: str, cam: Tensor, value: float) -> Tensor:
     """Energies (n + 1, H, W) of background and the classes; ``value`` is the recipe's threshold or alpha."""
     if recipe in ("psa", "seam"):
-        return unary_from_probs(torch.cat([background_score(cam, value)[None], cam]))
+        return energy_of_probs(torch.cat([background_score(cam, value)[None], cam]))
     scores = torch.cat([torch.full_like(cam[:1], value), cam])
     if recipe == "irn":
-        return unary_from_labels(scores.argmax(0), len(scores), confidence=0.7)
-    return unary_from_probs(scores.softmax(0))
+        return energy_of_labels(scores.argmax(0), len(scores), confidence=0.7)
+    return energy_of_probs(scores.softmax(0))
 
 
 if __name__ == "__main__":

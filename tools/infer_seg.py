@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,6 @@ from utils.precision import autocast
 from utils.worker import core_count
 
 SHARES_WORK = True  # in a pipeline every process does its part of the images
-
-Refine = Callable[[Tensor, Tensor], Tensor]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -201,7 +199,7 @@ def segment_image(
     loaded: LoadedMethod,
     image_rgb: Tensor,
     infer: Mapping[str, Any],
-    refine: Refine | None,
+    refine: DenseCRF | None,
     precision: str,
     class_label: Tensor | None = None,
 ) -> np.ndarray:
@@ -258,13 +256,13 @@ def segment_scores(
     return image, scores
 
 
-def label_image(image: Tensor, scores: Tensor, refine: Refine | None, size: Sequence[int]) -> np.ndarray:
+def label_image(image: Tensor, scores: Tensor, refine: DenseCRF | None, size: Sequence[int]) -> np.ndarray:
     """Label of the given size, uint8, from an image (1, 3, h, w) and its scores (1, K, h, w).
 
     With ``refine`` the scores are the probabilities that it starts from.
     """
     if refine is not None:
-        scores = refine(image, scores)
+        scores = refine.refine(image / 255, scores)
     label = scores.argmax(1).to(torch.uint8)
     if label.shape[1:] != tuple(size):
         label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
@@ -272,7 +270,7 @@ def label_image(image: Tensor, scores: Tensor, refine: Refine | None, size: Sequ
 
 
 def refine_and_write(
-    image: np.ndarray, probs: np.ndarray, refine: Refine, size: Sequence[int], path: Path
+    image: np.ndarray, probs: np.ndarray, refine: DenseCRF, size: Sequence[int], path: Path
 ) -> np.ndarray:
     """`label_image` in a worker, which writes the label too, so that the network waits for neither.
 
@@ -283,7 +281,7 @@ def refine_and_write(
     return prediction
 
 
-def crf_workers(asked: int | None, refine: Refine | None, device: torch.device, images: int) -> int:
+def crf_workers(asked: int | None, refine: DenseCRF | None, device: torch.device, images: int) -> int:
     """Number of processes that refine: starting them is not worth it for few images, and a GPU needs none."""
     if refine is None or device.type != "cpu":
         return 0

@@ -75,7 +75,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     options = complete(parser(), cfg)
     values = check(options)
     is_irn = options.mode == "irn"
-    crf = DenseCRF.preset(RECIPES[options.mode][0], steps=options.steps)
+    crf = DenseCRF(RECIPES[options.mode][0], steps=options.steps)
     folders = (Path(folder or "").expanduser() for folder in (options.cam, options.images, options.out))
     job = Job(*folders, options.mode, tuple(values.values()), crf, default_device(options.device))
     images, source = find_images(options)

@@ -22,7 +22,7 @@ import torch
 from datasets.base import Record, Sample, WeakSegDataset
 from engine.inference import for_each_image, load_method
 from engine.scores.confusion import ConfusionMatrix
-from models.refiners.dense_crf import DenseCRF, unary_from_probs
+from models.refiners.dense_crf import DenseCRF
 from tools.crf import named
 from tools.options import (
     checkpoint_parser,
@@ -79,7 +79,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         f"CAM files of {short_name(split)}",
         "finish tools/infer_cam.py on the same images",
     )
-    crf = DenseCRF.preset("psa", steps=options.crf_steps) if options.crf_steps else None
+    crf = DenseCRF("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
     out, settings = claim_output(options, loaded, split, protocol, cam=origin_of(cam_folder))
     matrix = ConfusionMatrix(split.num_classes, device)
@@ -99,7 +99,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         with autocast(device, options.precision):
             scores = method.propagate(normalize(image_rgb.to(device))[None], cam)
         if crf is not None:
-            (scores,) = crf.infer_together(image_rgb.to(device), [unary_from_probs(scores)])
+            scores = crf.refine(image_rgb[None].to(device) / 255, scores[None])[0]
         return named(scores.argmax(0), cams.label_ids)
 
     for_each_image(

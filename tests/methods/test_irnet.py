@@ -13,8 +13,8 @@ from losses.affinity import pair_label
 from methods import cam, irnet
 from methods.cam import PooledCAMNetwork
 from methods.irnet import IRNet, walked_scores
-from models.refiners.dense_crf import merge_confident_labels
 from models.refiners.random_walk import propagate_to_edge
+from ops.labels import merge_confident_labels
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
 from utils import distributed

@@ -265,7 +265,7 @@ def test_inference_matches_reference_values(golden, make, system):
     assert_stored(case, "labels", confidence > method.class_threshold, rtol=0, atol=0)
     assert_stored(case, "merged", scores[0], rtol=5e-3, atol=1e-3)
     assert (scores.argmax(1)[0] != case["pred"]).float().mean() <= 0.005
-    refined = DenseCRF.preset(SYSTEMS[system].crf)(image_rgb, method.crf_probs(scores))
+    refined = DenseCRF(SYSTEMS[system].crf).refine(image_rgb / 255, method.crf_probs(scores))
     assert (refined.argmax(1)[0] != case["pred_crf"]).float().mean() <= 0.005
 
 

@@ -76,7 +76,7 @@ def test_probabilities_become_labels(folder):
     crf.run(options(path, recipe="probs", preset="one_stage"))
     image = torch.from_numpy(np.array(Image.open(path / "images" / "a.png"))).permute(2, 0, 1)
     enlarged = torch.nn.functional.interpolate(probs[None], (40, 50), mode="bilinear")[0]
-    expected = DenseCRF.preset("one_stage")(image, enlarged).argmax(0).numpy()
+    expected = DenseCRF("one_stage").refine(image[None] / 255, enlarged[None])[0].argmax(0).numpy()
     assert np.array_equal(read_mask(path / "out" / "a.png"), expected)
     assert np.array_equal(read_mask(path / "out" / "b.png"), np.array([0, 7, 3])[expected])
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.refiners.dense_crf import DenseCRF, merge_confident_labels, unary_from_probs
+from models.refiners.dense_crf import DenseCRF
+from ops.labels import merge_confident_labels
 from tests.tools.test_crf import folder  # noqa: F401  (fixture)
 from tools import crf, infer_cam, make_affinity_label
 from utils.cam_files import load_cam, load_scores
@@ -47,7 +48,7 @@ def test_scores_are_the_crf_of_both_exponents(folder, mode, alphas):  # noqa: F8
     assert torch.equal(stored.class_ids, cams.class_ids)
     for scores, alpha in zip(stored.scores, alphas, strict=True):
         volume = torch.cat([(1 - cam.amax(0, keepdim=True)) ** alpha, cam])
-        (expected,) = DenseCRF.preset("psa").infer_together(image, [unary_from_probs(volume)])
+        expected = DenseCRF("psa").refine(image[None] / 255, volume[None])[0]
         torch.testing.assert_close(scores, expected, rtol=0, atol=5e-4)  # float16
     much, little = stored.scores.sum(0)[0], stored.scores[:, 0]
     assert (little[0] >= little[1] - 1e-3).all() and much.isfinite().all()

@@ -1,0 +1,33 @@
+"""DenseCRF parameters of the published programs, all with 10 steps and symmetric normalisation."""
+
+from __future__ import annotations
+
+
+def _weights(gaussian: tuple[float, float], bilateral: tuple[float, float, float]) -> dict[str, float]:
+    """Parameters from (sigma xy, weight) and (sigma xy, sigma rgb, weight)."""
+    names = (
+        "gaussian_sigma_xy",
+        "gaussian_compat",
+        "bilateral_sigma_xy",
+        "bilateral_sigma_rgb",
+        "bilateral_compat",
+    )
+    return dict(zip(names, (*gaussian, *bilateral), strict=True))
+
+
+_FINAL_SEGMENTATION = _weights((1, 1), (121, 5, 4))
+_HARD_LABELS = _weights((3, 3), (50, 5, 10))
+_SOFT_MASKS = _weights((3, 3), (80, 13, 10))
+
+PRESETS: dict[str, dict[str, float]] = {
+    "toco": _FINAL_SEGMENTATION,  # multi-scale logits of the final segmentation, VOC and COCO
+    "seco": _FINAL_SEGMENTATION,
+    "mcc": _FINAL_SEGMENTATION,
+    "toco_pseudo_label": _weights((3, 3), (36, 3, 4)),  # softmax over [threshold plane, CAMs]
+    "irn": _HARD_LABELS,  # thresholded CAMs as labels of confidence 0.7; also CDA
+    "ws_fcn_label": _HARD_LABELS,
+    "psa": _SOFT_MASKS,  # [(1 - largest CAM)^alpha, CAMs]
+    "seam": _SOFT_MASKS,
+    "one_stage": _SOFT_MASKS,  # predicted masks
+    "ws_fcn": _weights((3, 3), (30, 13, 10)),
+}

@@ -100,9 +100,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
     Args:
         cfg: the flags of the command line by name; those left out keep their defaults.
     """
-    from tools.options import (
-        complete,
-    )  # here, because workers import this file and need none of the networks behind it
+    from tools.options import complete
 
     options = complete(parser(), cfg)
     preset, values = RECIPES[options.recipe]

@@ -25,19 +25,11 @@ from datasets.base import Record, Split
 from engine.config.load import load_config, override_config
 from engine.data import load_split
 from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table, text_table
+from engine.outputs import short_name
 from engine.scores.confusion import ConfusionMatrix, ThresholdSweep
+from engine.scores.report import count_pixels, has_mask, report, report_labels, scored_images
 from ops.cam import strongest_class
-from tools.options import (
-    complete,
-    count_pixels,
-    data_overrides,
-    has_mask,
-    parse,
-    report,
-    report_labels,
-    scored_images,
-    short_name,
-)
+from tools.options import complete, data_overrides, parse
 from utils.cam_files import CamFile, cam_path, label_path, load_cam
 from utils.cli import run_main
 from utils.distributed import is_main

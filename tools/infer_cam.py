@@ -23,20 +23,10 @@ from torch import Tensor
 from datasets.base import Sample, WeakSegDataset
 from engine.evaluator import protocol_id
 from engine.inference import for_each_image, load_method
+from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, short_name
+from engine.scores.report import score_source
 from tools.evaluate import CamSweep
-from tools.options import (
-    checkpoint_parser,
-    claim_output,
-    complete,
-    data_overrides,
-    find_split,
-    is_bare,
-    is_up_to_date,
-    output_flags,
-    parse,
-    score_source,
-    short_name,
-)
+from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import CamFile, cam_path, load_cam, save_cam
 from utils.cli import image_size, positive, run_main, scale
 from utils.distributed import init_process_group

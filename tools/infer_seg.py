@@ -35,24 +35,12 @@ from engine.inference import (
     multi_crop_segment,
     multi_scale_segment,
 )
+from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, short_name
 from engine.pool import WorkerPool
 from engine.scores.confusion import ConfusionMatrix
+from engine.scores.report import count_pixels, report_labels, score_source
 from models.refiners.dense_crf import PRESETS, DenseCRF
-from tools.options import (
-    checkpoint_parser,
-    claim_output,
-    complete,
-    count_pixels,
-    data_overrides,
-    find_split,
-    is_bare,
-    is_up_to_date,
-    output_flags,
-    parse,
-    report_labels,
-    score_source,
-    short_name,
-)
+from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import label_path
 from utils.cli import image_size, positive, run_main, scale
 from utils.distributed import init_process_group, world_size

@@ -130,8 +130,8 @@ def find_images(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
         chosen = {"images": str(images.absolute())}
         return {name: path for name, path in found.items() if path is not None}, chosen
     from engine.data import load_split
+    from engine.outputs import short_name
     from tools.evaluate import data_config
-    from tools.options import short_name
 
     data = data_config(options).data
     split = load_split(data, options.split or data.train_set)

@@ -21,22 +21,12 @@ import torch
 
 from datasets.base import Record, Sample, WeakSegDataset
 from engine.inference import for_each_image, load_method
+from engine.outputs import claim_output, find_split, short_name
 from engine.scores.confusion import ConfusionMatrix
+from engine.scores.report import count_pixels, report_labels, score_source
 from models.refiners.dense_crf import DenseCRF
 from tools.crf import named
-from tools.options import (
-    checkpoint_parser,
-    claim_output,
-    complete,
-    count_pixels,
-    data_overrides,
-    find_split,
-    output_flags,
-    parse,
-    report_labels,
-    score_source,
-    short_name,
-)
+from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import cam_path, label_path, load_cam
 from utils.cli import count, run_main
 from utils.distributed import init_process_group

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from datasets.base import Record, Split, WeakSegDataset
 from engine.inference import LoadedMethod, load_method
+from engine.outputs import find_split
+from engine.scores.report import has_mask
 from methods.base import Prediction
 from ops.cam import present_classes
 from ops.crops import cut
-from tools.options import checkpoint_parser, complete, data_overrides, find_split, has_mask, parse
+from tools.options import checkpoint_parser, complete, data_overrides, parse
 from utils.cam_files import label_path
 from utils.cli import run_main
 from utils.distributed import init_process_group

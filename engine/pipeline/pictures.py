@@ -13,10 +13,10 @@ from torch import Tensor
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import object_path
 from engine.inference import LoadedMethod, load_method
+from engine.scores.report import has_mask
 from methods.affinitynet import merge_readings
 from methods.base import Method
 from tools.crf import named
-from tools.options import has_mask
 from tools.visualize import TITLES, panels_of
 from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture

@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from datasets.base import Record, Split
 from engine.scores.confusion import ConfusionMatrix
+from engine.scores.report import count_pixels
 from tools.evaluate import CamSweep
-from tools.options import count_pixels
 from utils.cam_files import CamFile
 from utils.image import write_mask
 

@@ -1,0 +1,247 @@
+"""Every key of a training's config: type, default, meaning, and whether a resumed run may change it.
+
+An experiment is a file ``configs/<method>/<data>.yaml`` that sets what differs. Paths are relative to the
+project's root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, is_dataclass
+from functools import cache
+from typing import Any
+
+from engine.config.options import option, types_of
+from utils.files import differences
+
+# Mappings whose keys are the arguments of a class or function, and the key that holds its import path.
+OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target"}
+GIVEN = {"num_classes", "root", "split"}  # arguments that the engine gives
+
+
+@dataclass(kw_only=True)
+class ContextDecoupling:
+    """Paste mined objects into images without their class (CDA, docs/pipelines.md)."""
+
+    bank: str | None = option(
+        None, "folder of tools/mine_objects.py; half of a batch are then the pasted versions. null: off"
+    )
+    rotate: bool = option(True, "turn the object by up to 90 degrees")
+    rescale: bool = option(False, "scale it by a factor from 0.8 to 1.2")
+    blend: bool = option(False, "soften its edge over three pixels")
+    paste_mask: str = option(
+        "binary",
+        "binary, or reference (turns the mask as the published program does, with its specks)",
+        choices=("binary", "reference"),
+    )
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Images, tags and masks."""
+
+    name: str = option(meaning="short name of the data set, used in logs")
+    source: str = option(meaning="function that lists the records: datasets.voc.voc_split, ...")
+    root: str = option(meaning="folder of the data set", free=True, reads=True)
+    train_set: str = option("train", "split to train on (image tags only)")
+    val_set: str | None = option("val", "split that is scored during training; null: none")
+    options: dict[str, Any] = option({}, "further arguments of data.source")
+    generate: dict[str, Any] = option({}, "what tools/make_demo_data.py draws (configs/datasets/demo.yaml)")
+    crop_size: int = option(448, "side of a training crop, pixels", least=1)
+    scale_range: list[float] = option(
+        [0.5, 2.0], "random rescaling before the crop: smallest and largest factor", length=2
+    )
+    num_workers: int = option(
+        4, "loader processes of each training process; 0: load in the training process", free=True
+    )
+    on_error: str = option(
+        "raise",
+        "unreadable image: raise, or skip (another sample takes its place; counted in the log)",
+        free=True,
+        choices=("raise", "skip"),
+    )
+    label_dir: str | None = option(
+        None,
+        "folder of labels that an earlier stage made (docs/pipelines.md); null: train on tags alone",
+        reads=True,
+    )
+    context_decoupling: ContextDecoupling = field(default_factory=ContextDecoupling)
+
+
+@dataclass(kw_only=True)
+class Train:
+    """The loop."""
+
+    steps: int = option(20000, "optimiser steps", least=1)
+    batch_size: int = option(4, "images per step over ALL processes and accumulated micro-batches", least=1)
+    accumulate: int = option(
+        1,
+        "micro-batches per step and process: less memory; batch-wide loss normalisers become per micro-batch",
+        least=1,
+    )
+    precision: str = option(
+        "auto", "auto (bf16 on a GPU that has it, else fp32), bf16 or fp32", choices=("auto", "bf16", "fp32")
+    )
+    deterministic: bool = option(False, "bit-identical reruns (slower on a GPU)")
+    threads: int | None = option(
+        None, "CPU threads of each process; null: torch's choice", free=True, least=1
+    )
+    log_every: int = option(200, "steps between log lines", free=True, least=1)
+    eval_every: int = option(2000, "steps between validations", free=True, least=1)
+    checkpoint_every: int = option(1000, "steps between writes of last.pth", free=True, least=1)
+    keep_every: int | None = option(
+        None, "steps between checkpoints that are kept as step_<n>.pth; null: none", free=True, least=1
+    )
+    resume: str = option(
+        "auto",
+        "auto: continue from work_dir/last.pth if it is there; never: fresh folder; or a checkpoint's path",
+        free=True,
+    )
+
+
+@dataclass(kw_only=True)
+class Optim:
+    """The optimiser and the course of its learning rate."""
+
+    name: str = option("adamw", "adamw or sgd", choices=("adamw", "sgd"))
+    lr: float = option(
+        6e-5, "learning rate of the backbone; a method's parameter groups scale it (heads: x10)"
+    )
+    weight_decay: float = option(
+        0.01, "of every parameter, norms and biases included; a method's parameter groups may scale it"
+    )
+    betas: list[float] = option([0.9, 0.999], "AdamW's moment decay rates", length=2)
+    eps: float = option(1e-8, "AdamW's denominator offset")
+    momentum: float = option(0.0, "of SGD")
+    warmup_steps: int = option(1500, "steps of linear warm-up")
+    warmup_ratio: float = option(1e-6, "learning rate at step 0 as a share of its base value")
+    power: float = option(0.9, "exponent of the polynomial decay; 0: constant rate")
+    decay_steps: int | None = option(
+        None, "steps over which the rate decays, then it keeps its last value; null: train.steps", least=1
+    )
+
+
+@dataclass(kw_only=True)
+class Eval:
+    """Validation during training."""
+
+    size: int = option(448, "validation resizes images to a square of this side, pixels", least=1)
+    select: str = option("seg", "score that picks best.pth: seg, cam or aux_cam", free=True)
+
+
+@dataclass(kw_only=True)
+class Crops:
+    """Overlapping windows that cover the canvas pad_to, instead of scales."""
+
+    window: list[int] | None = option(
+        None, "height and width of a window, pixels; null: off", length=2, least=1
+    )
+    grid: list[int] = option([2, 2], "windows along height and width", length=2, least=1)
+
+
+@dataclass(kw_only=True)
+class Infer:
+    """Inference over a data set."""
+
+    size: int | str = option(
+        "native",
+        "native, or the side of a square that images are resized to, pixels",
+        choices=("native",),
+        least=1,
+    )
+    scales: list[float] = option([1.0, 1.25, 1.5], "image scales whose logits are merged")
+    flip: bool = option(True, "add the mirrored image at every scale")
+    resample: str = option(
+        "bilinear",
+        "image scaling: bilinear (the network's input, as ViT programs do) or bicubic (the picture, as CNN "
+        "programs do)",
+        choices=("bilinear", "bicubic"),
+    )
+    pad_to: int | list[int] | None = option(
+        None, "canvas around the scaled image, pixels: side or [height, width]; null: none", length=2, least=1
+    )
+    crops: Crops = field(default_factory=Crops)
+    merge_flips: str = option(
+        "sum", "how the two scores of a scale are merged: sum, mean or max", choices=("sum", "mean", "max")
+    )
+    merge_scales: str = option(
+        "max", "how scales are merged: sum, mean or max", choices=("sum", "mean", "max")
+    )
+    tags: bool = option(
+        False, "rule out classes that an image is not tagged with (pseudo labels; no test of a network)"
+    )
+    crf: str | dict[str, Any] | None = option(
+        None,
+        "DenseCRF on the probabilities: a preset (toco, seco, ...) or {preset: toco, steps: 5}; null: none",
+    )
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One training, or a pipeline of stages."""
+
+    run_name: str | None = option(
+        None, "name of the run; null: <method>_<data> after the config file", free=True
+    )
+    work_dir: str = option(
+        "logs/${run_name}",
+        "folder of the run: config.yaml, run.log, metrics.jsonl, last.pth, best.pth, tensorboard/",
+        free=True,
+    )
+    seed: int = option(0, "seed of weights, sample order and augmentation")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:<index>", free=True)
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    optim: Optim = field(default_factory=Optim)
+    eval: Eval = field(default_factory=Eval)
+    infer: Infer = field(default_factory=Infer, metadata={"free": True})
+    method: dict[str, Any] = option(
+        {"target": "???"},
+        "target: import path of the method's class; the other keys are its arguments",
+        free=["backbone.pretrained"],
+    )
+    stages: Any = option(
+        None, "stages of a pipeline: name, run and options of each (docs/pipelines.md); null: one training"
+    )
+
+
+@cache
+def keys() -> dict[str, tuple[Field[Any], Any]]:
+    """Field and type of every dotted key, in the order of the schema."""
+    return {key: (item, kind) for key, item, kind in _walk(Config) if not is_dataclass(kind)}
+
+
+def defaults(cls: Any = Config) -> dict[str, Any]:
+    """The default of every key, nested; ``???`` where there is none."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        if is_dataclass(kind := types_of(cls)[item.name]):
+            found[item.name] = defaults(kind)
+        elif item.default_factory is not MISSING:
+            found[item.name] = item.default_factory()
+        else:
+            found[item.name] = "???" if item.default is MISSING else item.default
+    return found
+
+
+def frozen_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between the configs of a run and its continuation, but must not: ``key: old -> new``."""
+    free: list[str] = []
+    for key, item, _ in _walk(Config):
+        mark = item.metadata.get("free", False)
+        free += (
+            ([f"{key}: ", f"{key}."] if mark else [])
+            if isinstance(mark, bool)
+            else [f"{key}.{x}" for x in mark]
+        )
+    return [line for line in differences(old, new) if not line.startswith(tuple(free))]
+
+
+def _walk(cls: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Dotted key, field and type of everything in a section."""
+    for item in dataclasses.fields(cls):
+        kind = types_of(cls)[item.name]
+        yield f"{prefix}{item.name}", item, kind
+        if is_dataclass(kind):
+            yield from _walk(kind, f"{prefix}{item.name}.")

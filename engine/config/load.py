@@ -201,7 +201,8 @@ def _load_layers(
         if OmegaConf.is_missing(merged.method, "target"):  # each of its trainings has a method of its own
             del merged.method["target"]
     if merged.run_name is None:
-        merged.run_name = f"{path.parent.name}_{path.stem}" if path.is_relative_to(CONFIGS) else path.stem
+        is_ours = path.parent.parent.name == "configs"  # configs/<method>/<data>.yaml
+        merged.run_name = f"{path.parent.name}_{path.stem}" if is_ours else path.stem
     # Stages name folders below it, which tools open as they are.
     home = str(_container(merged)["work_dir"])
     if home.startswith("~"):

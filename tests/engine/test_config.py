@@ -23,7 +23,7 @@ from utils.schedule import Schedule
 
 EXPERIMENTS = sorted(
     str(p.relative_to(ROOT))
-    for p in CONFIGS.rglob("*.yaml")
+    for p in [*CONFIGS.rglob("*.yaml"), *(ROOT / "bench/configs").rglob("*.yaml")]
     if p.parent.name not in ("configs", "datasets", "stages")
 )
 

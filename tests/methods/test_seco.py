@@ -440,16 +440,16 @@ def test_projection_puts_the_views_of_an_image_together():
 @pytest.mark.parametrize(
     "config, phases",
     [
-        ("voc", {0: (0.3, 0, 0, 0), 1001: (0.3, 0.5, 0.5, 0), 2001: (0.3, 0.5, 0.5, 0.12)}),
+        ("seco/voc", {0: (0.3, 0, 0, 0), 1001: (0.3, 0.5, 0.5, 0), 2001: (0.3, 0.5, 0.5, 0.12)}),
         (
-            "coco",
+            "seco/coco",
             {0: (0, 0, 0, 0), 8001: (0.2, 0, 0, 0), 12001: (0.2, 0.3, 0.5, 0), 16001: (0.2, 0.3, 0.5, 0.12)},
         ),
-        ("mini", {0: (0.3, 0, 0, 0), 51: (0.3, 0.5, 0.5, 0), 101: (0.3, 0.5, 0.5, 0.12)}),
+        ("bench/configs/seco/mini", {0: (0.3, 0, 0, 0), 51: (0.3, 0.5, 0.5, 0), 101: (0.3, 0.5, 0.5, 0.12)}),
     ],
 )
 def test_losses_are_switched_on_as_published(config, phases):
-    weights = load_config(f"seco/{config}.yaml").method.loss_weights
+    weights = load_config(f"{config}.yaml").method.loss_weights
     ends = [*(start - 1 for start in phases), 10**6][1:]  # a phase includes the step that it is named after
     for (start, expected), end in zip(phases.items(), ends):
         for step in (start, end):

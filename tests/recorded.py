@@ -1,7 +1,7 @@
-"""Recorded cases: the inputs and results of the authors' programs, in tests/golden or in ``--golden-dir``.
+"""Recorded cases: inputs and results of the authors' programs, in tests/golden or in ``--golden-dir``.
 
-A test of one names its files, ``@recorded("vit_par")``, and takes the fixture ``case``. It runs once for each of
-these files that is there, and fails if an entry of the file was neither compared, used, nor named as irrelevant.
+A test names its files, ``@recorded("vit_par")``, and takes the fixture ``case``. It runs once for each of
+these files that is there. It fails if an entry was neither compared, used, nor named as irrelevant.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def files_of(folder: Path, names: tuple[str, ...]) -> list[Path]:
 class GoldenCase(Formula, Mapping):
     """One recorded file: its entries as tensors, the builders of its inputs, and comparisons.
 
-    A file may hold ``meta``, a JSON string with the prefix of its formula names and whatever shapes and settings
-    differ from those of the files in tests/golden. Reading an entry marks it as used.
+    A file may hold ``meta``, a JSON string with the prefix of its formula names and whatever shapes and
+    settings differ from those of the files in tests/golden. Reading an entry marks it as used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +94,7 @@ class GoldenCase(Formula, Mapping):
     # -- inputs
 
     def input(self, key: str) -> Tensor:
-        """The input ``key`` as ``meta["inputs"]`` describes it: formula values, or blocks of them with noise."""
+        """The input ``key`` of ``meta["inputs"]``: formula values, or blocks of them with noise."""
         spec, plain = self.meta["inputs"][key], Formula()
         shape, low, high = (spec[part] for part in ("shape", "low", "high"))
         name = spec.get("formula_name", spec.get("name"))
@@ -142,7 +142,7 @@ class GoldenCase(Formula, Mapping):
     # -- weights
 
     def weight_name(self, key: str) -> str:
-        """The complete formula name of a weight; the notes of a case may put more than the prefix in front."""
+        """The complete formula name of a weight; notes may put more than the prefix in front."""
         front = self.setting("weight_prefix|weights_prefix", "")
         front = front or self.noted(r"""\(['"]([^'"]*)['"] ?\+ ?(?:local )?k(?:ey)?\b""", "")
         # The notes of a module spell its own place in the network too, with which the key begins.
@@ -166,10 +166,8 @@ class GoldenCase(Formula, Mapping):
             name = self.weight_name(theirs)
             if name not in made or made[name].shape != value.shape:
                 made[name] = torch.as_tensor(formula_weight(name, value.shape)).to(value.dtype)
-            shift = self.meta.get(f"{theirs}_shift", 0)
-            state[key] = (
-                made[name] * scales.get(theirs, 1) + shift if shift or theirs in scales else made[name]
-            )
+            scale, shift = scales.get(theirs, 1), self.meta.get(f"{theirs}_shift", 0)
+            state[key] = made[name] if (scale, shift) == (1, 0) else made[name] * scale + shift
         module.load_state_dict(state, assign=any(value.is_meta for value in module.state_dict().values()))
 
     # -- comparisons
@@ -210,10 +208,9 @@ class GoldenCase(Formula, Mapping):
         assert (found != expected).double().mean() <= differing, entry
 
     def gradient(self, entry: str, gradient: Tensor, every: tuple[int, ...], stored: str = "") -> None:
-        """A gradient that is stored with strides, and its statistics without the mean, which is close to 0."""
-        self.compare(
-            stored or entry, gradient[tuple(slice(None, None, n) for n in every)], 1e-4, 0, share=1e-5
-        )
+        """Compare a gradient, stored with strides, and its statistics but the mean, which is close to 0."""
+        part = gradient[tuple(slice(None, None, n) for n in every)]
+        self.compare(stored or entry, part, rtol=1e-4, atol=0, share=1e-5)
         if f"{entry}_stats" in self:
             expected = self[f"{entry}_stats"][1:]
             assert_close(stats(gradient)[1:], expected, rtol=1e-4, atol=1e-6)

@@ -21,6 +21,7 @@ from datasets.context_decoupling import (
 )
 from datasets.transforms import PlainView, crop, crop_box, resize_long_side
 from datasets.voc import CLASS_NAMES
+from tests.recorded import recorded
 from utils.image import normalize, write_mask
 
 RECORDED = {
@@ -45,58 +46,50 @@ class Replay:
         return self.draws.pop(0)[2]
 
 
-def stored_input(case, key):
-    spec = case.meta["inputs"][key]
-    return case.arr(spec["name"], spec["shape"], spec["low"], spec["high"]).numpy().astype(spec["astype"])
-
-
 def ellipse(height, width):
     y, x = np.ogrid[:height, :width]
     return ((y - (height - 1) / 2) / (height / 2)) ** 2 + ((x - (width - 1) / 2) / (width / 2)) ** 2 <= 1
 
 
-@pytest.mark.parametrize("variant", RECORDED)
-def test_paste_equals_the_published_program(golden, variant):
-    pytest.importorskip("scipy")
-    case = golden("ms_cda_paste")
-    for number in range(len(case.meta["configs"])):
-        labels = case[f"seg{number}"].numpy()
-        item = MinedObject(int(labels.max()), stored_input(case, f"fg{number}"), labels > 0)
-        draw = Replay(case.meta["draws"][f"{variant}_{number}"])
-        pasted, _ = RECORDED[variant](stored_input(case, f"bg{number}"), item, draw)
-        assert not draw.draws
-        differing = (pasted != case[f"{variant}_{number}"].numpy()).any(-1).mean()
-        assert differing <= 0.005
+def pixels(case, key):
+    return case.input(key).numpy()
 
 
-def test_turned_labels_equal_the_published_ones(golden):
+@recorded("ms_cda_paste")
+def test_paste_equals_the_published_program(case):
     pytest.importorskip("scipy")
-    case = golden("ms_cda_paste")
-    for number in range(len(case.meta["configs"])):
-        labels = case[f"seg{number}"].numpy()
-        item = MinedObject(int(labels.max()), stored_input(case, f"fg{number}"), labels > 0)
+    for name in case.starting("seg"):
+        number = name.removeprefix("seg")
+        labels, background = case[name].numpy(), pixels(case, f"bg{number}")
+        item = MinedObject(int(labels.max()), pixels(case, f"fg{number}"), labels > 0)
+        for variant, paste in RECORDED.items():
+            draw = Replay(case.meta["draws"][f"{variant}_{number}"])
+            pasted, _ = paste(background, item, draw)
+            assert not draw.draws
+            assert differing(pasted, case[f"{variant}_{number}"]) <= 0.005
         degrees = case.meta["draws"][f"data_aug_rotation_{number}"][0][2]
         (colours, mask), _ = turned_labels(item, degrees)
-        assert (np.asarray(mask) != case[f"rotated_seg_{number}"].numpy()).mean() <= 0.005
-        sub = case[f"rotated_fg_{number}_sub"].numpy()
-        assert (np.asarray(colours)[::3, ::3] != sub).any(-1).mean() <= 0.005
+        assert differing(np.asarray(mask)[..., None], case[f"rotated_seg_{number}"][..., None]) <= 0.005
+        assert differing(np.asarray(colours)[::3, ::3], case[f"rotated_fg_{number}_sub"]) <= 0.005
 
 
-def test_objects_are_cut_out_as_by_the_published_program(golden):
-    case = golden("ms_cda_extract")
+def differing(found, expected):
+    """The share of pixels (H, W, C) that differ."""
+    return (found != expected.numpy()).any(-1).mean()
+
+
+@recorded("ms_cda_extract")
+def test_objects_are_cut_out_as_by_the_published_program(case):
     accepted = {}
-    for key in case:
-        if not key.startswith("mask_"):
-            continue
+    for key in case.starting("mask_"):
         name = key.removeprefix("mask_")
-        item = extract_object(stored_input(case, f"img_{name}"), case[key].numpy())
-        if item is None:
-            continue
-        accepted[name] = item.class_id - 1
-        assert np.array_equal(item.mask * np.uint8(item.class_id), case[f"seg_{name}"].numpy())
-        assert list(item.image_rgb.shape) == case[f"img_shape_{name}"].tolist()
-        assert item.image_rgb.mean() == pytest.approx(case[f"img_mean_{name}"].item())
-        assert np.array_equal(item.image_rgb[:2, :2], case[f"img_corner_{name}"].numpy())
+        item = extract_object(pixels(case, f"img_{name}"), case[key].numpy())
+        if item is not None:
+            accepted[name] = item.class_id - 1
+            case.same(f"seg_{name}", item.mask * np.uint8(item.class_id))
+            case.same(f"img_shape_{name}", item.image_rgb.shape)
+            case.compare(f"img_mean_{name}", item.image_rgb.mean(), rtol=1e-6)
+            case.same(f"img_corner_{name}", item.image_rgb[:2, :2])
     assert accepted == case.meta["accepted_class"]
 
 
@@ -122,14 +115,14 @@ def published_item(case, tmp_path, image_label):
         if key == "bg":
             continue
         _, k, j = key.split("_")
-        colours = stored_input(case, key)
+        colours = pixels(case, key)
         # The recorded file names spell class and number: 2008_00<class><number>.
         name = f"2008_00{int(k):02d}{int(j):02d}"
         save_object(tmp_path / "bank", name, MinedObject(int(k) + 1, colours, ellipse(*colours.shape[:2])))
         objects.setdefault(int(k) + 1, []).append(name)
     assert all(file.removesuffix(".npy") in objects[k + 1] for file, k in files.items())
     write_index(tmp_path / "bank", CLASS_NAMES, objects)
-    Image.fromarray(stored_input(case, "bg")).save(tmp_path / "image.png")
+    Image.fromarray(pixels(case, "bg")).save(tmp_path / "image.png")
     record = Record("2007_000032", tmp_path / "image.png", None, image_label)
     split = Split("train", CLASS_NAMES, (record,))
     return WeakSegDataset(split, transform=lambda sample: sample), ObjectBank(tmp_path / "bank", CLASS_NAMES)
@@ -144,9 +137,9 @@ def cropped(image, long_side, flip, offsets, size):
     return crop(pixels.flip(-1) if flip else pixels, size, box, fill=0.0)
 
 
-def test_item_of_the_data_set_equals_the_published_one(golden, tmp_path):
+@recorded("ms_cda_dataset")
+def test_item_of_the_data_set_equals_the_published_one(case, tmp_path):
     pytest.importorskip("scipy")
-    case = golden("ms_cda_dataset")
     for number, draws in case.meta["draws"].items():
         label = case[f"label_{number}"]
         tags = tuple((label.nonzero()[:, 0] + 1).tolist())

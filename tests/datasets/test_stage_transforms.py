@@ -1,114 +1,105 @@
 """Views of training images in the stages of PSA, SEAM and IRN."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.testing import assert_close
 
-from datasets.transforms import StageView, crop, crop_box, resize_long_side
-from tests.formula import formula_array
+from datasets.transforms import CropBox, StageView, crop, crop_box, resize_long_side
+from tests.recorded import recorded
 from utils.image import normalize, rescale_picture, strided_size
 
 
-@pytest.fixture
-def case(golden):
-    return golden("ms_irn_imutils")
-
-
-def picture(case, name):
-    spec = case.meta["inputs"][name]
-    return formula_array(spec["name"], spec["shape"], spec["low"], spec["high"]).astype(spec["astype"])
-
-
-def recorded(draws):
+def replay(draws):
     """A draw that gives the recorded values, in their order."""
     values = iter(draws)
 
     def draw(n):
-        _, (recorded_n,), value = next(values)
-        assert recorded_n == n
+        function, (recorded_n,), value = next(values)
+        assert function == "randrange" and recorded_n == n
         return value
 
     return draw
 
 
 def centre(n):
-    """The draw that puts a crop into the middle."""
+    """The draw that puts a crop into the middle: half of the space, rounded half to even."""
     return round((n - 1) / 2)
 
 
-def chw(array):
-    return torch.from_numpy(array).permute(2, 0, 1)
+@recorded("ms_irn_imutils", "ms_psa_imutils")
+def test_views_match_reference_values(case):
+    image, label = case.input("image").permute(2, 0, 1), case.input("label")
+    pictures = {
+        "image": Image.fromarray(case.input("image").numpy()),
+        "label": Image.fromarray(label.numpy()),
+    }
+    low, high = case.setting("scale_range", (0.5, 1.5))
 
+    def rescaled(factor):
+        return [rescale_picture(pictures[kind], factor, kind == "label") for kind in ("image", "label")]
 
-def close_pixels(found, expected):
-    """Resized pictures may differ by one grey level under another Pillow."""
-    found, expected = torch.as_tensor(np.array(found)).int(), expected.int()
-    assert found.shape == expected.shape and (found - expected).abs().max() <= 1
+    def cropped(box, size):
+        return crop(image, size, box, 0), crop(label, size, box, 255)
 
+    def drawn(size, draw):
+        return cropped(crop_box(tuple(label.shape), size, draw), size)
 
-def test_resizing_matches_reference_values(case):
-    image, label = (Image.fromarray(picture(case, name)) for name in ("image", "label"))
-    draws = case.meta["draws"]
-    for key in (key for key in draws if key.startswith("resize_long")):
-        close_pixels(resize_long_side(image, draws[key][0][2]), case[f"{key}_image"])
-    low, high = 0.5, 1.5
-    for key in (key for key in draws if key.startswith("scale_")):
-        factor = low + draws[key][0][2] * (high - low)
-        close_pixels(rescale_picture(image, factor), case[f"{key}_image"])
-        assert np.array_equal(rescale_picture(label, factor, nearest=True), case[f"{key}_label"])
-    for key in (key for key in case if key.startswith("rescale_")):
-        _, factor, kind = key.split("_")
-        source, nearest = (label, True) if kind == "label" else (image, False)
-        close_pixels(rescale_picture(source, float(factor), nearest), case[key])
-
-
-def test_crops_match_reference_values(case):
-    image, label = chw(picture(case, "image")), torch.from_numpy(picture(case, "label"))
     for key, draws in case.meta["draws"].items():
-        if key.startswith("crop"):
-            size = case[f"{key}_label"].shape[0]
-            box = crop_box(tuple(label.shape), size, recorded(draws))
-            assert torch.equal(crop(image, size, box, 0), case[f"{key}_image"].permute(2, 0, 1))
-            assert torch.equal(crop(label, size, box, 255), case[f"{key}_label"])
-        if key.startswith("flip"):
-            flipped = (image.flip(-1), label.flip(-1)) if draws[0][2] else (image, label)
-            assert torch.equal(flipped[0], case[f"{key}_image"].permute(2, 0, 1))
-            assert torch.equal(flipped[1], case[f"{key}_label"])
+        value = draws[0][2]
+        if key.startswith("resize_long"):
+            check_pictures(case, key, (resize_long_side(pictures["image"], value),), grey_level=1)
+        elif key.startswith("scale"):
+            check_pictures(case, key, rescaled(low + value * (high - low)), grey_level=1)
+        elif key.startswith("flip"):
+            shown = len(case[key]) if key in case else None  # of each side
+            found = ((x.flip(-1) if value else x)[..., :shown, :shown] for x in (image, label))
+            check_pictures(case, key, found)
+        elif "crop" in key:
+            name = key.replace("random_crop_", "random_crop")
+            check_pictures(case, name, drawn(int(re.search(r"\d+", name)[0]), replay(draws)))
     for name, draw in {"top_left": lambda n: 0, "center": centre}.items():
-        for key in (key for key in case if key.startswith(name)):
-            size = len(case[key])
-            found = crop(image, size, crop_box(tuple(label.shape), size, draw), 0)
-            assert torch.equal(found, case[key].permute(2, 0, 1))
+        for key in case.starting(name):
+            check_pictures(case, key, drawn(len(case[key]), draw))
+    for key in case.starting("rescale_"):
+        _, factor, kind = key.split("_")
+        check_pictures(case, key, [rescaled(float(factor))[kind == "label"]], grey_level=int(kind == "image"))
+    if "box" in case:
+        top, bottom, left, right, image_top, _, image_left, _ = case["box"].tolist()
+        box = CropBox(top, left, image_top, image_left, bottom - top, right - left)
+        # The reference fills a canvas of any shape, ours a square one that holds it.
+        rows, columns = case["crop_with_box_label"].shape
+        found = [x[..., :rows, :columns] for x in cropped(box, max(rows, columns))]
+        check_pictures(case, "crop_with_box", found)
+    if "boxes" in case:
+        draw, found = replay(case.meta["draws"]["boxes"]), []
+        size = case.setting("box_crop|crop_size|crop", 48)
+        for sides in case.setting("box_sizes", [(37, 53), (60, 60), (48, 48), (20, 90)]):
+            box = crop_box(tuple(sides), size, draw)
+            found.append([
+                box.top, box.top + box.height, box.left, box.left + box.width,
+                box.image_top, box.image_top + box.height, box.image_left, box.image_left + box.width,
+            ])  # fmt: skip
+        case.same("boxes", found)
+    if "strided" in case:
+        # Rows come in pairs: sides at stride 16, and those times 16.
+        other = tuple(case["strided"][3].tolist())
+        rounded = [16 * side for side in strided_size(label.shape, 16)]
+        case.same("strided", [strided_size(label.shape, 4), rounded, strided_size(other, 16), other])
+    found = normalize(image).permute(1, 2, 0)
+    rows, columns = (-(-full // part) for full, part in zip(found.shape[:2], case["normalize"].shape[:2]))
+    case.compare("normalize", found[::rows, ::columns], rtol=1e-5, atol=1e-5)
 
 
-def test_crop_boxes_match_reference_values(case):
-    sizes, crop_size = [(37, 53), (60, 60), (48, 48), (20, 90)], 48
-    sizes = case.setting("box_sizes", sizes)
-    draw = recorded(case.meta["draws"]["boxes"])
-    for size, expected in zip(sizes, case["boxes"].tolist(), strict=True):
-        box = crop_box(size, crop_size, draw)
-        assert expected == [
-            box.top, box.top + box.height, box.left, box.left + box.width,
-            box.image_top, box.image_top + box.height, box.image_left, box.image_left + box.width,
-        ]  # fmt: skip
-
-
-def test_sizes_of_strided_maps_match_reference_values(case):
-    quarter, rounded, *other = (tuple(size) for size in case["strided"].tolist())
-    size = picture(case, "label").shape
-    assert strided_size(size, 4) == quarter
-    assert tuple(16 * side for side in strided_size(size, 16)) == rounded
-    # Rows come in pairs: sides at stride 16, and those times 16.
-    assert strided_size(other[1], 16) == other[0]
-
-
-def test_normalisation_matches_reference_values(case):
-    expected = case["normalize"]
-    found = normalize(chw(picture(case, "image"))).permute(1, 2, 0)
-    step = [-(-full // part) for full, part in zip(found.shape[:2], expected.shape[:2])]
-    assert_close(found[:: step[0], :: step[1]], expected, rtol=1e-5, atol=1e-5)
+def check_pictures(case, name, found, grey_level=0):
+    """An image and its label; another Pillow may resize an image to other values by one grey level."""
+    for entries, x in zip(((name, f"{name}_image"), (f"{name}_label",)), found):
+        x = torch.as_tensor(np.array(x)).float()
+        x = x.permute(1, 2, 0) if x.ndim == 3 and x.shape[0] == 3 else x
+        for entry in filter(case.__contains__, entries):
+            case.compare(entry, x, rtol=0, atol=grey_level if x.ndim == 3 else 0)
 
 
 def coordinate_sample(height=30, width=44):

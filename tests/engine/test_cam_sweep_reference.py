@@ -1,34 +1,28 @@
 """The threshold sweep and the scores of label images: the numbers of SEAM's and IRN's evaluation programs."""
 
-import pytest
 import torch
-from torch.testing import assert_close
 
 from datasets.base import Record, Split
 from engine.scores.confusion import ConfusionMatrix
 from engine.scores.report import count_pixels
+from tests.recorded import recorded
 from tools.evaluate import CamSweep
 from utils.cam_files import CamFile
 from utils.image import write_mask
 
-EXACT = {"rtol": 0, "atol": 1e-6}
 
-
-@pytest.fixture
-def scored(golden, tmp_path):
-    """The recorded case, its split with masks on disk, and the CAM files of its images."""
-    case = golden("ms_cam_eval")
+def split_of(case, folder):
+    """The split of a recorded case with masks on disk, and the CAM files of its images."""
     records, cams = [], []
-    for i in range(sum(key.startswith("gt_map") for key in case)):
-        truth = case[f"gt_map{i}"]
-        classes = case[f"classes{i}"].sort().values
-        write_mask(tmp_path / f"{i}.png", truth)
-        noise = [case.input(f"cam{i}_{r}") for r in classes.tolist()]
-        maps = [0.6 * u + 0.4 * (truth == r + 1) for u, r in zip(noise, classes.tolist())]
-        records.append(Record(str(i), tmp_path / f"{i}.jpg", tmp_path / f"{i}.png", None))
+    share = case.noted(r"([\d.]+)\*uniform", 0.6)
+    for i in range(len(case.starting("gt_map"))):
+        truth, classes = case[f"gt_map{i}"], case[f"classes{i}"].sort().values
+        write_mask(folder / f"{i}.png", truth)
+        maps = [share * case.input(f"cam{i}_{r}") + (1 - share) * (truth == r + 1) for r in classes.tolist()]
+        records.append(Record(str(i), folder / f"{i}.jpg", folder / f"{i}.png", None))
         cams.append(CamFile(classes + 1, torch.stack(maps), None, tuple(truth.shape)))
     names = ("background", *(f"class {k}" for k in range(1, case["sweep"].shape[1] - 1)))
-    return case, Split("recorded", names, tuple(records)), cams
+    return Split("recorded", names, tuple(records)), cams
 
 
 def percent(scores):
@@ -37,23 +31,21 @@ def percent(scores):
     return torch.cat([iou, iou.mean()[None]])
 
 
-def test_sweep_over_thresholds_matches_the_published_programs(scored):
-    case, split, cams = scored
+@recorded("ms_cam_eval")
+def test_scores_match_the_published_programs(case, tmp_path):
+    split, cams = split_of(case, tmp_path)
     thresholds = tuple(case["thresholds"].tolist())
-    sweep = CamSweep(split, "cpu", 0.15, (*thresholds, 0.3))
+    single = {name: int(name[-3:]) / 100 for name in case.starting("irn_iou_")}
+    sweep = CamSweep(split, "cpu", thresholds[0], (*thresholds, *single.values()))
     for record, cam in zip(split.records, cams):
         sweep.add(record, cam)
     found = sweep.sweeps["cam"].scores()
-    assert_close(torch.stack([percent(found[t]) for t in thresholds]), case["sweep"], **EXACT)
-    for threshold, name in ((0.15, "015"), (0.3, "030")):
-        iou = found[threshold].iou
-        assert_close(iou.nan_to_num(-1.0), case[f"irn_iou_{name}"], **EXACT)
-        assert_close(iou.nanmean(), case[f"irn_miou_{name}"], **EXACT)
+    case.compare("sweep", torch.stack([percent(found[t]) for t in thresholds]), rtol=0)
+    for name, threshold in single.items():
+        case.compare(name, found[threshold].iou.nan_to_num(-1.0), rtol=0)
+        case.compare(name.replace("iou", "miou"), found[threshold].iou.nanmean(), rtol=0)
 
-
-def test_scores_of_label_images_match_the_published_program(scored):
-    case, split, _ = scored
     matrix = ConfusionMatrix(split.num_classes)
     for i, record in enumerate(split.records):
         count_pixels(matrix, record, case[f"png_pred{i}"].numpy())
-    assert_close(percent(matrix.scores()), case["png_eval"], **EXACT)
+    case.compare("png_eval", percent(matrix.scores()), rtol=0)

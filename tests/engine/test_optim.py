@@ -7,6 +7,8 @@ from torch import nn
 from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
 from tests.recorded import recorded
 
+STEPS, WARMUP = "max_iters|max_iter|max_step|max_steps|steps", "warmup_steps|warmup_iters|warmup_iter|warmup"
+
 
 @recorded("vit_lr")
 def test_rates_and_adamw_match_reference_values(case):
@@ -19,7 +21,7 @@ def test_rates_and_adamw_match_reference_values(case):
             "steps": case.setting(
                 "max_iters|max_iter|max_step|steps", 80000 if tag == "coco" else 20000, tag
             ),
-            "warmup_steps": case.setting("warmup_steps|warmup_iters|warmup_iter|warmup", 1500, tag),
+            "warmup_steps": case.setting(WARMUP, 1500, tag),
         }
         groups = [
             {"name": str(i), "params": [nn.Parameter(torch.zeros(1))], "lr_scale": rate / rates[0]}
@@ -38,8 +40,8 @@ def test_rates_and_adamw_match_reference_values(case):
     group = {"name": "all", "params": [parameter], "lr_scale": 1.0}
     optimizer = build_optimizer([group], lr=case.setting("lr", 6e-3, "adamw"), **adamw)
     schedule = shape | {
-        "steps": case.setting("max_iters|max_iter|max_step|max|steps", 8, "adamw"),
-        "warmup_steps": case.setting("warmup_steps|warmup_iters|warmup_iter|warmup", 3, "adamw"),
+        "steps": case.setting(STEPS, 8, "adamw"),
+        "warmup_steps": case.setting(WARMUP, 3, "adamw"),
     }
     found = []
     for step in range(count):

@@ -12,8 +12,7 @@ from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
 from losses.affinity import pair_label
 from methods import cam, irnet
 from methods.cam import PooledCAMNetwork
-from methods.irnet import IRNet, walked_scores
-from models.refiners.random_walk import propagate_to_edge
+from methods.irnet import IRNet
 from ops.labels import merge_confident_labels
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
@@ -208,26 +207,6 @@ def test_irnet_matches_reference_values_and_gradients(golden):
     edge, displacement = method.boundaries(infer_image[None])
     assert_close(edge[None], case["infer_edge"], rtol=1e-4, atol=1e-4)
     assert_close(displacement, case["infer_dp"], rtol=1e-4, atol=1e-4)
-
-
-def test_walked_scores_and_labels_match_reference_values(golden):
-    case = golden("ms_propagate_to_edge")
-    spec = case.meta["inputs"]
-    scores = case.input("cam")
-    edge = case.input("edge")[0] ** case.setting("edge_power", 2)
-    h, w = spec["cam"]["shape"][1:]
-    size = (4 * h - 3, 4 * w - 2)
-    keys = torch.tensor([int(k) for k in re.search(r"keys=\[([\d,]+)\]", case.meta["note"])[1].split(",")])
-    walked = propagate_to_edge(scores, edge)
-    for name, threshold in (("label", 0.25), ("label_bg080", 0.8)):
-        scores = walked_scores(walked, size, threshold)
-        label = keys[scores.argmax(0)]
-        assert label.shape == case[name].shape
-        assert (label == case[name]).float().mean() >= 0.999
-    up = scores[1:]
-    step = [-(-side // part) for side, part in zip(size, case["up"].shape[1:])]
-    up = up[:, :: step[0], :: step[1]]
-    assert_close(up / up.max(), case["up"] / case["up"].max(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backbone", [VIT, {"name": "resnet50"}])

@@ -1,6 +1,5 @@
 """The CNN backbones, their weights, and the ViT behind the same interface."""
 
-import functools
 import json
 
 import pytest
@@ -11,9 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.backbones import create_backbone, load_pretrained
-from tests.conftest import GOLDEN
-from tests.formula import Formula
-from tests.methods.recorded import PREFIX
+from tests.recorded import GOLDEN, recorded
 
 CNNS = ["resnet38d", "resnet50", "resnet101", "vgg16d"]
 # Where the recorded names of maps are in our lists.
@@ -27,55 +24,22 @@ OURS = {"resnet38": "resnet38d", "vgg16": "vgg16d"}
 SMALL = dict(name="resnet38d", width=4)
 
 
-@functools.lru_cache(maxsize=1)  # most of the time goes into making the weights
-def formula_backbone(name, prefix, **options):
-    with torch.device("meta"):
-        backbone = create_backbone(OURS.get(name, name), **options).eval()
-    own, formula = backbone.state_dict(), Formula(prefix)
-    state = {key: formula.weight(key, value.shape).to(value.dtype) for key, value in own.items()}
-    backbone.load_state_dict(state, assign=True)
-    return backbone
-
-
-def check_sample(case, entry, value):
-    """Compare with entries ``__sub``, ``__shape`` and ``__stats`` of a recorded tensor."""
-    tolerance = dict(rtol=1e-3, atol=1e-4)
-    assert list(value.shape) == case[f"{entry}__shape"].tolist()
-    assert_close(value.flatten()[:: int(case[f"{entry}__stride"])], case[f"{entry}__sub"], **tolerance)
-    x = value.double()
-    stats = torch.stack([x.mean(), x.std(unbiased=False), x.min(), x.max(), x.abs().mean()])
-    assert_close(stats, case[f"{entry}__stats"].double(), **tolerance)
-
-
-@pytest.mark.parametrize("name, system", [(name, s) for name in TAPS for s in ("wsfcn", "onestage")])
-def test_maps_match_reference_values(golden, name, system):
-    case = golden(f"{system}_backbones")
-    options = {"conv4_stride": 2} if (system, name) == ("wsfcn", "vgg16") else {}
-    backbone = formula_backbone(name, case.prefix, **options)
-    recipe = case.meta["inputs"]["x"]
-    image = case.arr(recipe["formula_name"], recipe["shape"], recipe["low"], recipe["high"])
-    recorded = {key.split("__")[0] for key in case if key.startswith(f"{name}_")}
-    assert recorded
-    inner = {}
-    if f"{name}_conv2" in recorded:  # a block that is no map of ours
-        hook = backbone.b2_2.register_forward_hook(lambda block, x, output: inner.update(conv2=output[0]))
-    with torch.no_grad():
-        maps = backbone(image)
-    if inner:
-        hook.remove()
-    taps = {tap: maps[i] for tap, i in TAPS[name].items()} | inner
-    for entry in recorded:
-        check_sample(case, entry, taps[entry.removeprefix(f"{name}_")])
-
-
-def test_features_match_those_of_the_published_classifier(golden):
-    case = golden("ms_psa_cls_net")
-    prefix = PREFIX.search(case.meta["weights"]).group(1)
-    with torch.no_grad():
-        maps = formula_backbone("resnet38", prefix)(case.input("image"))
-    for tap in ("conv4", "conv5", "conv6"):
-        features = maps[TAPS["resnet38"][tap]].mean((2, 3), dtype=torch.float64)[:, ::16]
-        assert_close(features, case[f"feat_mean_{tap}"].double(), rtol=1e-4, atol=1e-4)
+@recorded("wsfcn_backbones", "onestage_backbones")
+def test_maps_match_reference_values(case):
+    image, made = case.input("x"), {}
+    for name in dict.fromkeys(key.split("_")[0] for key in case):
+        options = {"conv4_stride": 2} if (case.name, name) == ("wsfcn_backbones", "vgg16") else {}
+        with torch.device("meta"):
+            backbone = create_backbone(OURS.get(name, name), **options).eval()
+        case.load_author_weights(backbone, {key: key for key in backbone.state_dict()}, made)
+        inner = []
+        if name == "resnet38":  # a block that is no map of ours
+            backbone.b2_2.register_forward_hook(lambda block, x, output, inner=inner: inner.append(output[0]))
+        with torch.no_grad():
+            maps = backbone(image)
+        taps = {tap: maps[i] for tap, i in TAPS[name].items()} | dict(zip(["conv2"], inner))
+        for entry in case.starting(f"{name}_"):
+            case.compare(entry, taps[entry.removeprefix(f"{name}_")], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("system, variant", [("wsfcn", "resnet38d"), ("onestage", "resnet38d"),

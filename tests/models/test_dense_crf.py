@@ -13,7 +13,7 @@ from models.refiners.crf_columns import Columns
 from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_probs
 from ops.labels import merge_confident_labels
 from tests.formula import formula_array
-from tests.methods.single_stage import assert_stored, case_input, grey_levels
+from tests.recorded import recorded
 
 SETS = {"seg": "toco", "cam": "toco_pseudo_label", "soft": "psa", "label": "irn"}
 
@@ -36,34 +36,39 @@ def close(q, expected, tolerance=2e-5):
     assert torch.equal(q.argmax(0)[clear], expected.argmax(0)[clear])
 
 
-@pytest.mark.parametrize("name", ["crf_softmax_2", "crf_softmax_3", "crf_softmax_21"])
-def test_probabilities_match_reference(golden, name):
-    case = golden(name)
-    compared = [key for key in case if key.startswith("q_")]
-    assert compared
-    for key in compared:
+@recorded("crf_softmax_*")
+def test_probabilities_match_reference(case):
+    case.irrelevant("tag")
+    for key in case.starting("q_"):
         _, parameters, steps = key.split("_")
         crf = DenseCRF(SETS[parameters], steps=int(steps))
         close(crf.refine(photo(case["image"]), case["prob"][None])[0], case[key])
 
 
-@pytest.mark.parametrize("system", ["wsfcn", "onestage"])
-def test_presets_of_the_single_stage_cnns_match_reference(golden, system):
-    case = golden(f"{system}_crf")
-    scores = case_input(case, "logits").softmax(0)
+@recorded("wsfcn_crf", "onestage_crf")
+def test_presets_of_the_single_stage_cnns_match_reference(case):
+    scores = case.input("logits").softmax(0)
     scores[1:] *= case["labels"][:, None, None]
-    if system == "wsfcn":  # the background of its unary is what the foreground leaves
+    power = case.noted(r"\*\*(\d+) \(onestage\)", 3)
+    if case.name == "wsfcn_crf":
+        before = torch.cat(
+            [torch.full_like(scores[:1], case.noted(r"background ([\d.]+\d)", 0.25)), scores[1:]]
+        )
+        # The background of its unary is what the foreground leaves.
         preset, scores[0] = "ws_fcn", (1 - scores[1:].amax(0)) ** 5
     else:
-        preset, scores[0] = "one_stage", scores[0] ** 3
-    image = grey_levels(case_input(case, "image"))[None] / 255
+        preset, scores[0] = "one_stage", scores[0] ** power
+        before = scores
+    case.same("argmax_before", before.argmax(0), differing=0.002)
+    image = (255 * case.input("image")).floor()[None] / 255
     q = DenseCRF(preset).refine(image, scores[None])[0]
-    assert_stored(case, "q", q, rtol=1e-3, atol=1e-4)
-    assert (q.argmax(0) != case["argmax"]).float().mean() <= 0.002
+    case.compare("q", q, rtol=1e-3, atol=1e-4)
+    case.same("argmax", q.argmax(0), differing=0.002)
 
 
-def test_single_kernels_and_normalizations_match_reference(golden, monkeypatch):
-    case = golden("crf_kernels")
+@recorded("crf_kernels")
+def test_single_kernels_and_normalizations_match_reference(case, monkeypatch):
+    case.irrelevant("tag")
     image, unary = photo(case["image"]), case["unary"].view_as(case["prob"])
     torch.testing.assert_close(energy_of_probs(case["prob"]), unary, rtol=0, atol=2e-6)
 
@@ -90,19 +95,21 @@ def test_single_kernels_and_normalizations_match_reference(golden, monkeypatch):
     dense_crf._gaussian_kernel.cache_clear()
 
 
-def test_padding_of_dark_images_matches_reference(golden):
+@recorded("crf_dark_pad")
+def test_padding_of_dark_images_matches_reference(case):
     """Pixel counts that are no multiple of 4: x86 builds pad with zero features, which link dark pixels."""
-    case = golden("crf_dark_pad")
+    case.irrelevant("tag")
     crf = DenseCRF(
         gaussian_compat=0, bilateral_sigma_xy=50, bilateral_sigma_rgb=5, bilateral_compat=4, steps=3
     )
     for item in "abc":
-        image = photo(case[f"{item}_image"])
-        close(infer(crf, image, case[f"{item}_unary"].view(3, *image.shape[2:])), case[f"{item}_q_3"])
+        image, q = photo(case[f"{item}_image"]), case[f"{item}_q_3"]
+        close(infer(crf, image, case[f"{item}_unary"].view_as(q)), q)
 
 
-def test_labels_match_reference(golden):
-    case = golden("crf_labels_photo")
+@recorded("crf_labels_photo")
+def test_labels_match_reference(case):
+    case.irrelevant("tag")
     image, label, crf = photo(case["image"]), case["labels"], DenseCRF("irn")
     unary = energy_of_labels(label, 3)
     torch.testing.assert_close(unary.unique(), case["unary_levels_3"].sort().values, rtol=0, atol=2e-7)
@@ -110,23 +117,21 @@ def test_labels_match_reference(golden):
     # Label 0 of this call favours none of the two classes.
     unsure = torch.where(label == 0, math.log(2), energy_of_labels((label.long() - 1).clamp(0), 2)).float()
     close(infer(crf, image, unsure), case["q_label_unsure_2_10"])
-    many = infer(crf, image, energy_of_labels(label, 21))
-    assert torch.equal(many.argmax(0).to(torch.uint8), case["argmax_label_21_10"])
+    case.same("argmax_label_21_10", infer(crf, image, energy_of_labels(label, 21)).argmax(0))
 
 
-def test_photo_with_21_labels_matches_reference(golden):
-    case = golden("crf_photo_21")
+@recorded("crf_photo_21")
+def test_photo_with_21_labels_matches_reference(case):
     image = photo(case["image"])
-    tag = str(case["tag"])
-    logits = torch.from_numpy(2.5 * formula_array(f"{tag}/crf_photo", (1, 21, 7, 10)))
+    logits = torch.from_numpy(2.5 * formula_array(f"{case['tag']}/crf_photo", (1, 21, 7, 10)))
     logits = F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
     unary = energy_of_probs(logits.softmax(1))[0]
-    for parameters in ("seg", "soft"):
-        q = infer(DenseCRF(SETS[parameters]), image, unary)
-        torch.testing.assert_close(q[:, ::8, ::8], case[f"q_{parameters}_10_stride8"], rtol=0, atol=5e-5)
-        assert (q.argmax(0) != case[f"argmax_{parameters}_10"]).float().mean() < 1e-4
-        mass = q.double().sum((1, 2))
-        torch.testing.assert_close(mass, case[f"classmass_{parameters}_10"], rtol=1e-5, atol=0)
+    for key in case.starting("argmax_"):
+        parameters, steps = key.split("_")[1:]
+        q = infer(DenseCRF(SETS[parameters], steps=int(steps)), image, unary)
+        case.compare(f"q_{parameters}_{steps}_stride8", q[:, ::8, ::8], rtol=0, atol=5e-5)
+        case.same(key, q.argmax(0), differing=1e-4)
+        case.compare(f"classmass_{parameters}_{steps}", q.double().sum((1, 2)), rtol=1e-5, atol=0)
 
 
 # --- properties ---

@@ -7,31 +7,24 @@ from torch.testing import assert_close
 
 from models.refiners.pixel_adaptive import PAMR, PAR, neighbour_offsets, propagate
 from tests.formula import stats
-from tests.methods.single_stage import assert_stored, case_input
-
-MASK_SIZE = {"same": (40, 48), "resize": (20, 15)}
+from tests.recorded import recorded
 
 
-def par_case(case, tag):
-    b, m, h, w = case[f"{tag}/out"].shape
-    image = 0.9 * F.interpolate(
-        case.arr(f"par/img_{tag}", (b, 3, h // 4, w // 4), 0, 1), size=(h, w), mode="bilinear"
-    )
-    image += 0.1 * case.arr(f"par/noise_{tag}", (b, 3, h, w), 0, 1)
-    size = case.setting(f"{tag}/mask_size", (h, w) if tag == "same" else MASK_SIZE[tag])
-    return image, case.arr(f"par/mask_{tag}", (b, m, *size), 0, 1).softmax(1)
-
-
-@pytest.mark.parametrize("tag", ["same", "resize"])
-def test_matches_reference_values(golden, tag):
-    case = golden("vit_par")
-    image, maps = par_case(case, tag)
-    close = dict(rtol=1e-4, atol=1e-6)
-    affinity = PAR().affinity(image)
-    assert_close(affinity[:, None, :, ::9, ::9], case[f"{tag}/aff_sub"], **close)
-    assert_close(stats(affinity), case[f"{tag}/aff_stats"], rtol=1e-4, atol=1e-6)
-    assert_close(PAR(iterations=1)(image, maps)[:, :, ::3, ::3], case[f"{tag}/out_iter1_sub"], **close)
-    assert_close(PAR()(image, maps), case[f"{tag}/out"], **close)
+@recorded("vit_par")
+def test_par_matches_reference_values(case):
+    iterations = case.setting("iterations|num_iter|n_iter", 10)
+    for tag in case.tags():
+        b, m, h, w = case[f"{tag}/out"].shape
+        coarse = case.arr(f"par/img_{tag}", (b, 3, h // 4, w // 4), 0, 1)
+        image = 0.9 * F.interpolate(coarse, size=(h, w), mode="bilinear")
+        image += 0.1 * case.arr(f"par/noise_{tag}", (b, 3, h, w), 0, 1)
+        size = case.setting("mask_size|mask", (20, 15) if tag == "resize" else (h, w), tag)
+        maps = case.arr(f"par/mask_{tag}", (b, m, *size), 0, 1).softmax(1)
+        affinity = PAR().affinity(image)
+        case.compare(f"{tag}/aff_sub", affinity[:, None, :, ::9, ::9], rtol=1e-4)
+        case.compare(f"{tag}/aff_stats", stats(affinity), rtol=1e-4)
+        case.compare(f"{tag}/out_iter1_sub", PAR(iterations=1)(image, maps)[:, :, ::3, ::3], rtol=1e-4)
+        case.compare(f"{tag}/out", PAR(iterations=iterations)(image, maps), rtol=1e-4)
 
 
 def test_constant_maps_only_grow():
@@ -72,16 +65,16 @@ def test_propagation_moves_values_by_their_offset():
     assert_close(moved[..., 4:], maps[..., 5:].expand(-1, -1, -1, 2))
 
 
-def test_pamr_matches_reference_values(golden):
-    case = golden("wsfcn_pamr")
-    tags = [tag for tag in case.meta["inputs"] if tag.startswith("image")]
-    for i in range(len(tags)):
-        image, mask = case_input(case, f"image{i}"), case_input(case, f"mask{i}")
+@recorded("wsfcn_pamr")
+def test_pamr_matches_reference_values(case):
+    for name in case.starting("out"):
+        i = name.removeprefix("out")
+        image, mask = case.input(f"image{i}"), case.input(f"mask{i}")
         pamr = PAMR(iterations=case.meta["inputs"][f"mask{i}"]["iterations"])
-        assert_stored(case, f"out{i}", pamr(image, mask), rtol=1e-4, atol=1e-5)
-    image = case_input(case, "image0")
-    assert_stored(case, "std0", PAMR().local_spread(image)[:, :, None], rtol=1e-4, atol=1e-6)
-    assert_stored(case, "weights0", PAMR().affinity(image)[:, None], rtol=1e-4, atol=1e-6)
+        case.compare(name, pamr(image, mask), rtol=1e-4, atol=1e-5)
+        if case.starting(f"std{i}"):
+            case.compare(f"std{i}", pamr.local_spread(image)[:, :, None], rtol=1e-4)
+            case.compare(f"weights{i}", pamr.affinity(image)[:, None], rtol=1e-4)
 
 
 @pytest.mark.parametrize("image", [torch.full((1, 3, 20, 30), 0.4), torch.rand(1, 3, 20, 30)])

@@ -1,12 +1,17 @@
 """Random walks over pixel affinities, against the dense transition matrices that they replace."""
 
+import json
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from methods.irnet import walked_scores
 from models.refiners.random_walk import propagate_to_edge, random_walk, transition_weights
 from ops.pairs import PathPairs, PixelPairs
+from tests.recorded import recorded
 
 
 def dense_affinity(affinity, pairs, size):
@@ -45,40 +50,40 @@ def test_walk_equals_squaring_of_the_dense_matrix(pairs, beta, exp_times):
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_walk_to_edges_matches_reference_values(golden):
-    case = golden("ms_propagate_to_edge")
-    cam, edge = inputs(case)
-    assert_close(propagate_to_edge(cam, edge), case["rw_default"][:, 0], rtol=1e-4, atol=1e-4)
-    short = propagate_to_edge(cam, edge, beta=4, exp_times=2)
-    assert_close(short, case["rw_b4e2"][:, 0], rtol=1e-5, atol=1e-5)
-    near = propagate_to_edge(cam, edge, radius=3, beta=2, exp_times=1)
-    assert_close(near, case["rw_r3"][:, 0], rtol=1e-5, atol=1e-5)
+@recorded("ms_propagate_to_edge")
+def test_walk_to_edges_matches_reference_values(case):
+    cam, edge = case.input("cam"), case.input("edge")[0] ** case.setting("edge_power", 2)
+    walked = propagate_to_edge(cam, edge)
+    case.compare("rw_default", walked[:, None], rtol=1e-4, atol=1e-4)
+    case.compare("rw_b4e2", propagate_to_edge(cam, edge, beta=4, exp_times=2)[:, None], atol=1e-5)
+    case.compare("rw_r3", propagate_to_edge(cam, edge, radius=3, beta=2, exp_times=1)[:, None], atol=1e-5)
 
-
-def test_affinity_and_transition_matrices_match_reference_values(golden):
-    case = golden("ms_propagate_to_edge")
-    _, edge = inputs(case)
     pairs, (h, w) = PathPairs(5), edge.shape
-    walled = F.pad(edge, (5, 5, 0, 5), value=1.0)
-    affinity = 1 - pairs.path_max(walled)
-    assert_close(affinity[None], case["sparse_affinity"], rtol=1e-5, atol=1e-5)
+    affinity = 1 - pairs.path_max(F.pad(edge, (5, 5, 0, 5), value=1.0))
+    case.compare("sparse_affinity", affinity[None], atol=1e-5)
     padded = (h + 5, w + 10)
     inside = torch.arange(padded[0] * padded[1]).view(padded)[:h, 5 : 5 + w].flatten()
     dense = dense_affinity(affinity, pairs, padded)[inside][:, inside]
-    assert_close(dense, case["dense_affinity"], rtol=1e-5, atol=1e-5)
-
+    case.compare("dense_affinity", dense, atol=1e-5)
     # Walking from every pixel at once writes the rows of the transition matrix.
     everywhere = torch.zeros(h * w, *padded)
     everywhere[:, :h, 5 : 5 + w] = torch.eye(h * w).view(-1, h, w)
-    for name, steps, tolerance in (("e0", 1, 1e-5), ("e8", 256, 1e-4)):
-        walked = random_walk(everywhere, affinity, pairs, 10, steps)[:, :h, 5 : 5 + w].flatten(1)
-        assert_close(walked, case[f"transition_b10_{name}"], rtol=tolerance, atol=tolerance)
+    for name in case.starting("transition_"):
+        beta, exponent = map(int, re.findall(r"\d+", name))
+        transition = random_walk(everywhere, affinity, pairs, beta, 2**exponent)
+        tolerance = 1e-4 if exponent else 1e-5
+        case.compare(name, transition[:, :h, 5 : 5 + w].flatten(1), rtol=tolerance, atol=tolerance)
 
-
-def inputs(case):
-    spec = case.meta["inputs"]
-    cam, edge = (case.arr(s["name"], s["shape"], s["low"], s["high"]) for s in (spec["cam"], spec["edge"]))
-    return cam, edge[0] ** case.setting("edge_power", 2)
+    size = (4 * h - case.noted(r"4h-(\d+)", 3), 4 * w - case.noted(r"4w-(\d+)", 2))
+    keys = torch.tensor(json.loads(case.noted(r"keys=(\[[\d, ]+\])", "[0, 2, 7, 15]")))
+    for name in case.starting("label"):
+        threshold = int(name.removeprefix("label_bg") or 0) / 100 if name != "label" else 0.25
+        scores = walked_scores(walked, size, threshold)
+        case.same(name, keys[scores.argmax(0)], differing=0.001)
+    up = scores[1:]
+    step = [-(-side // part) for side, part in zip(size, case["up"].shape[1:])]
+    up, expected = up[:, :: step[0], :: step[1]], case["up"]
+    assert_close(up / up.max(), expected / expected.max(), rtol=1e-4, atol=1e-4)
 
 
 def test_transition_weights_sum_to_one():

@@ -7,25 +7,28 @@ from torch.testing import assert_close
 
 from models.backbones import BACKBONES, create_backbone, load_pretrained
 from models.backbones.vit import ViT
+from tests.recorded import recorded
 
 SMALL = dict(embed_dim=32, depth=3, num_heads=2, img_size=64, patch_size=16)
 
 
-@pytest.mark.parametrize(
-    "tag, model, image", [("up", 224, (448, 448)), ("down", 224, (96, 64)), ("odd", 384, (150, 330))]
-)
-def test_position_embedding_matches_reference_values(golden, tag, model, image):
-    case = golden("vit_pos_embed")
-    model, image = case.setting(f"{tag}/model", model), case.setting(f"{tag}/image", image)
-    width = case[tag].shape[1]
-    vit = ViT(img_size=model, embed_dim=width, depth=3, num_heads=2)
-    with torch.no_grad():
-        vit.pos_embed.copy_(case.arr(f"pos/{tag}", (1, 1 + (model // 16) ** 2, width)))
-        vit.cls_token.copy_(case.arr(f"pos/cls_{tag}", (1, 1, width)))
-        vit.patch_embed.proj.weight.zero_()
-        vit.patch_embed.proj.bias.zero_()
-        sequence = vit.embed(torch.zeros(1, 3, *image))[0]
-    assert_close(sequence, case[tag], rtol=1e-5, atol=1e-6)
+POSITIONS = {"up": (224, (448, 448)), "down": (224, (96, 64)), "odd": (384, (150, 330))}  # image sizes
+
+
+@recorded("vit_pos_embed")
+def test_position_embedding_matches_reference_values(case):
+    for tag in case:
+        model, image = POSITIONS.get(tag, POSITIONS["up"])
+        model = case.setting("model|img_size|model_size", model, tag)
+        image = case.setting("image|size|image_size", image, tag)[-2:]
+        width, patch = case[tag].shape[1], case.setting("patch|patch_size", 16)
+        vit = ViT(img_size=model, patch_size=patch, embed_dim=width, depth=3, num_heads=2)
+        with torch.no_grad():
+            vit.pos_embed.copy_(case.arr(f"pos/{tag}", (1, 1 + (model // patch) ** 2, width)))
+            vit.cls_token.copy_(case.arr(f"pos/cls_{tag}", (1, 1, width)))
+            vit.patch_embed.proj.weight.zero_()
+            vit.patch_embed.proj.bias.zero_()
+            case.compare(tag, vit.embed(torch.zeros(1, 3, *image))[0])
 
 
 def test_auxiliary_tokens_are_raw_block_outputs():

@@ -21,7 +21,7 @@ from datasets.base import Batch, Sample, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from engine.config.load import ROOT
 from engine.scores.confusion import ConfusionMatrix, SegScores, tag_f1
-from methods.base import Method
+from methods.base import Method, Predicts, finish_scores
 from ops.cam import strongest_class, threshold_label
 from utils.distributed import all_reduce_sum, is_main, shard, world_size
 from utils.image import normalize, resize
@@ -83,6 +83,8 @@ def validate(
         ValueError: the data set does not load masks, or a mask holds values that are not classes.
     """
     device = torch.device(device)
+    if not isinstance(method, Predicts):
+        raise ValueError(f"{type(method).__name__} predicts nothing to score: set data.val_set=null")
     if not dataset.with_mask:
         raise ValueError("validation scores against ground truth: make the data set with with_mask=True")
     names = ("cam", "aux_cam", "seg")
@@ -108,14 +110,14 @@ def validate(
         for chunk in _chunks(map(single, bar), batch_size):
             image = torch.cat([resize(normalize(s["image"].to(device))[None], (size, size)) for s in chunk])
             with torch.no_grad(), autocast(device, precision):
-                out = method.predict(image)
+                out = method.predict(image, method.cam_scales)
             for i, sample in enumerate(chunk):
                 mask = sample["mask"].to(device)
                 totals["images"] += 1
                 if out.seg_logits is not None:
                     totals["seg"] += 1
                     scores = resize(out.seg_logits[i : i + 1].float(), mask.shape)
-                    scores = method.finish_scores(scores, out.class_logits[None, i : i + 1].float())
+                    scores = finish_scores(method, scores, out.class_logits[None, i : i + 1].float())
                     matrices["seg"].update(mask, scores.argmax(1)[0])
                 if "class_label" not in sample:
                     continue

@@ -25,7 +25,7 @@ from datasets.loader import eval_loader
 from engine.config.load import CHOICES, load_config, override_config
 from engine.evaluator import single
 from engine.train import build_method
-from methods.base import Method
+from methods.base import Method, Predicts, finish_scores
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
 from utils.cli import message_of
@@ -154,7 +154,7 @@ def multi_scale_segment(
 
     The image is brought to its base size, then to every scale; scores are resized to the output size, the
     mirrored ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner
-    alignment), and the method finishes them (``Method.finish_scores``).
+    alignment), and the method finishes them (``methods.base.finish_scores``).
 
     Args:
         image: (1, 3, H, W) normalised.
@@ -187,22 +187,33 @@ def multi_scale_segment(
         scaled = scaled_image(base, scale, resample)
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         if pad_to is None:
-            scores, view_logits = method.segment_views(views)
+            scores, view_logits = segment_views(method, views)
         else:
             canvas, inside = on_canvas(views, pad_to)
-            scores, view_logits = method.segment_views(canvas)
+            scores, view_logits = segment_views(method, canvas)
             scores = resize(scores, canvas.shape[-2:])[inside]
         scores = resize(scores.float(), output_size)
         if flip:
             scores = _merge(scores[:1], scores[1:].flip(-1), merge_flips)
             scores = scores / 2 if merge_flips == "mean" else scores
         merged = scores if merged is None else _merge(merged, scores, merge_scales)
-        if view_logits is not None:
-            class_logits.append(view_logits.float())
+        class_logits.append(view_logits)
     assert merged is not None
     if merge_scales == "mean":
         merged = merged / len(scales)
-    return method.finish_scores(merged, torch.cat(class_logits)[None] if class_logits else None, class_label)
+    return finish_scores(method, merged, torch.cat(class_logits)[None], class_label)
+
+
+def segment_views(method: Method, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Segmentation scores (B, K, h, w) at the network's stride, and class logits (B, C) float32.
+
+    Raises:
+        ValueError: a method that does not segment.
+    """
+    out = method.predict(images, ()) if isinstance(method, Predicts) else None
+    if out is None or out.seg_logits is None:
+        raise ValueError(f"this {type(method).__name__} does not segment: it has no decoder")
+    return out.seg_logits, out.class_logits.float()
 
 
 def multi_crop_segment(
@@ -238,7 +249,7 @@ def multi_crop_segment(
     class_logits = []
     for rows, columns in window_slices(canvas.shape[-2:], window, grid):
         part = canvas[..., rows, columns]
-        scores, view_logits = method.segment_views(torch.cat([part.flip(-1), part]) if flip else part)
+        scores, view_logits = segment_views(method, torch.cat([part.flip(-1), part]) if flip else part)
         scores = resize(scores.float(), window)
         if flip:
             scores = scores[:1].flip(-1) + scores[1:]
@@ -247,10 +258,9 @@ def multi_crop_segment(
             count = scores.new_zeros(1, 1, *canvas.shape[-2:])
         total[..., rows, columns] += scores
         count[..., rows, columns] += 2 if flip else 1
-        if view_logits is not None:
-            class_logits.append(view_logits.float())
+        class_logits.append(view_logits)
     merged = (total / count)[inside]
-    return method.finish_scores(merged, torch.cat(class_logits)[None] if class_logits else None, class_label)
+    return finish_scores(method, merged, torch.cat(class_logits)[None], class_label)
 
 
 def window_slices(

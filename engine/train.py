@@ -22,7 +22,7 @@ from engine.optim import build_optimizer
 from engine.scores.confusion import ConfusionMatrix
 from engine.scores.records import write_scores
 from engine.trainer import Trainer, TrainOptions
-from methods.base import Method
+from methods.base import LearnsFromLabels, Method, Predicts
 from models.refiners.dense_crf import DenseCRF
 from utils.build import build, suggest
 from utils.distributed import barrier, init_process_group, is_main, rank, world_size
@@ -83,7 +83,7 @@ def _train(
 
     method = build_method(cfg, train_split.num_classes, pretrained=checkpoint is None).to(device)
     # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
-    is_scored = cfg.data.val_set and type(method).predict is not Method.predict
+    is_scored = cfg.data.val_set and isinstance(method, Predicts)
     val_split = load_split(cfg.data, cfg.data.val_set) if is_scored else None
     dataset = _training_set(cfg, train_split, method)
     trainer = Trainer(
@@ -180,11 +180,12 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
         return
     if not method.loss_weights:
         raise ValueError("method.loss_weights is empty, so that nothing would be trained")
-    if cfg["data"]["label_dir"] and not method.learns_from_labels:
-        raise ValueError(
-            f"{type(method).__name__} learns from tags and would not look at data.label_dir: set it to null "
-            "(a class of your own that reads the labels has learns_from_labels = True)"
-        )
+    name, label_dir = type(method).__name__, cfg["data"]["label_dir"]
+    if isinstance(method, LearnsFromLabels):
+        if not label_dir:
+            raise ValueError(f"{name} learns from labels: set data.label_dir to a folder of {method.labels}")
+    elif label_dir:
+        raise ValueError(f"{name} learns from tags and does not use labels: set data.label_dir to null")
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 

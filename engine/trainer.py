@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from engine.optim import poly_warmup_factor, set_learning_rate
-from methods.base import Method
+from methods.base import Losses, Method, Metrics
 from utils.build import suggest
 from utils.distributed import (
     all_reduce_mean,
@@ -96,7 +96,7 @@ class Trainer:
         self.scores: dict[str, float] = {}  # what that validation found, percent
         self.best: float | None = None
         self.skipped = 0  # unreadable images that were replaced, over all processes
-        self.window = _Means(device)
+        self.window, self.metrics = _Means(device), _Means(device)
         self.untrained: set[str] = set()  # losses without a weight that were told
         self._stop_signal: int | None = None
         self._stopping = False
@@ -147,6 +147,7 @@ class Trainer:
         self.scored = state.get("scored", self.step)  # checkpoints of earlier versions do not say
         self.scores = state.get("scores", {})
         self.window.restore(state["window"])
+        self.metrics.restore(state["metrics"])
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
@@ -196,12 +197,14 @@ class Trainer:
                 if not (self.work_dir / "last.pth").is_file():
                     self.save("last.pth")  # of a run that was finished in another folder
             while self.step < options.steps:
-                self.window.add(self._train_step(batches))
+                losses, metrics = self._train_step(batches)
+                self.window.add(losses)
+                self.metrics.add(metrics)
                 self.step += 1
                 bar.update()
                 if self.step % options.log_every == 0 or self.step == options.steps:
                     pace = (self.step - first) / (time.perf_counter() - started)
-                    self._log(writer, self.window.collect(), pace)
+                    self._log(writer, self.window.collect(), self.metrics.collect(), pace)
                 if self._is_scored():
                     started += self._score(writer)  # the pace counts training only
                 elif self.step % options.checkpoint_every == 0 or self.step == options.steps:
@@ -220,7 +223,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """Write a checkpoint of the current step; every process calls it, the main one writes."""
         share_buffers(self.method)
-        window = self.window.state()
+        window, metrics = self.window.state(), self.metrics.state()
         if not is_main():
             return
         broken = [n for n, p in self.method.named_parameters() if not torch.isfinite(p).all()]
@@ -246,13 +249,14 @@ class Trainer:
                 "select": self.select,
                 "skipped": self.skipped,
                 "window": window,
+                "metrics": metrics,
                 "rng": rng,
             },
         )
 
-    def _train_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
-        """One optimiser step over all micro-batches; returns its losses, detached and averaged over
-        micro-batches.
+    def _train_step(self, batches: Iterator[dict[str, Any]]) -> tuple[Losses, Metrics]:
+        """One optimiser step over all micro-batches; returns its losses and metrics, detached and averaged
+        over micro-batches.
         """
         options = self.options
         self.method.train()
@@ -267,7 +271,8 @@ class Trainer:
             ),
         )
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
+        sums: Losses = {}
+        shown: Metrics = {}
         skipped = 0
         for index in range(options.accumulate):
             batch = _to_device(next(batches), self.device)
@@ -276,7 +281,7 @@ class Trainer:
             no_sync = nullcontext() if is_last or not is_distributed() else self._trained.no_sync()  # type: ignore[operator]
             with no_sync:
                 with autocast(self.device, options.precision):
-                    losses = self._trained(batch, self.step)
+                    losses, metrics = self._trained(batch, self.step)
                 self._check_names(losses)
                 total = torch.stack(
                     [
@@ -285,8 +290,9 @@ class Trainer:
                     ]
                 ).sum()
                 (total / options.accumulate).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / options.accumulate
+            for means, values in ((sums, losses), (shown, metrics)):
+                for name, value in values.items():
+                    means[name] = means.get(name, 0) + value.detach().float() / options.accumulate
         # Three numbers travel over processes and to the CPU once a step: if a loss breaks on one process, or
         # one is asked to stop, all must stop, and at the same step.
         total = torch.stack(list(sums.values())).sum()
@@ -298,7 +304,7 @@ class Trainer:
         if not math.isfinite(total_loss):
             self._report_broken(sums)
         self.optimizer.step()
-        return sums
+        return sums, shown
 
     def _check_names(self, losses: dict[str, Tensor]) -> None:
         """A weight that belongs to no loss would be a typing error that changes the result without a word, or
@@ -338,14 +344,16 @@ class Trainer:
         good = f"last good checkpoint: {kept}" if kept.is_file() else "no checkpoint was written yet"
         raise FloatingPointError(f"loss is not finite at step {self.step}: {', '.join(parts)}; {good}")
 
-    def _log(self, writer: MetricsWriter, losses: dict[str, float], pace: float) -> None:
+    def _log(
+        self, writer: MetricsWriter, losses: dict[str, float], metrics: dict[str, float], pace: float
+    ) -> None:
         # That of `optim.lr`, also where the first group learns faster: the backbone may be frozen.
         group = self.optimizer.param_groups[0]
         lr = self.optimizer.defaults["lr"] * (group["lr"] / group["base_lr"] if group["base_lr"] else 0.0)
         eta = timedelta(seconds=round((self.options.steps - self.step) / pace))
         width = len(str(self.options.steps))
         speed = f"{pace:.2f} it/s" if pace >= 1 else f"{1 / pace:.2f} s/it"
-        terms = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        terms = " ".join(f"{name} {value:.4f}" for name, value in {**losses, **metrics}.items())
         memory = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
         LOGGER.info(
             f"step {self.step:>{width + 2}}/{self.options.steps}  lr {lr:.3e}  {speed}  eta {eta} | {terms}"
@@ -358,6 +366,7 @@ class Trainer:
                 "lr": lr,
                 "seconds_per_step": 1 / pace,
                 "loss": losses,
+                "metrics": metrics,
                 "skipped": self.skipped,
                 **({"gpu_memory_mib": memory} if memory else {}),
             },
@@ -406,7 +415,7 @@ class Trainer:
 
 
 class _Means:
-    """Means of losses since the last log line; summed on the device, read once per line."""
+    """Means of losses, or of metrics, since the last log line; summed on the device, read once per line."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -421,6 +430,8 @@ class _Means:
     def collect(self) -> dict[str, float]:
         """Means over steps and processes; starts a new window."""
         names = list(self.sums)
+        if not names:
+            return {}
         values = all_reduce_mean(torch.stack([self.sums[n] / self.counts[n] for n in names])).tolist()
         self.sums, self.counts = {}, {}
         return dict(zip(names, values))

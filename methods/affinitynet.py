@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as VF
 from datasets.base import Sample
 from datasets.transforms import colour_jitter, crop, crop_box, flip_box, random_draw
 from losses.affinity import pair_affinity_loss, pair_label
-from methods.base import Batch, Method, Transform, groups_by_origin, resize_like
+from methods.base import Batch, Losses, Method, Metrics, Transform, groups_by_origin, resize_like
 from models.backbones import create_backbone
 from models.refiners.random_walk import random_walk
 from ops.cam import background_score
@@ -58,7 +58,8 @@ class AffinityNet(Method):
         exp_times: squarings of the transition matrix, so 2 ** exp_times steps; 8 in PSA, 6 in SEAM.
     """
 
-    learns_from_labels = True
+    labels = "label scores of tools/make_affinity_label.py"
+    walk_stride = 1
 
     def __init__(
         self,
@@ -101,11 +102,11 @@ class AffinityNet(Method):
         """The pixel pairs of an (h, w) grid."""
         return PixelPairs(fitting_radius(self.radius, (size[0], size[1])))
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         features = self.features(batch["image"])  # (B, D, h, w)
         pairs = self.pairs(features.shape[-2:])
         affinity = pair_affinity(features, pairs)  # (B, R, N) in (0, 1]
-        return pair_affinity_loss(affinity, pair_label(batch["pseudo_label"], pairs))
+        return pair_affinity_loss(affinity, pair_label(batch["pseudo_label"], pairs)), {}
 
     @torch.no_grad()
     def propagate(self, image: Tensor, cam: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
-"""What a method is: a module that turns a batch into named losses, and an image into a prediction."""
+"""What a method is: a module that turns a batch into named losses, and images into a prediction.
+
+Letters: B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of a network's map.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.base import Batch
@@ -15,24 +19,19 @@ from utils.build import check_number
 from utils.image import resize
 from utils.schedule import Schedule
 
+Losses = dict[str, Tensor]  # unweighted scalars by name
+Metrics = dict[str, Tensor]  # detached scalars for the log
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Prediction(NamedTuple):
-    """What a method says about a batch of images; B images, C foreground classes, K = C + 1."""
+    """What a method says about images; None for what it does not make."""
 
     cam: Tensor | None  # (B, C, H, W) in [0, 1], last block
     aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], auxiliary block
     class_logits: Tensor  # (B, C)
-    seg_logits: Tensor | None  # (B, K, h, w) at the network's stride
-
-
-class StoredCAMs(NamedTuple):
-    """Normalised CAMs as a CAM file holds them."""
-
-    cam: Tensor | None  # (B, C, H, W) in [0, 1], last block
-    aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], auxiliary block
-    strided: Tensor | None  # (B, C, ceil(H / 4), ceil(W / 4)) in [0, 1], where IRN's random walk starts
+    seg_logits: Tensor | None  # (B, K, h, w) at the network's stride; see also ``FinishesScores``
+    strided_cam: Tensor | None = None  # (B, C, ceil(H / 4), ceil(W / 4)) in [0, 1], for IRN's random walk
 
 
 class Method(nn.Module):
@@ -46,14 +45,8 @@ class Method(nn.Module):
         cam_scales: image scales of multi-scale CAMs.
     """
 
-    # Arguments of the class that it extends and does not take itself.
-    refused: tuple[str, ...] = ()
-    # Whether it is trained on what data.label_dir adds to a batch (datasets/base.py).
-    learns_from_labels = False
     # DenseCRF preset of the method's paper, which a plain --crf of tools/infer_seg.py takes.
     crf_preset = "toco"
-    # Stride of the CAMs that ``propagate`` starts from: 1, or 4 for those of a CAM file's ``strided``.
-    walk_stride = 1
 
     def __init__(
         self,
@@ -90,14 +83,15 @@ class Method(nn.Module):
         if name in BACKBONES:
             yield "backbone", BACKBONES[name]
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Unweighted losses by name, all of them at every step.
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
+        """Unweighted losses by name, all of them at every step, and numbers for the log.
 
-        A costly one may be a plain 0 while its weight is 0, if no parameter depends on it alone.
+        The engine weights and sums the losses; metrics are only averaged and logged. A costly loss may be a
+        plain 0 while its weight is 0, if no parameter depends on it alone.
         """
         raise NotImplementedError
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         """``training_step``, under the name that distributed wrappers call."""
         return self.training_step(batch, step)
 
@@ -105,88 +99,9 @@ class Method(nn.Module):
         """Weight of a loss at ``step``; 0 for a loss that the config does not name."""
         return self.loss_weights[name](step) if name in self.loss_weights else 0.0
 
-    def predict(self, image: Tensor) -> Prediction:
-        """All outputs for normalised images (B, 3, H, W), without gradient; CAMs use ``cam_scales``."""
-        raise self._unable("predict classes: set data.val_set to null where it is trained")
-
-    def classify(self, image: Tensor) -> Tensor:
-        """Class logits (B, C) of normalised images, without gradient; no more work than that needs."""
-        return self.predict(image).class_logits
-
     def present(self, class_logits: Tensor) -> Tensor:
         """Which classes the classifier finds: bool of the shape of ``class_logits`` (..., C)."""
         return class_logits > 0
-
-    def decoder_target(
-        self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
-    ) -> Tensor | None:
-        """The pseudo label (B, H, W) that supervises the decoder at ``step``, 255 ignored; for pictures.
-
-        Args:
-            image: (B, 3, H, W) normalised, without padding.
-            prediction: of ``predict(image)``.
-            class_label: (B, C) image tags.
-
-        Returns:
-            None for a method without such labels.
-        """
-        return None
-
-    def segment(self, image: Tensor) -> Tensor:
-        """Segmentation logits (B, K, h, w) from one forward pass, without gradient."""
-        raise self._unable("segment images")
-
-    def segment_views(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What inference merges over scales and mirror images: scores (B, K, h, w), and class logits (B, C).
-
-        The second only where ``finish_scores`` wants it. By default the logits of ``segment``.
-        """
-        return self.segment(image), None
-
-    def finish_scores(
-        self, scores: Tensor, class_logits: Tensor | None, class_label: Tensor | None = None
-    ) -> Tensor:
-        """Scores whose largest is the label, from merged ones; here they stay as they are.
-
-        A method whose paper filters classes by their image-level confidence, or sets the background's score,
-        does it here.
-
-        Args:
-            scores: (B, K, H, W) of ``segment_views``, merged over V views and resized to the label.
-            class_logits: (B, V, C) of the views, if ``segment_views`` gives them.
-            class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
-        """
-        if class_label is None:
-            return scores
-        absent = torch.nn.functional.pad(class_label, (1, 0), value=1) == 0
-        return scores.masked_fill(absent[:, :, None, None], -torch.inf)
-
-    def crf_probs(self, scores: Tensor) -> Tensor:
-        """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores; here the softmax."""
-        return scores.softmax(1)
-
-    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor | None, Tensor | None]:
-        """Normalised multi-scale CAMs ``(cam, aux_cam)`` at image size, without gradient."""
-        raise self._unable("make CAMs")
-
-    def stored_cams(self, image: Tensor, scales: Sequence[float]) -> StoredCAMs:
-        """What tools/infer_cam.py stores: the maps of ``localize``, and strided ones where there are any."""
-        return StoredCAMs(*self.localize(image, scales), None)
-
-    def propagate(self, image: Tensor, cam: Tensor) -> Tensor:
-        """Background and n classes after a random walk of their CAMs; the largest score is the pseudo label.
-
-        Args:
-            image: (1, 3, H, W) normalised.
-            cam: (n, ., .) in [0, 1] of the n >= 1 classes of the image, best of the method's ``walk_stride``.
-
-        Returns:
-            (1 + n, H, W) float32, background first.
-        """
-        raise self._unable("propagate CAMs")
-
-    def _unable(self, what: str) -> ValueError:
-        return ValueError(f"{type(self).__name__} does not {what}")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters as ``{"name", "params", "lr_scale"}``; a group learns at ``lr * lr_scale``."""
@@ -195,6 +110,98 @@ class Method(nn.Module):
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         """The augmentation that makes this method's batch out of a sample."""
         raise NotImplementedError
+
+
+# What only some methods can do. The engine asks with isinstance.
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """Sees classes, places or labels in images by itself."""
+
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
+        """All outputs for normalised images (B, 3, H, W), without gradient.
+
+        Args:
+            scales: image scales that CAMs are summed over; an empty sequence makes no CAM.
+        """
+
+
+@runtime_checkable
+class LearnsFromLabels(Protocol):
+    """Trained on what ``data.label_dir`` adds to a batch (datasets/base.py) instead of tags alone."""
+
+    labels: str  # what the folder must hold, for messages
+
+
+@runtime_checkable
+class MakesPseudoLabels(Protocol):
+    """Its decoder learns from labels that it makes during training."""
+
+    def decoder_target(
+        self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
+    ) -> Tensor | None:
+        """The pseudo label (B, H, W) that supervises the decoder at ``step``, 255 ignored; for pictures.
+
+        Args:
+            image: (B, 3, H, W) normalised, without padding.
+            prediction: of the images, with CAMs.
+            class_label: (B, C) image tags.
+        """
+
+
+@runtime_checkable
+class FinishesScores(Protocol):
+    """Segments by masks in [0, 1] instead of logits, and needs the classifier to make labels of them."""
+
+    def finish_scores(
+        self, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
+    ) -> Tensor:
+        """Scores whose largest is the label, from merged masks.
+
+        Args:
+            scores: (B, K, H, W) masks, merged over V views and resized to the label.
+            class_logits: (B, V, C) of the views.
+            class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
+        """
+
+    def crf_probs(self, scores: Tensor) -> Tensor:
+        """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores."""
+
+
+@runtime_checkable
+class Propagates(Protocol):
+    """Spreads CAMs by a random walk."""
+
+    walk_stride: int  # of the CAMs that the walk starts from: 1, or 4 for ``Prediction.strided_cam``
+
+    def propagate(self, image: Tensor, cam: Tensor) -> Tensor:
+        """Background and n classes after a random walk of their CAMs; the largest score is the pseudo label.
+
+        Args:
+            image: (1, 3, H, W) normalised.
+            cam: (n, ., .) in [0, 1] of the n >= 1 classes of the image, best of ``walk_stride``.
+
+        Returns:
+            (1 + n, H, W) float32, background first.
+        """
+
+
+def finish_scores(
+    method: Method, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
+) -> Tensor:
+    """Scores whose largest is the label, see ``FinishesScores``; logits only lose the absent classes."""
+    if isinstance(method, FinishesScores):
+        return method.finish_scores(scores, class_logits, class_label)
+    if class_label is None:
+        return scores
+    absent = F.pad(class_label, (1, 0), value=1) == 0
+    return scores.masked_fill(absent[:, :, None, None], -torch.inf)
+
+
+def crf_probs(method: Method, scores: Tensor) -> Tensor:
+    """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores; the softmax of logits."""
+    return method.crf_probs(scores) if isinstance(method, FinishesScores) else scores.softmax(1)
 
 
 def groups_by_origin(method: nn.Module) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import PlainView, StageView
 from losses.classification import multilabel_loss
-from methods.base import Batch, Method, Prediction, StoredCAMs, Transform
+from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform
 from methods.vit_base import SingleStageViT
 from models.backbones import create_backbone
 from models.heads import check_pooling, pooled_logits
@@ -60,12 +60,12 @@ class CAMNetwork(SingleStageViT):
             cam_scales=cam_scales,
         )
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         out = self.network(batch["image"])
         return {
             "cls": multilabel_loss(out.class_logits, batch["class_label"]),
             "cls_aux": multilabel_loss(out.aux_class_logits, batch["class_label"]),
-        }
+        }, {}
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         return PlainView(crop_size, scale_range)
@@ -125,8 +125,8 @@ class PooledCAMNetwork(Method):
         if xavier:
             nn.init.xavier_uniform_(self.classifier.weight)
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        return {"cls": multilabel_loss(self.class_logits(batch["image"]), batch["class_label"])}
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
+        return {"cls": multilabel_loss(self.class_logits(batch["image"]), batch["class_label"])}, {}
 
     def class_logits(self, image: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, 3, H, W)."""
@@ -140,22 +140,19 @@ class PooledCAMNetwork(Method):
             with full_precision(features):
                 return F.conv2d(features.float(), self.classifier.weight.float()).relu()
 
-    def stored_cams(self, image: Tensor, scales: Sequence[float]) -> StoredCAMs:
+    @torch.no_grad()
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
+        class_logits = self.class_logits(image)
+        if not scales:
+            return Prediction(None, None, class_logits, None)
         height, width = size = image.shape[-2:]
         if self.cam_size == "stride16":
             rows, columns = strided_size(size, 16)
             size = 16 * rows, 16 * columns
         sizes = [size, strided_size((height, width), 4)]
         cam, strided = summed_cam(self.activation_of, image, scales, sizes)
-        return StoredCAMs(divide_by_maximum(cam[..., :height, :width]), None, divide_by_maximum(strided))
-
-    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor | None, None]:
-        return self.stored_cams(image, scales).cam, None
-
-    @torch.no_grad()
-    def predict(self, image: Tensor) -> Prediction:
-        cam, _ = self.localize(image, self.cam_scales)
-        return Prediction(cam, None, self.class_logits(image), None)
+        cam, strided = divide_by_maximum(cam[..., :height, :width]), divide_by_maximum(strided)
+        return Prediction(cam, None, class_logits, None, strided)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone, and the classifier, which learns ten times faster."""

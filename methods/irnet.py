@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import StageView
 from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
-from methods.base import Batch, Method, Transform, resize_like
+from methods.base import Batch, Losses, Method, Metrics, Transform, resize_like
 from models.backbones import create_backbone
 from models.refiners.random_walk import propagate_to_edge
 from ops.pairs import PathPairs
@@ -64,7 +64,7 @@ class IRNet(Method):
             padding too: 512 is the crop size of the paper.
     """
 
-    learns_from_labels = True
+    labels = "label images of tools/make_affinity_label.py --mode irn"
     walk_stride = 4
 
     def __init__(
@@ -110,12 +110,7 @@ class IRNet(Method):
         self.backbone.eval()
         return self
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if "pseudo_label" not in batch:
-            raise ValueError(
-                "IRNet learns from labels: set data.label_dir to the label images of "
-                "tools/make_affinity_label.py --mode irn"
-            )
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         edge_logits, displacement = self.network(batch["image"])  # (B, 1, h, w), (B, 2, h, w)
         # The mean offset has no meaning of its own. The authors' program measures it after the training; the
         # average over the last hundred steps needs no pass over the data.
@@ -132,7 +127,7 @@ class IRNet(Method):
         return {
             **pair_affinity_loss(affinity, pair),
             **pair_displacement_loss(displacement, pair, self.pairs),
-        }
+        }, {}
 
     def network(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Boundary logits (B, 1, h, w) and displacements (B, 2, h, w) in pixels at stride 4, down and right.

@@ -17,7 +17,7 @@ from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from losses.segmentation import balanced_cross_entropy
-from methods.base import Batch, resize_like
+from methods.base import Batch, Losses, Metrics, resize_like
 from methods.toco import ToCo
 from methods.vit_base import label_shares
 from models.backbones.vit import ViT
@@ -77,7 +77,7 @@ class MCC(ToCo):
         if unknown := set(self.flag_source.values) - {"cam", "aux_cam"}:
             raise ValueError(f"flag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
         present = present_classes(class_label)
 
@@ -106,8 +106,7 @@ class MCC(ToCo):
             "mcc": class_token_contrast(student, teacher, is_positive, self.temperature),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
             "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
-            **label_shares(pseudo_label),
-        }
+        }, label_shares(pseudo_label)
 
     def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells.

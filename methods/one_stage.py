@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datasets.transforms import ResizedView
 from losses.classification import multilabel_hinge_loss, multilabel_loss
 from losses.segmentation import mask_loss
-from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
+from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from models.refiners.pixel_adaptive import PAMR
@@ -129,26 +129,22 @@ class SingleStageCNN(Method):
     # -- test time
 
     @torch.no_grad()
-    def segment_views(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.read(image)
-        return out.masks, out.class_logits
-
-    def classify(self, image: Tensor) -> Tensor:
-        return self.segment_views(image)[1]
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
+        """``seg_logits`` are masks (B, K, H, W) in [0, 1]: the papers merge masks."""
+        if not scales:
+            out = self.read(image)
+            return Prediction(None, None, out.class_logits, out.masks)
+        cam, first = self.mean_masks(image, scales)
+        return Prediction(cam, None, first.class_logits, first.masks)
 
     def present(self, class_logits: Tensor) -> Tensor:
         return class_logits.sigmoid() > self.class_threshold
 
-    def segment(self, image: Tensor) -> Tensor:
-        """Masks (B, K, H, W) in [0, 1] instead of logits: the papers merge masks."""
-        return self.segment_views(image)[0]
-
     def finish_scores(
-        self, scores: Tensor, class_logits: Tensor | None, class_label: Tensor | None = None
+        self, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
     ) -> Tensor:
         """Keep the classes that any view is confident of, or the true ones, and set the background."""
         if class_label is None:
-            assert class_logits is not None
             class_label = self.present(class_logits).any(1)
         mean_background, foreground = scores[:, :1], scores[:, 1:]
         if self.background_rule == "power":
@@ -163,13 +159,6 @@ class SingleStageCNN(Method):
         foreground = scores[:, 1:]
         background = (1 - foreground.amax(1, keepdim=True)) ** self.crf_background_power
         return torch.cat([background, foreground], 1)
-
-    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, None]:
-        return self.mean_masks(image, scales)[0], None
-
-    def predict(self, image: Tensor) -> Prediction:
-        cam, first = self.mean_masks(image, self.cam_scales)
-        return Prediction(cam, None, first.class_logits, first.masks)
 
     def mean_masks(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, Reading]:
         """Foreground masks (B, C, H, W), mean over scales and mirror images; and the reading of ``image``."""
@@ -286,7 +275,7 @@ class OneStage(SingleStageCNN):
         masks = logits.softmax(1)
         return Reading(self.class_scores(logits, masks), resize(masks, image.shape[-2:], align_corners=True))
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label = batch["image"], batch["class_label"]
         logits = self.network(image)  # (B, K, h, w)
         masks = logits.softmax(1)
@@ -300,8 +289,7 @@ class OneStage(SingleStageCNN):
         return {
             "cls": self.class_loss(class_logits, class_label),
             "mask": mask,
-            "fg": mean_foreground(masks.detach(), class_label).mean(),  # for the log
-        }
+        }, {"fg": mean_foreground(masks.detach(), class_label).mean()}
 
     @torch.no_grad()
     def decoder_target(
@@ -371,9 +359,9 @@ class CAMBaseline(SingleStageCNN):
         background = torch.full_like(cam[:, :1], self.background_score)
         return Reading(self.class_scores(features), torch.cat([background, cam], 1))
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         class_logits = self.class_scores(self.backbone(batch["image"])[-1])
-        return {"cls": self.class_loss(class_logits, batch["class_label"])}
+        return {"cls": self.class_loss(class_logits, batch["class_label"])}, {}
 
 
 # -- from logits to image-level scores

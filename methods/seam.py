@@ -25,7 +25,7 @@ from losses.equivariance import (
     strongest_only,
     with_background,
 )
-from methods.base import Batch, Method, Prediction, Transform, groups_by_origin
+from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.heads import check_pooling, pooled_logits
 from ops.cam import summed_cam
@@ -124,7 +124,7 @@ class SEAM(Method):
             return Output(enlarged, refined, enlarged[:, 1:].mean((2, 3)))
         return Output(enlarged, refined, pooled_logits(features, self.classifier)[:, 1:].float())
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label = batch["image"], batch["class_label"]
         present = F.pad(class_label, (1, 0), value=1.0)[:, :, None, None]  # (B, K, 1, 1) with background
         size = [max(int(side * self.small_scale), 1) for side in image.shape[-2:]]
@@ -144,27 +144,21 @@ class SEAM(Method):
             "er": equivariant_regularization(cam[:, 1:], small_cam[:, 1:]),
             "ecr": equivariant_cross_regularization(refined, small_target, self.hard_share)
             + equivariant_cross_regularization(small_refined, target, self.hard_share),
-        }
+        }, {}
 
     # -- inference
 
-    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, None]:
+    @torch.no_grad()
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
         # Values below 0 (see ``stretch``) are background to every later step, whatever their size.
-        return stretch(self.summed_maps(image, scales)).clamp_(min=0), None
+        cam = stretch(self.summed_maps(image, scales)).clamp_(min=0) if scales else None
+        return Prediction(cam, None, self.network(image).class_logits, None)
 
     @torch.no_grad()
     def summed_maps(self, image: Tensor, scales: Sequence[float]) -> Tensor:
         """Sum (B, C, H, W) of the refined foreground maps over scales and mirror images."""
         size = image.shape[-2], image.shape[-1]
         return summed_cam(lambda views: self.network(views).refined[:, 1:], image, scales, [size])[0]
-
-    @torch.no_grad()
-    def predict(self, image: Tensor) -> Prediction:
-        cam, _ = self.localize(image, self.cam_scales)
-        return Prediction(cam, None, self.network(image).class_logits, None)
-
-    def segment(self, image: Tensor) -> Tensor:
-        raise ValueError("SEAM has no segmentation decoder; use its CAMs")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return groups_by_origin(self)

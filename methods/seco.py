@@ -19,7 +19,7 @@ from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.segmentation import balanced_cross_entropy
 from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_contrast
-from methods.base import Batch, resize_like
+from methods.base import Batch, Losses, Metrics, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.ema import momentum_copy, update_momentum_copy
 from models.heads import ProjectionHead
@@ -68,7 +68,6 @@ class SeCo(SingleStageViT):
     """
 
     crf_preset = "seco"
-    trains_decoder = True
 
     def __init__(
         self,
@@ -159,7 +158,7 @@ class SeCo(SingleStageViT):
         if unknown := set(self.tag_source.values) - {"cam", "aux_cam"}:
             raise ValueError(f"tag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
         present = present_classes(class_label)
 
@@ -201,8 +200,7 @@ class SeCo(SingleStageViT):
             ),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
             "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
-            **label_shares(pseudo_label),
-        }
+        }, label_shares(pseudo_label)
 
     # -- separate
 

@@ -19,7 +19,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from datasets.transforms import PlainView
 from losses.segmentation import balanced_cross_entropy
-from methods.base import Batch, Method, Prediction, Transform, resize_like
+from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, resize_like
 from models.backbones import create_backbone
 from models.backbones.vit import ViT
 from models.heads import DECODERS, create_decoder
@@ -46,7 +46,7 @@ class Segmentor(Method):
         head_lr_scale: how much faster the head learns than the backbone.
     """
 
-    learns_from_labels = True
+    labels = "label images, for example those of tools/infer_seg.py"
 
     def __init__(
         self,
@@ -95,13 +95,11 @@ class Segmentor(Method):
         if (head := options.get("head")) in heads:
             yield "head_options", heads[head]
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if "pseudo_label" not in batch:
-            raise ValueError("a segmentation network learns from labels: set data.label_dir to their folder")
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         label = batch["pseudo_label"]  # (B, H, W)
         seg_logits = resize_like(self.network(batch["image"]), label)
         loss = balanced_cross_entropy if self.balanced else pixel_cross_entropy
-        return {"seg": loss(seg_logits, label)}
+        return {"seg": loss(seg_logits, label)}, {}
 
     def network(self, image: Tensor) -> Tensor:
         """Logits (B, K, h, w) of normalised images (B, 3, H, W)."""
@@ -111,18 +109,11 @@ class Segmentor(Method):
         return self.head(maps[-1]) if self.skip is None else self.head(maps[-1], maps[self.skip])
 
     @torch.no_grad()
-    def segment(self, image: Tensor) -> Tensor:
-        return self.network(image)
-
-    @torch.no_grad()
-    def predict(self, image: Tensor) -> Prediction:
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
         """Without CAMs. A class logit is positive if the class is more likely than not at some position."""
         seg_logits = self.network(image)
         strongest = seg_logits.float().softmax(1)[:, 1:].amax((2, 3))
         return Prediction(None, None, strongest.logit(eps=1e-6), seg_logits)
-
-    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[None, None]:
-        return None, None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone, and the head, which learns faster."""

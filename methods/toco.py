@@ -18,7 +18,7 @@ from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from losses.segmentation import balanced_cross_entropy
-from methods.base import Batch, resize_like
+from methods.base import Batch, Losses, Metrics, resize_like
 from methods.vit_base import SingleStageViT, label_shares
 from models.backbones.vit import ViT
 from models.ema import momentum_copy, update_momentum_copy
@@ -46,8 +46,6 @@ class ToCo(SingleStageViT):
             (docs/results.md).
         **options: of ``SingleStageViT``.
     """
-
-    trains_decoder = True
 
     def __init__(
         self,
@@ -86,7 +84,7 @@ class ToCo(SingleStageViT):
         yield from super().parts(options)
         yield "head", ProjectionHead
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
         present = present_classes(class_label)
 
@@ -112,8 +110,7 @@ class ToCo(SingleStageViT):
             "ctc": class_token_contrast(student, teacher, is_positive, self.temperature),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
             "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
-            **label_shares(pseudo_label),
-        }
+        }, label_shares(pseudo_label)
 
     def draw_published_start(self, make_head: Callable[[], ProjectionHead]) -> None:
         """Draw the new layers as the authors' program does.

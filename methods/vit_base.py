@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import WeakStrongViews
 from losses.dense_energy import dense_energy_loss
-from methods.base import Method, Prediction, Transform
+from methods.base import Method, Metrics, Prediction, Transform
 from models.backbones import create_backbone
 from models.backbones.vit import Tokens
 from models.heads import DECODERS, create_decoder, pooled_logits
@@ -67,9 +67,6 @@ class SingleStageViT(Method):
             or the ``plain`` crop (SeCo).
     """
 
-    # Whether its losses need a decoder, so that there must be one.
-    trains_decoder = False
-
     def __init__(
         self,
         num_classes: int,
@@ -114,8 +111,6 @@ class SingleStageViT(Method):
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.decoder = None
-        if decoder is None and self.trains_decoder:
-            raise ValueError(f"{type(self).__name__} trains a decoder: method.decoder cannot be null")
         if decoder is not None:
             self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
 
@@ -155,26 +150,12 @@ class SingleStageViT(Method):
             return self.class_activation(self.backbone(image))
 
     @torch.no_grad()
-    def segment(self, image: Tensor) -> Tensor:
-        if self.decoder is None:
-            raise ValueError(
-                f"{type(self).__name__} was built without a decoder, so it cannot segment; use its CAMs"
-            )
-        return self.decoder(self.backbone(image).patch_tokens)
-
-    @torch.no_grad()
-    def classify(self, image: Tensor) -> Tensor:
-        return pooled_logits(self.backbone(image).patch_tokens, self.classifier)
-
-    def localize(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
-        return multi_scale_cam(self.activation_of, image, scales)
-
-    @torch.no_grad()
-    def predict(self, image: Tensor) -> Prediction:
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
         out = self.network(image)
-        cam, aux_cam = multi_scale_cam(
-            self.activation_of, image, self.cam_scales, first=self.class_activation(out.tokens)
-        )
+        cam = aux_cam = None
+        if scales:
+            first = self.class_activation(out.tokens)
+            cam, aux_cam = multi_scale_cam(self.activation_of, image, scales, first=first)
         return Prediction(cam, aux_cam, out.class_logits, out.seg_logits)
 
     # -- pseudo labels, all without gradient
@@ -269,8 +250,8 @@ class SingleStageViT(Method):
 
 
 @torch.no_grad()
-def label_shares(pseudo_label: Tensor) -> dict[str, Tensor]:
-    """For the log, without a weight: the shares of the pixels that are labelled and that show an object.
+def label_shares(pseudo_label: Tensor) -> Metrics:
+    """For the log: the shares of the pixels that are labelled and that show an object.
 
     They tell early whether a run goes wrong: no foreground, or background swallowed by it.
     """

@@ -220,7 +220,7 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
         (["method.loss_weights.cls=one"], "method.loss_weights.cls is a number"),
         (["method.momentum=9"], "method.momentum is a number from 0 to 1, not 9"),
         (["method.decoder=null"], "ToCo trains a decoder: method.decoder cannot be null"),
-        (["data.label_dir=logs"], "ToCo learns from tags and would not look at data.label_dir"),
+        (["data.label_dir=logs"], "learns from tags"),
         (["data.generate.strength=0.1"], "make others with tools/make_demo_data.py out=FOLDER strength=0.1"),
         (["train.steps=ten"], "the command line: train.steps is a whole number from 1, not 'ten'"),
         (["run_name=../elsewhere"], "run_name is a name below logs/ (work_dir is any folder)"),

@@ -18,13 +18,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 
 from datasets.base import Sample, WeakSegDataset
 from engine.evaluator import protocol_id
 from engine.inference import for_each_image, load_method
 from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, short_name
 from engine.scores.report import score_source
+from methods.base import Predicts
 from tools.evaluate import CamSweep
 from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import CamFile, cam_path, load_cam, save_cam
@@ -74,6 +74,8 @@ def run(cfg: Mapping[str, Any]) -> Path:
     device = init_process_group(options.device)
     loaded = load_method(options.model_path, device, data_overrides(options))
     method = loaded.method
+    if not isinstance(method, Predicts):
+        raise ValueError(f"{type(method).__name__} makes no CAM")
     split = find_split(loaded, options.infer)
     scales = [float(s) for s in options.scales or method.cam_scales]
     size = options.size or loaded.cfg.eval.size
@@ -97,23 +99,23 @@ def run(cfg: Mapping[str, Any]) -> Path:
         if size != "native":
             image = resize(image, (size, size))
         with autocast(device, options.precision):
-            maps = method.stored_cams(image, scales)
-            tags = torch.tensor(
-                record.tags if record.tags is not None else found_tags(image), dtype=torch.int64
-            )
+            made = method.predict(image, scales)
+        found = method.present(made.class_logits[0]).nonzero()[:, 0].add(1).tolist()
+        tags = torch.tensor(found if record.tags is None else record.tags, dtype=torch.int64)
         stored = (max(1, height // options.stride), max(1, width // options.stride))
         cam, aux_cam, strided = (
             None if m is None else resize(m[:, (tags - 1).to(m.device)].float(), target)[0]
-            for m, target in zip(maps, (stored, stored, strided_size((height, width), 4)), strict=True)
+            for m, target in (
+                (made.cam, stored),
+                (made.aux_cam, stored),
+                (made.strided_cam, strided_size((height, width), 4)),
+            )
         )
         if cam is None:
-            raise ValueError(f"{loaded.cfg.method.target} makes no CAM")
+            raise ValueError(f"{type(method).__name__} makes no CAM")
         cams = CamFile(tags, cam, aux_cam, (height, width), strided)
         save_cam(cam_path(out, record.name), cams, options.dtype)
         sweep.add(record, load_cam(cam_path(out, record.name)))
-
-    def found_tags(image: Tensor) -> list[int]:
-        return method.present(method.classify(image)[0]).nonzero()[:, 0].add(1).tolist()
 
     bare = is_bare(split)
     for_each_image(

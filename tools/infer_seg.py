@@ -39,6 +39,7 @@ from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, sho
 from engine.pool import WorkerPool
 from engine.scores.confusion import ConfusionMatrix
 from engine.scores.report import count_pixels, report_labels, score_source
+from methods.base import crf_probs
 from models.refiners.dense_crf import PRESETS, DenseCRF
 from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import label_path
@@ -153,7 +154,7 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
         arguments = loaded, image_rgb.to(device), infer
         if workers:
             image, scores = segment_scores(*arguments, options.precision, tags)
-            arrays = image.cpu().numpy(), loaded.method.crf_probs(scores).cpu().numpy()
+            arrays = image.cpu().numpy(), crf_probs(loaded.method, scores).cpu().numpy()
             pool.submit(refine_and_write, *arrays, refine, image_rgb.shape[-2:], path, then=finish)
         else:
             prediction = segment_image(*arguments, refine, options.precision, tags)
@@ -199,7 +200,7 @@ def segment_image(
     """
     image, scores = segment_scores(loaded, image_rgb, infer, precision, class_label)
     if refine is not None:
-        scores = loaded.method.crf_probs(scores)
+        scores = crf_probs(loaded.method, scores)
     return label_image(image, scores, refine, image_rgb.shape[-2:])
 
 

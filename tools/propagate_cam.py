@@ -24,6 +24,7 @@ from engine.inference import for_each_image, load_method
 from engine.outputs import claim_output, find_split, short_name
 from engine.scores.confusion import ConfusionMatrix
 from engine.scores.report import count_pixels, report_labels, score_source
+from methods.base import Propagates
 from models.refiners.dense_crf import DenseCRF
 from tools.crf import named
 from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
@@ -62,6 +63,8 @@ def run(cfg: Mapping[str, Any]) -> Path:
     device = init_process_group(options.device)
     loaded = load_method(options.model_path, device, data_overrides(options))
     method = loaded.method
+    if not isinstance(method, Propagates):
+        raise ValueError(f"{type(method).__name__} does not propagate CAMs")
     split = find_split(loaded, options.infer)
     cam_folder = Path(options.cam).expanduser()
     require_files(

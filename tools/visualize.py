@@ -26,7 +26,7 @@ from datasets.base import Record, Split, WeakSegDataset
 from engine.inference import LoadedMethod, load_method
 from engine.outputs import find_split
 from engine.scores.report import has_mask
-from methods.base import Prediction
+from methods.base import MakesPseudoLabels, Prediction, Predicts, finish_scores
 from ops.cam import present_classes
 from ops.crops import cut
 from tools.options import checkpoint_parser, complete, data_overrides, parse
@@ -123,7 +123,9 @@ def panels_of(
     height, width = image_rgb.shape[-2:]
     photo = image_rgb.permute(1, 2, 0).cpu().numpy()
     image = resize(normalize(image_rgb)[None], (size, size))
-    out = loaded.method.predict(image)
+    if not isinstance(loaded.method, Predicts):
+        raise ValueError(f"{type(loaded.method).__name__} predicts nothing that could be drawn")
+    out = loaded.method.predict(image, loaded.method.cam_scales)
     panels, classes = {"image": photo}, set()
     if has_mask(record):
         assert record.mask is not None
@@ -144,7 +146,10 @@ def panels_of(
                 else cam.new_zeros(0, height, width)
             )
             panels[name] = cam_overlay(photo, chosen.cpu().numpy(), tags)
-    pseudo = loaded.method.decoder_target(image, out, _class_label(loaded, image, tags), loaded.step or 0)
+    pseudo = None
+    if isinstance(loaded.method, MakesPseudoLabels):
+        class_label = _class_label(loaded, image, tags)
+        pseudo = loaded.method.decoder_target(image, out, class_label, loaded.step or 0)
     if pseudo is not None:
         label = torch.nn.functional.interpolate(
             pseudo[:, None].float(), (height, width), mode="nearest-exact"
@@ -156,7 +161,7 @@ def panels_of(
         panels["crops"] = tiles
     if out.seg_logits is not None:
         scores = resize(out.seg_logits.float(), (height, width))
-        scores = loaded.method.finish_scores(scores, out.class_logits[:, None].float())
+        scores = finish_scores(loaded.method, scores, out.class_logits[:, None].float())
         label = scores.argmax(1)[0].to(torch.uint8)
         panels["seg"] = label_overlay(photo, label.cpu().numpy())
         shares = torch.bincount(label.flatten().long(), minlength=loaded.method.num_classes) / label.numel()

@@ -15,7 +15,7 @@ from datasets.context_decoupling import object_path
 from engine.inference import LoadedMethod, load_method
 from engine.scores.report import has_mask
 from methods.affinitynet import merge_readings
-from methods.base import Method
+from methods.base import Predicts
 from tools.crf import named
 from tools.visualize import TITLES, panels_of
 from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
@@ -95,7 +95,7 @@ def seen_by_network(stage: str, loaded: LoadedMethod, record: Record, image_rgb:
         edge, _ = loaded.method.boundaries(normalize(image_rgb)[None])
         grey = (255 * (1 - resize(edge[None, None], image_rgb.shape[-2:])[0, 0])).round().byte()
         return {f"{stage}: boundaries": np.repeat(grey.cpu().numpy()[..., None], 3, 2)}
-    if type(loaded.method).predict is Method.predict:  # it serves another stage and predicts nothing itself
+    if not isinstance(loaded.method, Predicts):  # it serves another stage and predicts nothing itself
         return {}
     panels, _ = panels_of(loaded, record, image_rgb, loaded.cfg.eval.size)
     own = ("cam", "aux_cam", "seg")

@@ -36,7 +36,7 @@ class Colours(Method):
         super().__init__(4, {}, background_threshold=0.4)
         self.outputs = outputs
 
-    def predict(self, image):
+    def predict(self, image, scales):
         cam = normalize_cam(image)
         seg = torch.cat([cam.new_full((len(cam), 1, *cam.shape[2:]), 0.6), cam], 1)
         given = {"cam": cam, "aux_cam": normalize_cam(image.flip(1)), "seg": F.avg_pool2d(seg, 4)}
@@ -62,7 +62,7 @@ def naive(split):
     for sample in WeakSegDataset(split, with_mask=True):
         image = normalize(sample["image"])[None]
         image = F.interpolate(image, (32, 32), mode="bilinear", align_corners=False)
-        out = Colours().predict(image)
+        out = Colours().predict(image, (1.0,))
         maps = [
             F.interpolate(m, sample["mask"].shape, mode="bilinear", align_corners=False)
             for m in (out.cam, out.aux_cam, out.seg_logits)

@@ -17,7 +17,7 @@ from engine.inference import (
     scaled_image,
     window_slices,
 )
-from methods.base import Method
+from methods.base import Method, Prediction
 from methods.one_stage import OneStage
 from methods.ws_fcn import WSFCN
 from tests.methods.single_stage import assert_stored, case_input, grey_levels, small_method
@@ -32,10 +32,11 @@ class Gradient(Method):
         super().__init__(3, {})
         self.seen = []
 
-    def segment(self, image):
+    def predict(self, image, scales):
         self.seen.append(tuple(image.shape))
         ramp = torch.linspace(0, 1, image.shape[-1]).expand_as(image[:, :1])
-        return F.avg_pool2d(torch.cat([image[:, :1], image[:, 1:2] * ramp, 1.5 * ramp], 1), 4)
+        logits = F.avg_pool2d(torch.cat([image[:, :1], image[:, 1:2] * ramp, 1.5 * ramp], 1), 4)
+        return Prediction(None, None, image.mean((2, 3))[:, :2], logits)
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def views(image, scale):
     h, w = image.shape[-2:]
     scaled = image if scale == 1 else up(image, (int(scale * h), int(scale * w)))
     method = Gradient()
-    return up(method.segment(scaled)), up(method.segment(scaled.flip(-1))).flip(-1)
+    upright, mirrored = (up(method.predict(x, ()).seg_logits) for x in (scaled, scaled.flip(-1)))
+    return upright, mirrored.flip(-1)
 
 
 @pytest.mark.parametrize("merge_flips", ["sum", "max"])
@@ -70,7 +72,7 @@ def test_single_scale_without_flip_is_one_forward_pass(image):
     method = Gradient()
     found = multi_scale_segment(method, image, scales=(1.0,), flip=False)
     assert method.seen == [(1, 3, 40, 56)]
-    assert_close(found, up(Gradient().segment(image)))
+    assert_close(found, up(Gradient().predict(image, ()).seg_logits))
 
 
 def test_square_size_and_output_size(image):
@@ -128,7 +130,7 @@ def test_true_tags_rule_out_other_classes(image):
 def test_windows_cover_the_canvas_and_agree_with_the_whole(image):
     """Where a network looks at single pixels, windows, however they overlap, give what the image gives."""
     method = Gradient()
-    method.segment = lambda x: x
+    method.predict = lambda x, scales: Prediction(None, None, x[:, :2, 0, 0], x)
     whole = multi_scale_segment(method, image, scales=(1.0,), flip=False)
     for window, grid in (((40, 60), (2, 1)), ((32, 32), (2, 3))):
         found = multi_crop_segment(method, image, pad_to=(50, 60), window=window, grid=grid)
@@ -146,11 +148,11 @@ def replayed(method, masks):
     """The method, whose network says ``masks`` (N, K, h, w) in turn, whatever it sees."""
     left = list(masks)
 
-    def segment_views(image):
+    def predict(image, scales):
         said = torch.stack([left.pop(0) for _ in image])
-        return said, said.new_zeros(len(said), said.shape[1] - 1)
+        return Prediction(None, None, said.new_zeros(len(said), said.shape[1] - 1), said)
 
-    method.segment_views = segment_views
+    method.predict = predict
     return method
 
 
@@ -272,7 +274,7 @@ def test_published_checkpoint_brings_data_set_and_protocol(published_toco, num_c
     assert loaded.source == "published toco" and len(loaded.class_names) == num_classes
     assert loaded.cfg.infer.size == size and loaded.cfg.data.name == {21: "voc", 81: "coco"}[num_classes]
     assert any("proj_head" in line for line in loaded.unmatched)
-    assert_close(loaded.method.segment(image), expected)
+    assert_close(loaded.method.predict(image, ()).seg_logits, expected)
 
 
 def test_checkpoint_of_an_earlier_version_loads(checkpoint, tmp_path):
@@ -282,7 +284,7 @@ def test_checkpoint_of_an_earlier_version_loads(checkpoint, tmp_path):
     torch.save(state, tmp_path / "earlier.pth")
     loaded, again = (load_method(path, "cpu").method for path in (tmp_path / "earlier.pth", checkpoint))
     image = torch.randn(1, 3, 48, 48)
-    assert torch.equal(loaded.segment(image), again.segment(image))
+    assert torch.equal(loaded.predict(image, ()).seg_logits, again.predict(image, ()).seg_logits)
 
 
 def test_photos_of_a_folder_become_a_split(split):

@@ -431,14 +431,20 @@ def test_unknown_stage_on_the_command_line(toy):
 
 def test_command_line_chooses_what_a_stage_runs_and_by_which_config(toy):
     """And leaves stages out; pipeline.yaml says the same."""
-    overrides = ["stages.segment.config=bench/configs/segmentor/mini.yaml", "stages.infer.run=tools.infer_cam"]
+    overrides = [
+        "stages.segment.config=bench/configs/segmentor/mini.yaml",
+        "stages.infer.run=tools.infer_cam",
+    ]
     overrides += ["stages.scores=null", "stages.cam_scores=null"]
     stages = {stage.name: stage for stage in load_stages("configs/irn/voc.yaml", overrides)}
     assert stages["segment"].options["method"]["backbone"]["name"] == "deit_tiny_patch16_224"
     assert stages["infer"].run == "tools.infer_cam" and not {"scores", "cam_scores"} & set(stages)
     said = {s["name"]: s for s in to_plain(load_config("configs/irn/voc.yaml", overrides))["stages"]}
     assert list(said) == list(stages)
-    assert said["segment"]["config"] == "bench/configs/segmentor/mini.yaml" and said["infer"]["run"] == "tools.infer_cam"
+    assert (
+        said["segment"]["config"] == "bench/configs/segmentor/mini.yaml"
+        and said["infer"]["run"] == "tools.infer_cam"
+    )
     assert toy.run("stages.apart=null") == ["first", "second", "third"]
 
 

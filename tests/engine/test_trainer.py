@@ -1,6 +1,7 @@
 """One loop for all methods: exact resume, clear failures, weights applied by the engine."""
 
 import json
+import math
 import os
 import signal
 
@@ -32,7 +33,7 @@ class Toy(Method):
         losses = {"fit": error.square().mean()}
         if "late" in self.loss_weights:
             losses["late"] = error.abs().mean() * batch.get("scale", 1.0)
-        return losses
+        return losses, {"level": error.detach().mean()}
 
 
 def batches(start, broken_at=None):
@@ -179,16 +180,15 @@ def test_best_checkpoint_is_the_best_scored_one(tmp_path):
 def test_a_batch_can_be_overfitted(tmp_path):
     class Fixed(Toy):
         def training_step(self, batch, step):
-            return {
-                "fit": (self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)).square().mean()
-            }
+            error = self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)
+            return {"fit": error.square().mean()}, {}
 
     run = trainer(tmp_path, options=TrainOptions(**{**vars(OPTIONS), "steps": 1500}))
     run.method.__class__ = Fixed
     first = next(batches(0))
     run.batches = lambda start: iter(lambda: first, None)
     run.fit()
-    assert run.method.training_step(first, 0)["fit"] < 1e-3
+    assert run.method.training_step(first, 0)[0]["fit"] < 1e-3
 
 
 def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
@@ -204,8 +204,8 @@ def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
 def test_losses_that_are_no_numbers_or_have_no_weight_are_told(tmp_path, monkeypatch):
     class Forgetful(Toy):
         def training_step(self, batch, step):
-            losses = super().training_step(batch, step)
-            return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}
+            losses, metrics = super().training_step(batch, step)
+            return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}, metrics
 
     told = []
     monkeypatch.setattr("engine.trainer.LOGGER.warning", told.append)
@@ -214,9 +214,27 @@ def test_losses_that_are_no_numbers_or_have_no_weight_are_told(tmp_path, monkeyp
     run.fit()
     assert len(told) == 1 and "loss new has no method.loss_weights.new" in told[0]
     run = trainer(tmp_path / "other")
-    monkeypatch.setattr(Toy, "training_step", lambda self, batch, step: {"fit": self.linear.weight})
+    monkeypatch.setattr(Toy, "training_step", lambda self, batch, step: ({"fit": self.linear.weight}, {}))
     with pytest.raises(ValueError, match=r"loss 'fit' of Toy is a tensor of shape \("):
         run.fit()
+
+
+def test_metrics_are_logged_and_never_end_a_run(tmp_path):
+    class Watched(Toy):
+        def training_step(self, batch, step):
+            losses, _ = super().training_step(batch, step)
+            return losses, {
+                "broken": losses["fit"].detach() * math.nan,
+                "step": losses["fit"].new_tensor(step),
+            }
+
+    run = trainer(tmp_path)
+    run.method.__class__ = Watched
+    run.fit()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line["metrics"] for line in lines if "metrics" in line]
+    assert [set(m) for m in metrics] == [{"broken", "step"}] * len(metrics) and metrics
+    assert run.step == OPTIONS.steps and metrics[-1]["step"] <= run.step
 
 
 def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):

@@ -183,7 +183,7 @@ def test_it_learns_which_pixels_belong_together(backbone):
     optimizer = torch.optim.Adam([{"params": g["params"]} for g in method.parameter_groups()], lr=3e-3)
     totals = []
     for step in range(12):
-        losses = method(batch, step)
+        losses, _ = method(batch, step)
         total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
         optimizer.zero_grad()
         total.backward()
@@ -195,7 +195,7 @@ def test_it_learns_which_pixels_belong_together(backbone):
 @pytest.mark.parametrize("value", [0, 2, 255])
 def test_labels_of_one_kind_give_finite_losses(value):
     method = AffinityNet(4, SMALL, branch_dims=(4, 4, 4))
-    losses = method(small_batch(value), 0)
+    losses, _ = method(small_batch(value), 0)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)

@@ -15,14 +15,14 @@ def test_it_learns_tags_and_localises_without_a_decoder():
     optimizer = torch.optim.AdamW([g | {"lr": 1e-3} for g in method.parameter_groups()])
     first = None
     for step in range(15):
-        losses = method(batch, step)
+        losses, _ = method(batch, step)
         total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
         first = first or total.item()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
     assert set(losses) == {"cls", "cls_aux"} and total.item() < 0.6 * first
-    prediction = method.predict(image)
+    prediction = method.predict(image, method.cam_scales)
     assert prediction.seg_logits is None and prediction.cam.shape == prediction.aux_cam.shape == (
         4,
         3,

@@ -166,7 +166,7 @@ def test_training_step_matches_reference_values(golden, phase):
     student = []
     method.proj_head.register_forward_hook(lambda module, inputs, output: student.append(output))
 
-    losses = method(batch, step)
+    losses, _ = method(batch, step)
     total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
     total.backward()
 
@@ -233,7 +233,7 @@ def test_masked_views_cost_what_is_visible():
 def test_any_mask_rate_and_images_without_object_train(mask_rate):
     method, batch = demo_method(mask_rate=mask_rate), demo_batch()
     batch["class_label"][1] = 0
-    losses = method(batch, 0)
+    losses, _ = method(batch, 0)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
@@ -242,7 +242,7 @@ def test_any_mask_rate_and_images_without_object_train(mask_rate):
 def test_mixed_precision_gives_float32_losses():
     method, batch = demo_method(), demo_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = method(batch, 0)
+        losses, _ = method(batch, 0)
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
 
 

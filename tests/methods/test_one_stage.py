@@ -123,8 +123,9 @@ def test_everything_behind_the_logits_matches_reference_values(golden, system):
     assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.002
 
     batch = {"image": image, "class_label": labels}
-    losses = method.train()(batch, step=10**6)
-    assert set(losses) == {"cls", "fg", "mask"} and losses["mask"] > 0 and method(batch, step=0)["mask"] == 0
+    losses, metrics = method.train()(batch, step=10**6)
+    assert set(losses) == {"cls", "mask"} and losses["mask"] > 0 and method(batch, step=0)[0]["mask"] == 0
+    assert set(metrics) == {"fg"}
     per_image = one_stage.mask_loss(
         resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
     )
@@ -134,7 +135,7 @@ def test_everything_behind_the_logits_matches_reference_values(golden, system):
         assert_stored(case, f"loss_{name}", total, **close)
         gradient = torch.autograd.grad(total, foreground, retain_graph=True)[0]
         assert_stored(case, f"grad_loss_{name}", gradient, rtol=1e-3, atol=1e-7)
-    assert_stored(case, "loss_pretrain", method(batch, step=0)["cls"], **close)
+    assert_stored(case, "loss_pretrain", method(batch, step=0)[0]["cls"], **close)
 
 
 @pytest.mark.parametrize("variant", ["voc", "low01", "top04"])
@@ -167,21 +168,18 @@ METHODS = [OneStage, CAMBaseline, WSFCN]
 def test_prediction_fits_image_and_classes(method_class, classes):
     method = small_method(method_class, classes).eval()
     image = small_batch(classes)["image"][:, :, :40]
-    out = method.predict(image)
+    out = method.predict(image, method.cam_scales)
     assert out.cam.shape == (2, classes - 1, 40, 48) and out.aux_cam is None
     assert out.seg_logits.shape == (2, classes, 40, 48) and out.class_logits.shape == (2, classes - 1)
     assert out.cam.min() >= 0 and out.cam.max() <= 1
-    cam, none = method.localize(image, method.cam_scales)
-    assert none is None
-    assert_close(cam, out.cam)
-    assert_close(method.segment(image), out.seg_logits)
+    assert_close(method.predict(image, ()).seg_logits, out.seg_logits)
     assert not out.cam.requires_grad and not out.class_logits.requires_grad
 
 
 def test_mirrored_image_gives_mirrored_cams():
     method = small_method(OneStage, 4).eval()
     image = small_batch(4)["image"]
-    cam, mirrored = (method.localize(x, (1.0, 0.5))[0] for x in (image, image.flip(-1)))
+    cam, mirrored = (method.predict(x, (1.0, 0.5)).cam for x in (image, image.flip(-1)))
     assert_close(cam, mirrored.flip(-1), rtol=1e-4, atol=1e-6)
 
 
@@ -195,8 +193,8 @@ def test_losses_of_odd_batches_are_finite(method_class, case):
         batch["class_label"][:] = float(case == "all tags")
     if case == "one image":
         batch = {key: value[:1] for key, value in batch.items()}
-    losses = method.train()(batch, step=10**6)
-    assert set(losses) == {"cls", "mask", "fg"} and all(loss.isfinite() for loss in losses.values())
+    losses, _ = method.train()(batch, step=10**6)
+    assert set(losses) == {"cls", "mask"} and all(loss.isfinite() for loss in losses.values())
     (losses["cls"] + losses["mask"]).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
@@ -204,7 +202,7 @@ def test_losses_of_odd_batches_are_finite(method_class, case):
 def test_mask_loss_appears_with_its_weight():
     method = small_method(OneStage, 4, loss_weights={"cls": 1.0, "mask": [[0, 0.0], [3, 1.0]]})
     batch = small_batch(4)
-    assert method(batch, 2)["mask"] == 0 and method(batch, 3)["mask"] > 0
+    assert method(batch, 2)[0]["mask"] == 0 and method(batch, 3)[0]["mask"] > 0
 
 
 def test_pseudo_label_holds_tagged_classes_only_and_needs_no_gradient():
@@ -220,8 +218,8 @@ def test_mixed_precision_keeps_labels_and_losses_in_float32():
     for method_class in METHODS:
         method, batch = small_method(method_class, 4), small_batch(4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = method.train()(batch, step=10**6)
-            prediction = method.eval().predict(batch["image"])
+            losses, _ = method.train()(batch, step=10**6)
+            prediction = method.eval().predict(batch["image"], method.cam_scales)
         assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
         assert prediction.cam.dtype == prediction.class_logits.dtype == torch.float32
 
@@ -256,7 +254,7 @@ def test_a_batch_can_be_overfitted(method_class):
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     history = []
     for _ in range(25):
-        loss = method.train()(batch, 0)["cls"]
+        loss = method.train()(batch, 0)[0]["cls"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -273,7 +271,7 @@ def test_baseline_learns_from_its_averaged_features(class_loss):
         expected = torch.nn.functional.multilabel_soft_margin_loss(logits, labels)
     else:
         expected = one_stage.multilabel_hinge_loss(logits, labels)
-    losses = method(batch, 0)
+    losses, _ = method(batch, 0)
     assert set(losses) == {"cls"}
     assert_close(losses["cls"], expected)
     losses["cls"].backward()

@@ -51,7 +51,7 @@ def test_loss_of_given_maps_matches_the_authors(golden):
     method = GivenMaps(k, SMALL).given(
         *(Output(m, refined, m[:, 1:].mean((2, 3))) for m, refined in ((cam, rv), (small_cam, small_rv)))
     )
-    losses = method({"image": torch.zeros(b, 3, h, w), "class_label": case["label"][:, 1:].float()}, 0)
+    losses, _ = method({"image": torch.zeros(b, 3, h, w), "class_label": case["label"][:, 1:].float()}, 0)
     for name, value in parts(case).items():
         assert_close(losses[name], value, rtol=1e-5, atol=1e-5)
     assert_close(losses["cls"] + losses["min_pool"], case["loss_cls"], rtol=1e-5, atol=1e-5)
@@ -98,7 +98,7 @@ def test_step_matches_the_authors(golden):
     method = recorded_network(lambda: SEAM(classes, RESNET), case, PUBLISHED_KEYS, AUTHORS)
     views = []
     method.backbone.register_forward_pre_hook(lambda module, inputs: views.append(inputs[0]))
-    losses = method({"image": case.input("image"), "class_label": case["label"][:, 1:].float()}, 0)
+    losses, _ = method({"image": case.input("image"), "class_label": case["label"][:, 1:].float()}, 0)
     assert list(views[1].shape) == case["img2_shape"].tolist()
     assert_close(views[1][:, :, ::3, ::3], case["img2_sub"], **CLOSE)
     for name, value in parts(case).items():
@@ -148,14 +148,14 @@ def test_it_learns_tags_and_localises(backbone):
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     history = []
     for step in range(16):
-        losses = method(batch, step)
+        losses, _ = method(batch, step)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
         history.append(losses["cls"].item())
     assert min(history[-3:]) < 0.7 * history[0]
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-    prediction = method.eval().predict(torch.randn(2, 3, 50, 37))
+    prediction = method.eval().predict(torch.randn(2, 3, 50, 37), (1.0, 0.5))
     assert prediction.cam.shape == (2, 3, 50, 37) and prediction.class_logits.shape == (2, 3)
     assert prediction.cam.ge(0).all() and prediction.cam.le(1).all()
     assert prediction.aux_cam is None and prediction.seg_logits is None
@@ -165,7 +165,7 @@ def test_it_learns_tags_and_localises(backbone):
 def test_images_without_tags_and_with_all_tags_give_finite_losses(tags):
     method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
     batch = small_batch() | {"class_label": torch.full((2, 3), float(tags))}
-    losses = method(batch, 0)
+    losses, _ = method(batch, 0)
     sum(losses.values()).backward()
     assert all(loss.isfinite() and method.loss_weight(name, 0) == 1 for name, loss in losses.items())
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
@@ -173,7 +173,7 @@ def test_images_without_tags_and_with_all_tags_give_finite_losses(tags):
 
 def test_refined_maps_train_the_correlation_alone():
     method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
-    losses = method(small_batch(), 0)
+    losses, _ = method(small_batch(), 0)
     for name in ("ecr", "min_pool"):
         method.zero_grad()
         losses[name].backward(retain_graph=True)
@@ -189,7 +189,7 @@ def test_refined_maps_train_the_correlation_alone():
 def test_mirrored_image_has_mirrored_cam():
     method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8).eval()
     image = torch.randn(1, 3, 48, 64)
-    cam, mirrored = (method.localize(x, (1.0, 0.5))[0] for x in (image, image.flip(-1)))
+    cam, mirrored = (method.predict(x, (1.0, 0.5)).cam for x in (image, image.flip(-1)))
     assert cam.any()
     assert_close(mirrored.flip(-1), cam, rtol=1e-3, atol=1e-4)
 
@@ -227,7 +227,7 @@ def test_new_layers_learn_ten_times_as_fast_as_published(golden):
 def test_mixed_precision_gives_finite_float32_losses():
     method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = method(small_batch(), 0)
+        losses, _ = method(small_batch(), 0)
     sum(losses.values()).backward()
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
@@ -238,11 +238,6 @@ def test_impossible_options_are_named():
         SEAM(4, SMALL, branch_dims=(8, 8, 8))
     with pytest.raises(ValueError, match="small_scale"):
         SEAM(4, SMALL, small_scale=1.0)
-
-
-def test_it_cannot_segment():
-    with pytest.raises(ValueError, match="no segmentation decoder"):
-        SEAM(4, SMALL).segment(torch.zeros(1, 3, 32, 32))
 
 
 def test_features_of_a_vit_are_pooled_by_their_maximum():

@@ -6,11 +6,12 @@ from torch.testing import assert_close
 
 from datasets.base import WeakSegDataset
 from datasets.voc import voc_split
+from engine.inference import segment_views
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
-from ops.cam import present_classes
+from ops.cam import multi_scale_cam, present_classes
 from tests.formula import stats
 from tests.methods.authors import author_name
 from utils.image import normalize, resize
@@ -89,12 +90,12 @@ def test_training_step_matches_reference_values(golden, phase):
     student = []
     method.proj_head.register_forward_hook(lambda module, inputs, output: student.append(output))
 
-    losses = method(batch, step)
+    losses, _ = method(batch, step)
     total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
     total.backward()
 
     with torch.no_grad():
-        cams = dict(zip(("cam", "cam_aux"), method.localize(batch["image"], method.cam_scales)))
+        cams = dict(zip(("cam", "cam_aux"), method.predict(batch["image"], method.cam_scales)))
     for name, cam in cams.items():
         assert_close(cam[:, ::5, ::12, ::12], case[f"{phase}/{name}_sub"], rtol=1e-4, atol=1e-4)
         if f"{phase}/{name}_stats" in case:
@@ -156,14 +157,14 @@ def test_shared_forward_equals_separate_forwards():
     method, batch = demo_method(), demo_batch()
     double = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     method.double()
-    losses = method(double, 0)
+    losses, _ = method(double, 0)
     image, present = double["image"], present_classes(double["class_label"])
-    everything = method.localize(image, method.cam_scales)
+    everything = multi_scale_cam(method.activation_of, image, method.cam_scales)
     shared = method.training_cams(image, method.network(image).tokens, present)
     for cam, all_classes in zip(shared, everything):
         assert_close(cam, present.select(all_classes))
     out = method.network(image)
-    prediction = method.predict(image)
+    prediction = method.predict(image, method.cam_scales)
     assert_close(prediction.class_logits, out.class_logits)
     for cam, all_classes in zip((prediction.cam, prediction.aux_cam), everything):
         assert_close(cam, all_classes)
@@ -222,7 +223,7 @@ def test_images_without_object_and_with_empty_box_train():
     method, batch = demo_method(ptc_box="scaled"), demo_batch()
     batch["class_label"][:] = 0
     batch["valid_box"][0] = torch.tensor([10, 10, 0, 48])
-    losses = method(batch, 0)
+    losses, _ = method(batch, 0)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
@@ -243,8 +244,8 @@ def test_box_of_the_affinity_loss_can_be_scaled():
 def test_energy_term_appears_with_its_weight():
     weights = {"cls": 1, "cls_aux": 1, "ptc": 0.2, "ctc": 0.5, "seg": 0.1, "reg": [[0, 0.0], [3, 0.05]]}
     method, batch = demo_method(loss_weights=weights), demo_batch()
-    assert method(batch, 2)["reg"] == 0
-    losses = method(batch, 3)
+    assert method(batch, 2)[0]["reg"] == 0
+    losses, _ = method(batch, 3)
     losses["reg"].backward()
     assert losses["reg"] < 0 and method.decoder.conv8.weight.grad.abs().sum() > 0
 
@@ -252,7 +253,7 @@ def test_energy_term_appears_with_its_weight():
 def test_mixed_precision_keeps_labels_and_losses_in_float32():
     method, batch = demo_method(), demo_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = method(batch, 0)
+        losses, _ = method(batch, 0)
         cam, _ = method.training_cams(
             batch["image"], method.network(batch["image"]).tokens, present_classes(batch["class_label"])
         )
@@ -264,7 +265,7 @@ def test_a_batch_can_be_overfitted():
     method, batch = demo_method(), demo_batch()
     optimizer = torch.optim.AdamW(method.parameters(), 1e-3)
     for step in range(15):
-        losses = method(batch, step)
+        losses, _ = method(batch, step)
         total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
         optimizer.zero_grad()
         total.backward()
@@ -283,8 +284,8 @@ def test_wrong_options_are_errors():
     ):
         with pytest.raises(ValueError, match=message):
             SingleStageViT(**({"num_classes": 6, "backbone": DEMO} | options))
-    with pytest.raises(ValueError, match="without a decoder"):
-        SingleStageViT(6, DEMO, decoder=None).segment(torch.zeros(1, 3, 48, 48))
+    with pytest.raises(ValueError, match="no decoder"):
+        segment_views(SingleStageViT(6, DEMO, decoder=None), torch.zeros(1, 3, 48, 48))
 
 
 def test_start_of_the_authors_program(voc20_mini, deit_tiny):

@@ -41,7 +41,7 @@ def test_converted_checkpoint_computes_the_same(published, tmp_path, capsys, tar
     ours = load_method(out, "cpu")
     assert type(ours.method).__name__ == target.split(".")[-1] and len(ours.class_names) == 21
     image = torch.randn(1, 3, 64, 80)
-    assert_close(ours.method.segment(image), method.segment(image))
+    assert_close(ours.method.predict(image, ()).seg_logits, method.predict(image, ()).seg_logits)
 
 
 def test_weights_alone(published, tmp_path):
@@ -70,7 +70,7 @@ def test_published_cam_network_computes_the_same_after_conversion(tmp_path):
     ours = load_method(out, "cpu")
     assert isinstance(ours.method, PooledCAMNetwork) and len(ours.class_names) == 4
     image = torch.randn(1, 3, 37, 50)
-    assert_close(ours.method.localize(image, (1.0,))[0], method.localize(image, (1.0,))[0])
+    assert_close(ours.method.predict(image, (1.0,)).cam, method.predict(image, (1.0,)).cam)
 
 
 # -- MXNet's ResNet-38d

@@ -213,8 +213,8 @@ def test_large_photo_is_segmented_small(checkpoint):
         "max_side": 32,
     }  # fmt: skip
     sizes = []
-    segment = loaded.method.segment
-    loaded.method.segment = lambda image: sizes.append(tuple(image.shape)) or segment(image)
+    predict = loaded.method.predict
+    loaded.method.predict = lambda image, scales: sizes.append(tuple(image.shape)) or predict(image, scales)
     label = segment_image(loaded, torch.zeros(3, 96, 64, dtype=torch.uint8), infer_section, None, "fp32")
     assert label.shape == (96, 64) and sizes == [(1, 3, 32, 21)]
 

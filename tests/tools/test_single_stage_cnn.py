@@ -103,7 +103,7 @@ def test_untagged_images_get_the_classes_that_inference_keeps(run_folder, demo_f
     loaded = load_method(run_folder / "last.pth", "cpu")
     photo = min((demo_folder / "JPEGImages").glob("*.jpg"))
     image = normalize(torch.from_numpy(np.array(read_image(photo))).permute(2, 0, 1))[None]
-    confidence = loaded.method.classify(image)[0].sigmoid()
+    confidence = loaded.method.predict(image, ()).class_logits[0].sigmoid()
     threshold = confidence.sort().values[1:3].mean().item()  # above two classes, below the others
     cfg = {"model_path": str(run_folder / "last.pth"), "device": "cpu", "num_workers": 0, "size": "native"}
     overrides = [f"method.class_threshold={threshold}"]

@@ -26,8 +26,9 @@ from methods.base import Batch, Losses, Method, Metrics, Transform, groups_by_or
 from models.backbones import create_backbone
 from models.refiners.random_walk import random_walk
 from ops.cam import background_score
+from ops.labels import merge_readings
 from ops.pairs import PixelPairs, fitting_radius
-from utils.image import IGNORE_INDEX, normalize
+from utils.image import normalize
 from utils.precision import full_precision
 
 # The authors' names of our layers; everything else is the backbone. SEAM's affinity network has the same.
@@ -213,19 +214,3 @@ class AffinityView:
             valid_box = flip_box(valid_box, self.crop_size)
         pseudo_label = merge_readings(F.avg_pool2d(scores, self.stride))
         return sample | {"image": normalize(image_rgb), "valid_box": valid_box, "pseudo_label": pseudo_label}
-
-
-def merge_readings(scores: Tensor) -> Tensor:
-    """Where two readings of an image are sure (PSA section 3.2); everything else is ignored.
-
-    Args:
-        scores: (2, 1 + P, h, w): with much background (low alpha), then with little (high alpha). Channel 0
-            is the background; 0 in all channels outside of the image.
-
-    Returns:
-        (h, w) int64: p where class p wins against much background, but 0 where even little background wins,
-        and 255 elsewhere.
-    """
-    against_much, against_little = scores.max(1).indices
-    label = against_much.masked_fill(against_much == 0, IGNORE_INDEX).masked_fill(against_little == 0, 0)
-    return label.masked_fill(scores.amax((0, 1)) < 1e-5, IGNORE_INDEX)

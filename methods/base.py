@@ -187,6 +187,14 @@ class Propagates(Protocol):
         """
 
 
+@runtime_checkable
+class FindsBoundaries(Protocol):
+    """Sees the boundaries between classes."""
+
+    def boundaries(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Boundary probability (h, w) and displacements (2, h, w) of one image (1, 3, H, W)."""
+
+
 def finish_scores(
     method: Method, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
 ) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,17 @@ from torch import Tensor
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import object_path
 from engine.inference import LoadedMethod, load_method
+from engine.panels import enlarged, panels_of, see
 from engine.scores.report import has_mask
-from methods.affinitynet import merge_readings
-from methods.base import Predicts
+from methods.base import FindsBoundaries, Predicts
+from ops.labels import merge_readings
 from tools.crf import named
-from tools.visualize import TITLES, panels_of
 from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
 from utils.image import normalize, read_mask, resize
 
 COUNT = 6  # images of a sheet
+OWN = ("CAM", "auxiliary CAM", "prediction")  # what is shown of a network
 Panels = dict[str, np.ndarray]
 
 
@@ -81,7 +82,7 @@ def made_by_stage(stage: str, folder: Path, record: Record, photo: np.ndarray) -
     if kind == "scores":
         return {stage: label_overlay(photo, label_of_scores(load_scores(path)))}
     cams = load_cam(path)
-    return {stage: cam_overlay(photo, enlarged(cams.cam, photo.shape), cams.class_ids.tolist())}
+    return {stage: cam_overlay(photo, enlarged(cams.cam, photo.shape[:2]), cams.class_ids.tolist())}
 
 
 def label_of_scores(file: ScoreFile) -> np.ndarray:
@@ -91,17 +92,11 @@ def label_of_scores(file: ScoreFile) -> np.ndarray:
 
 def seen_by_network(stage: str, loaded: LoadedMethod, record: Record, image_rgb: Tensor) -> Panels:
     """What a trained network says of an image: CAM and segmentation, or boundaries."""
-    if hasattr(loaded.method, "boundaries"):
+    if isinstance(loaded.method, FindsBoundaries):
         edge, _ = loaded.method.boundaries(normalize(image_rgb)[None])
         grey = (255 * (1 - resize(edge[None, None], image_rgb.shape[-2:])[0, 0])).round().byte()
         return {f"{stage}: boundaries": np.repeat(grey.cpu().numpy()[..., None], 3, 2)}
     if not isinstance(loaded.method, Predicts):  # it serves another stage and predicts nothing itself
         return {}
-    panels, _ = panels_of(loaded, record, image_rgb, loaded.cfg.eval.size)
-    own = ("cam", "aux_cam", "seg")
-    return {f"{stage}: {TITLES[key]}": panel for key, panel in panels.items() if key in own}
-
-
-def enlarged(maps: Tensor, size: Sequence[int]) -> np.ndarray:
-    """Maps (n, h, w) at the height and width of a photo."""
-    return resize(maps[None], size[:2])[0].numpy()
+    panels, _ = panels_of(loaded, record, image_rgb, see(loaded, record, image_rgb, loaded.cfg.eval.size))
+    return {f"{stage}: {title}": panels[title] for title in OWN if title in panels}

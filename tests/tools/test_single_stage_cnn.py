@@ -9,6 +9,7 @@ from engine.config.load import load_config
 from engine.data import load_split
 from engine.evaluator import validate
 from engine.inference import load_method
+from engine.panels import panels_of, see
 from engine.scores.records import read_scores
 from engine.train import run as train
 from tests.checkpoints import demo_folder  # noqa: F401
@@ -93,9 +94,10 @@ def test_pictures_show_the_label_that_trains_the_masks(run_folder):
     loaded = load_method(run_folder / "last.pth", "cpu")
     split = load_split(loaded.cfg.data, "test")
     image_rgb = WeakSegDataset(split)[0]["image"]
-    panels, _ = visualize.panels_of(loaded, split.records[0], image_rgb, 48)
-    assert {"cam", "pseudo_label", "seg"} <= set(panels)
-    assert panels["pseudo_label"].shape == panels["image"].shape
+    seen = see(loaded, split.records[0], image_rgb, 48)
+    panels, _ = panels_of(loaded, split.records[0], image_rgb, seen)
+    assert {"CAM", "pseudo label", "prediction"} <= set(panels)
+    assert panels["pseudo label"].shape == panels["image"].shape
 
 
 def test_untagged_images_get_the_classes_that_inference_keeps(run_folder, demo_folder, tmp_path):  # noqa: F811

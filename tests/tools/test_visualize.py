@@ -7,7 +7,8 @@ from PIL import Image
 from datasets.base import WeakSegDataset
 from engine.data import load_split
 from engine.inference import load_method
-from tools.visualize import panels_of, run
+from engine.panels import panels_of, see
+from tools.visualize import run
 from utils.drawing import PALETTE, SheetRow, cam_overlay, label_overlay, sheet
 
 
@@ -23,8 +24,9 @@ def test_sheet_per_so_many_images(checkpoint, tmp_path):
 def test_columns_are_those_of_the_method(checkpoint):
     loaded = load_method(checkpoint, "cpu")
     split = load_split(loaded.cfg.data, "test")
-    panels, _ = panels_of(loaded, split.records[0], WeakSegDataset(split)[0]["image"], 48)
-    assert set(panels) == {"image", "truth", "cam", "aux_cam", "pseudo_label", "seg"}
+    image_rgb = WeakSegDataset(split)[0]["image"]
+    panels, _ = panels_of(loaded, split.records[0], image_rgb, see(loaded, split.records[0], image_rgb, 48))
+    assert set(panels) == {"image", "truth", "CAM", "auxiliary CAM", "pseudo label", "prediction"}
 
 
 def test_unknown_image_is_a_clear_error(checkpoint, tmp_path):

@@ -31,16 +31,6 @@ from ops.pairs import PixelPairs, fitting_radius
 from utils.image import normalize
 from utils.precision import full_precision
 
-# The authors' names of our layers; everything else is the backbone. SEAM's affinity network has the same.
-PUBLISHED_KEYS: tuple[tuple[str, str], ...] = (
-    (r"^f8_3\.", "branches.0."),
-    (r"^f8_4\.", "branches.1."),
-    (r"^f8_5\.", "branches.2."),
-    (r"^f9\.", "embed."),
-    (r"^(?=conv1a\.|b\d|bn7\.)", "backbone."),
-)
-PUBLISHED_IGNORED: tuple[str, ...] = ()
-
 
 class AffinityNet(Method):
     """Features whose distance says whether two neighbouring pixels belong together.

@@ -26,14 +26,6 @@ from ops.cam import divide_by_maximum, summed_cam
 from utils.image import strided_size
 from utils.precision import full_precision
 
-# Keys of the authors' checkpoints -> ours (regular expressions); what repeats other entries of IRN's files.
-PUBLISHED_KEYS = (
-    (r"^resnet50\.", "backbone."),  # IRN and CDA
-    (r"^(conv1a|b\d|bn7)(?=[._])", r"backbone.\1"),  # PSA
-    (r"^fc8\.", "classifier."),
-)
-PUBLISHED_IGNORED = (r"^stage\d\.", r"^backbone\.\d\.", r"^newly_added\.")
-
 
 class CAMNetwork(SingleStageViT):
     """A multi-label classifier; ``seg_logits`` of its predictions is None.

@@ -27,25 +27,6 @@ from utils.distributed import all_reduce_mean
 from utils.image import strided_size
 from utils.precision import full_precision
 
-# Keys of the authors' checkpoints -> ours (regular expressions); what repeats other entries or is no weight.
-PUBLISHED_KEYS = (
-    (r"^resnet50\.", "backbone."),
-    (r"^fc_edge([1-5])\.", r"edge_layers.\1."),
-    (r"^fc_edge6\.", "edge_output."),
-    (r"^fc_dp([1-5])\.", r"displacement_layers.\1."),
-    (r"^fc_dp6\.", "displacement_fusion."),
-    (r"^fc_dp7\.(?=[0-3]\.)", "displacement_output."),
-    (r"^mean_shift\.running_mean$", "mean_displacement"),
-)
-PUBLISHED_IGNORED = (
-    r"^stage\d\.",
-    r"^backbone\.\d\.",
-    r"^(edge|dp)_layers\.",
-    r"^fc_dp7\.4\.",
-    r"^path_indices\d+$",
-    r"^disp_target$",
-)
-
 
 class IRNet(Method):
     """Boundaries and displacements at stride 4, from all maps of a frozen backbone.

@@ -28,34 +28,6 @@ from utils.precision import full_precision
 
 CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
 
-# The authors' names -> ours, the first that matches; what all of their programs share is in the second.
-SHARED_KEYS = (
-    (r"^last_conv\.", "head."),
-    (r"^fc8\.", "classifier."),
-    (r"^(?=conv\d|bn\d|b\d|layer\d|fc[67]\.)", "backbone."),
-)
-PUBLISHED_KEYS = (
-    *(
-        rule
-        for i in range(4)
-        for rule in (
-            (rf"^aspp\.aspp{i + 1}\.atrous_conv\.", f"context.branches.{i}.0."),
-            (rf"^aspp\.aspp{i + 1}\.bn\.", f"context.branches.{i}.1."),
-        )
-    ),
-    (r"^aspp\.global_avg_pool\.", "context.pooling."),
-    (r"^aspp\.conv1\.", "context.merge.0."),
-    (r"^aspp\.bn1\.", "context.merge.1."),
-    (r"^shallow_mask\.fc_deep\.", "cue_injection.cue."),
-    (r"^shallow_mask\.fc_skip\.", "cue_injection.shallow."),
-    (r"^shallow_mask\.fc_cls\.", "cue_injection.out."),
-    (r"^fc8_skip\.", "skip."),
-    (r"^fc8_x\.", "deep_and_skip."),
-    *SHARED_KEYS,
-)
-# Constant kernels of PAMR, and further names of the baseline's classifier.
-PUBLISHED_IGNORED = (r"^_aff\.", r"^cls_branch\.", r"^mask_branch\.")
-
 
 class Reading(NamedTuple):
     """What a network says about images in one pass."""

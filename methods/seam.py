@@ -32,16 +32,6 @@ from ops.cam import summed_cam
 from utils.image import resize
 from utils.precision import full_precision
 
-# The authors' names of our layers; everything else is the backbone.
-PUBLISHED_KEYS: tuple[tuple[str, str], ...] = (
-    (r"^fc8\.", "classifier."),
-    (r"^f8_3\.", "correlation.branches.0."),
-    (r"^f8_4\.", "correlation.branches.1."),
-    (r"^f9\.", "correlation.embed."),
-    (r"^(?=conv1a\.|b\d|bn7\.)", "backbone."),
-)
-PUBLISHED_IGNORED: tuple[str, ...] = ()
-
 # Entries of the similarity matrix that are held at once: 256 MB of float32.
 _MAX_PAIRS = 2**26
 

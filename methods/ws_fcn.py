@@ -15,37 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.one_stage import SHARED_KEYS, OneStage
+from methods.one_stage import OneStage
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
 from utils.precision import full_precision
-
-# The authors' names -> ours, the first that matches.
-PUBLISHED_KEYS = (
-    *(
-        (rf"^fca\.fca{i + 1}\.conv{order}_{place}\.", f"context.branches.{i}.{ours}.{place - 1}.")
-        for i in range(4)
-        for order, ours in ((1, "column_row"), (2, "row_column"))
-        for place in (1, 2)
-    ),
-    (r"^fca\.ca\.sharedMLP\.", "context.channel_attention.mlp."),
-    (r"^fca\.sa\.conv\.", "context.spatial_attention."),
-    (r"^fca\.global_avg_pool\.", "context.pooling."),
-    (r"^fca\.conv1\.", "context.merge.0."),
-    (r"^fca\.bn1\.", "context.merge.1."),
-    (r"^align1\.down_h\.", "alignment.deep."),
-    (r"^align1\.down_l\.", "alignment.shallow."),
-    (r"^align1\.flow_make\.", "alignment.flow."),
-    *(
-        (rf"^sf2\.{layer}{i + 1}{way}\.", f"fusion.{ours}.{i}.{k}.")
-        for way, ours in (("h", "shallow"), ("v", "deep"))
-        for i in range(4)
-        for k, layer in enumerate(("conv", "bn"))
-    ),
-    *SHARED_KEYS,
-)
-# Constant kernels of PAMR, norms that the authors' forward pass never calls, and further names of the
-# baseline's classifier.
-PUBLISHED_IGNORED = (r"^_aff\.", r"^fca\.fca\d\.bn\.", r"^cls_branch\.", r"^mask_branch\.")
 
 
 class WSFCN(OneStage):

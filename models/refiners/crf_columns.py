@@ -54,7 +54,7 @@ class Columns:
         return cls(labels, column, groups, count)
 
     def select(self, energy: Tensor) -> Tensor:
-        """(B, L, N) -> (B*N, C) energies above that of the best label, which leaves every softmax as it is."""
+        """(B, L, N) -> (B*N, C) energies above that of the best label; every softmax stays as it is."""
         energy = energy[:, self.labels]
         for group in self.groups:
             energy[:, group] -= energy[:, group].amin(1, keepdim=True)

@@ -33,7 +33,7 @@ PART_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class DenseCRF:
-    """Sharpen class probabilities along the colour edges of an image: ``DenseCRF("toco").refine(image, probs)``.
+    """Sharpen probabilities along the colour edges of an image: ``DenseCRF("toco").refine(image, probs)``.
 
     The energy has the unary ``-log(probs)``, a smoothness kernel on positions and an appearance kernel on
     positions and colours; equal labels of similar pixels are favoured.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.testing import assert_close
 
 from methods import one_stage
 from methods.one_stage import OneStage, SingleStageCNN
+from methods.published import PROGRAMS
 from ops.cam import present_classes
 from tests.conftest import GOLDEN, GoldenCase
 from tests.formula import formula_array
@@ -66,11 +66,12 @@ def table(name: str):
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-def author_names(system: str, published: ModuleType) -> dict[str, str]:
-    """Our names -> the authors', from their list of keys and the rules of a method's file."""
+def author_names(system: str) -> dict[str, str]:
+    """Our names -> the authors', from their list of keys and the rules of a program."""
+    program = PROGRAMS[{"wsfcn": "ws_fcn", "onestage": "one_stage"}[system]]
     theirs = [key for key, *_ in table(f"state_dict_{system}")["entries"]]
-    theirs = [key for key in theirs if not any(re.search(rule, key) for rule in published.PUBLISHED_IGNORED)]
-    return rename_keys(dict(zip(theirs, theirs)), published.PUBLISHED_KEYS)
+    theirs = [key for key in theirs if not any(re.search(rule, key) for rule in program["repeats"])]
+    return rename_keys(dict(zip(theirs, theirs)), program["rules"].items())
 
 
 def load_formula_weights(

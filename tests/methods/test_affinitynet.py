@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
-import methods.cam
 from losses.affinity import PairLabel, pair_affinity_loss, pair_label
 from losses.classification import multilabel_loss
-from methods.affinitynet import PUBLISHED_KEYS, AffinityNet, AffinityView, merge_readings, pair_affinity
+from methods.affinitynet import AffinityNet, AffinityView, merge_readings, pair_affinity
 from methods.cam import PooledCAMNetwork
+from methods.published import PROGRAMS
 from ops.cam import background_score, divide_by_maximum, summed_cam
 from ops.pairs import PixelPairs
 from tests.cams import scored_label
@@ -21,6 +21,7 @@ from tests.methods.recorded import assert_recorded_gradients, recorded_network
 from utils.cam_files import ScoreFile, load_scores, save_scores
 
 RESNET = {"name": "resnet38d"}
+PUBLISHED_KEYS = PROGRAMS["psa_affinity"]["rules"].items()
 SMALL = {"name": "resnet38d", "width": 4}
 PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -51,7 +52,7 @@ def weighted(losses):
 def test_classifier_matches_the_authors(golden):
     case = golden("ms_psa_cls_net")
     classes = case["logits"].shape[1] + 1
-    rules = methods.cam.PUBLISHED_KEYS
+    rules = PROGRAMS["psa_cam"]["rules"].items()
     method = recorded_network(lambda: PooledCAMNetwork(classes, RESNET), case, rules, authors("cls"))
     image, label = case.input("image"), (case.input("label_u") > 0.8).float()
     maps = []

@@ -10,15 +10,16 @@ from torch.testing import assert_close
 
 from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
 from losses.affinity import pair_label
-from methods import cam, irnet
 from methods.cam import PooledCAMNetwork
 from methods.irnet import IRNet
+from methods.published import PROGRAMS
 from ops.labels import merge_confident_labels
 from tests.conftest import GOLDEN
 from tests.methods.recorded import assert_recorded_gradients, recorded_network
 from utils import distributed
 from utils.weights import rename_keys
 
+CAM_KEYS, IRN_KEYS = (PROGRAMS[name]["rules"].items() for name in ("irn_cam", "irn"))
 FROZEN = {"name": "resnet50", "frozen": "all"}
 CLASSIFIER = {"name": "resnet50", "frozen": ["conv1", "bn1", "layer1", "layer2"], "train_affine": True}
 # Backbones with few and many maps, small enough to train here.
@@ -27,12 +28,12 @@ VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64
 
 def recorded_classifier(case, num_classes):
     build = lambda: PooledCAMNetwork(num_classes, CLASSIFIER)  # noqa: E731
-    return recorded_network(build, case, cam.PUBLISHED_KEYS, authors("cam"))
+    return recorded_network(build, case, CAM_KEYS, authors("cam"))
 
 
 def recorded_irnet(case, radius):
     build = lambda: IRNet(21, FROZEN, radius=radius)  # noqa: E731
-    return recorded_network(build, case, irnet.PUBLISHED_KEYS, authors("irn"))
+    return recorded_network(build, case, IRN_KEYS, authors("irn"))
 
 
 def authors(program):
@@ -57,7 +58,7 @@ def test_classifier_matches_reference_values_and_gradients(golden):
     loss.backward()
     assert_close(loss.detach(), case["loss"], rtol=1e-4, atol=1e-4)
     assert_close(method.class_logits(image).detach(), case["logits"], rtol=1e-4, atol=1e-4)
-    assert_recorded_gradients(method, case, cam.PUBLISHED_KEYS)
+    assert_recorded_gradients(method, case, CAM_KEYS)
     frozen = rename_keys(
         dict.fromkeys(case.meta["params_without_grad_prefixes"]), [(r"^resnet50\.", "backbone.")]
     )
@@ -87,7 +88,7 @@ def test_step_on_originals_and_pasted_images_matches_reference_values(golden):
     loss.backward()
     optimizer.step()
     assert_close(loss.detach().float(), case["loss"], rtol=1e-4, atol=1e-4)
-    assert_recorded_gradients(method, case, cam.PUBLISHED_KEYS)
+    assert_recorded_gradients(method, case, CAM_KEYS)
     for key in (key for key in case if key.startswith("after_step_")):
         name = key.removeprefix("after_step_")
         layer = name if name == "classifier" else f"backbone.{name}"
@@ -197,7 +198,7 @@ def test_irnet_matches_reference_values_and_gradients(golden):
     total = sum(method.loss_weight(name, 0) * loss for name, loss in losses.items())
     assert_close(total.detach(), case["total"], rtol=1e-4, atol=1e-4)
     total.backward()
-    assert_recorded_gradients(method, case, irnet.PUBLISHED_KEYS)
+    assert_recorded_gradients(method, case, IRN_KEYS)
     assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
 
     method.eval().mean_displacement.copy_(mean)

@@ -32,7 +32,7 @@ from tests.methods.single_stage import (
 )
 from utils.image import resize
 
-NAMES = author_names("onestage", one_stage)
+NAMES = author_names("onestage")
 SYSTEMS = ["wsfcn", "onestage"]
 
 

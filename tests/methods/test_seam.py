@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import methods.seam
-from methods.seam import PUBLISHED_KEYS, SEAM, Output, PixelCorrelation, stretch
+from methods.published import PROGRAMS
+from methods.seam import SEAM, Output, PixelCorrelation, stretch
 from ops.cam import background_score
 from tests.cams import scored_label
 from tests.conftest import GOLDEN
@@ -15,6 +16,7 @@ from tests.methods.recorded import assert_recorded_gradients, recorded_network
 
 AUTHORS = list(json.loads((GOLDEN / "state_dict_seam_seam.json").read_text())["canonical"])
 RESNET = {"name": "resnet38d"}
+PUBLISHED_KEYS = PROGRAMS["seam"]["rules"].items()
 SMALL = {"name": "resnet38d", "width": 4, "dropout": (0.0, 0.0)}
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64, "pyramid": True}
 PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}

@@ -1,14 +1,12 @@
 """Whole networks of 1-stage-wseg and WS-FCN on ResNet-38d: the authors' values from image to label."""
 
 import re
-from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
 
 import methods.one_stage
-import methods.ws_fcn
 from engine.inference import multi_scale_segment
 from engine.optim import build_optimizer
 from methods.one_stage import CAMBaseline, OneStage, mean_foreground
@@ -34,7 +32,6 @@ class System(NamedTuple):
     """One of the two programs."""
 
     method: type[OneStage]
-    module: ModuleType
     crf: str
     parts: dict[str, str]  # the authors' names of intermediate outputs -> our modules
 
@@ -42,13 +39,11 @@ class System(NamedTuple):
 SYSTEMS = {
     "wsfcn": System(
         WSFCN,
-        methods.ws_fcn,
         "ws_fcn",
         {"fca": "context", "align1": "alignment", "sf2": "fusion", "sg": "gate", "last_conv": "head"},
     ),
     "onestage": System(
         OneStage,
-        methods.one_stage,
         "one_stage",
         {
             "aspp": "context",
@@ -71,7 +66,7 @@ def make():
 
     def build(name, case, method_class=None):
         system = SYSTEMS[name]
-        names = author_names(name, system.module) | {"classifier.weight": "fc8.weight"}
+        names = author_names(name) | {"classifier.weight": "fc8.weight"}
         if not made:
             load_formula_weights(case, backbone, local_names(backbone, names, "backbone"), made)
         backbone.float()  # a test may have made it double
@@ -144,7 +139,7 @@ def test_training_step_matches_reference_values(golden, make, system):
     no_dropout(method)
     method.gate.keep_mask = lambda deep: case_input(case, "gate_u") >= method.gate.psi
     image, labels = normalized(case_input(case, "raw_image")).to(dtype), case["labels"].to(dtype)
-    batch, names = {"image": image, "class_label": labels}, author_names(system, SYSTEMS[system].module)
+    batch, names = {"image": image, "class_label": labels}, author_names(system)
     method.network = keep(method.network, seen := [])
 
     last_step = method.loss_weights["mask"].starts[-1]
@@ -214,7 +209,7 @@ def keep(function, results):
 def test_parameter_groups_are_those_of_the_authors(golden, make, system):
     recorded = table(f"param_groups_{system}")
     method = make(system, golden(f"{system}_network_eval"))
-    names = author_names(system, SYSTEMS[system].module)
+    names = author_names(system)
     parameters = {id(p): names[key] for key, p in method.named_parameters()}
     ours = {
         (round(recorded["base_lr"] * group["lr_scale"], 9), 5e-4 * group["decay_scale"]): {

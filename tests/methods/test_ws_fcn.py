@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from methods import ws_fcn
 from methods.ws_fcn import ConsistentFusion, ContextAggregation, FlowAlignment, sample_corners
 from tests.methods.single_stage import (
     assert_gradients,
@@ -16,7 +15,7 @@ from tests.methods.single_stage import (
     local_names,
 )
 
-NAMES = author_names("wsfcn", ws_fcn)
+NAMES = author_names("wsfcn")
 
 
 def test_context_aggregation_matches_reference_values_and_gradients(golden):

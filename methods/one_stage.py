@@ -20,9 +20,8 @@ from losses.segmentation import mask_loss
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, groups_by_origin
 from models.backbones import create_backbone
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
-from models.refiners.pixel_adaptive import PAMR
+from models.refiners.base import create_refiner, refiner_class, refiner_options
 from ops.cam import PresentClasses, present_classes, summed_cam
-from utils.build import build_part
 from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
 
@@ -172,7 +171,7 @@ class OneStage(SingleStageCNN):
         confidence_floor: and above this in any case.
         context_dilations: of the dilated branches of the context module.
         width: D.
-        pamr: arguments of the refinement.
+        refiner: of the masks, by name, or a mapping of ``name`` and options.
         **options: of ``SingleStageCNN``.
     """
 
@@ -189,14 +188,14 @@ class OneStage(SingleStageCNN):
         confidence_floor: float = 0.2,
         context_dilations: Sequence[int] = (12, 24, 36),
         width: int = 256,
-        pamr: Mapping[str, Any] | None = None,
+        refiner: str | Mapping[str, Any] = "pamr",
         **options: Any,
     ) -> None:
         super().__init__(num_classes, backbone, loss_weights, **options)
         self.focal_power, self.focal_floor = focal_power, focal_floor
         self.foreground_share, self.background_share = foreground_share, background_share
         self.confidence_floor = confidence_floor
-        self.refiner = build_part(PAMR, pamr, key="method.pamr")
+        self.refiner = create_refiner(**refiner_options(refiner, "pamr"), key="method.refiner")
         shallow, deep = self.backbone.dims[self.backbone.shallow], self.backbone.dims[-1]
         self.build_decoder(shallow, deep, width, tuple(context_dilations))
         self.gate = StochasticGate(gate)
@@ -212,7 +211,7 @@ class OneStage(SingleStageCNN):
     @classmethod
     def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
         yield from super().parts(options)
-        yield "pamr", PAMR
+        yield "refiner", refiner_class(refiner_options(options.get("refiner"), "pamr")["name"])
 
     def build_decoder(self, shallow: int, deep: int, width: int, dilations: tuple[int, ...]) -> None:
         """Make the modules of ``branches`` for maps of ``shallow`` and ``deep`` channels."""
@@ -288,7 +287,7 @@ class OneStage(SingleStageCNN):
         with full_precision(image):
             image_rgb = resize(denormalize(image.float()) / 255, masks.shape[-2:], align_corners=True)
             kept = torch.cat([masks[:, :1], present.select(masks[:, 1:])], 1)
-            refined = resize(self.refiner(image_rgb, kept), image.shape[-2:], align_corners=True)
+            refined = resize(self.refiner.refine(image_rgb, kept), image.shape[-2:], align_corners=True)
             return refined * F.pad(present.label.float(), (1, 0), value=1)[:, :, None, None]
 
 

@@ -19,7 +19,7 @@ from methods.base import Method, Metrics, Prediction, Transform
 from models.backbones import create_backbone
 from models.backbones.vit import Tokens
 from models.heads import DECODERS, create_decoder, pooled_logits
-from models.refiners.pixel_adaptive import PAR
+from models.refiners.base import Refiner, create_refiner, refiner_class, refiner_options
 from ops.cam import (
     PresentClasses,
     affinity_label,
@@ -29,7 +29,7 @@ from ops.cam import (
     multi_scale_cam,
     present_classes,
 )
-from utils.build import build_part, check_number
+from utils.build import check_number
 from utils.image import IGNORE_INDEX, denormalize
 from utils.precision import full_precision
 from utils.schedule import Schedule
@@ -62,7 +62,7 @@ class SingleStageViT(Method):
         consistent_flip: let the views of an image share one flip, and flip ``valid_box`` with it. The
             published programs draw a flip per view and leave the box, so half of the local crops come from
             the mirrored place.
-        par: arguments of the pixel-adaptive refinement.
+        refiner: of the pseudo labels, by name, or a mapping of ``name`` and options: ``par``, ``dense_crf``.
         main_view: whether the view that classifier and decoder see is ``augmented`` (colour, blur: ToCo, MCC)
             or the ``plain`` crop (SeCo).
     """
@@ -81,7 +81,7 @@ class SingleStageViT(Method):
         label_source: Any = "cam",
         ptc_box: Literal["published", "scaled"] = "published",
         consistent_flip: bool = False,
-        par: Mapping[str, Any] | None = None,
+        refiner: str | Mapping[str, Any] = "par",
         main_view: Literal["augmented", "plain"] = "augmented",
     ) -> None:
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
@@ -101,7 +101,7 @@ class SingleStageViT(Method):
             raise ValueError(f"label_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
         self.ptc_box = ptc_box
         self.consistent_flip = consistent_flip
-        self.refiner = build_part(PAR, par, key="method.par")
+        self.refiner = create_refiner(**refiner_options(refiner, "par"), key="method.refiner")
         self.backbone = create_backbone(**backbone)
         if not hasattr(self.backbone, "embed_dim"):
             raise ValueError(
@@ -117,7 +117,7 @@ class SingleStageViT(Method):
     @classmethod
     def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
         yield from super().parts(options)
-        yield "par", PAR
+        yield "refiner", refiner_class(refiner_options(options.get("refiner"), "par")["name"])
         if (decoder := options.get("decoder")) in DECODERS:
             yield "decoder_options", DECODERS[decoder]
 
@@ -260,7 +260,7 @@ def label_shares(pseudo_label: Tensor) -> Metrics:
 
 
 def refined_label(
-    refiner: PAR,
+    refiner: Refiner,
     image_rgb: Tensor,
     cam: Tensor,
     present: PresentClasses,
@@ -269,34 +269,33 @@ def refined_label(
 ) -> Tensor:
     """Foreground that beats a high background score, background that beats a low one.
 
-    Works at half resolution, like the authors' programs, on all images and both background scores at once:
-    the affinity depends on the image alone.
+    Works at half resolution, like the authors' programs.
 
     Args:
-        refiner: (image, scores) -> scores.
         image_rgb: (B, 3, H, W) in [0, 1].
         cam: (B, P, H, W) in [0, 1], channels as in ``present``.
 
     Returns:
         (B, H, W) int64: 0, a present class, or ``IGNORE_INDEX``.
     """
-    p, height, width = cam.shape[1:]
+    height, width = cam.shape[-2:]
     half = height // 2, width // 2
     image_rgb, cam = (
         F.interpolate(x, size=half, mode="bilinear", align_corners=False) for x in (image_rgb, cam)
     )
-    cam = cam.masked_fill(
-        present.label[:, :, None, None] == 0, -torch.inf
-    )  # padding takes no part in the softmax
-    stacks = [
-        torch.cat([torch.full_like(cam[:, :1], score), cam], 1) for score in (high_threshold, low_threshold)
+    # Padding takes no part in the softmax.
+    cam = cam.masked_fill(present.label[:, :, None, None] == 0, -torch.inf)
+    probs = [
+        torch.cat([torch.full_like(cam[:, :1], background), cam], 1).softmax(1)  # (B, 1 + P, H/2, W/2)
+        for background in (high_threshold, low_threshold)
     ]
-    probs = torch.softmax(torch.stack(stacks, 1), 2)  # (B, 2, 1 + P, H/2, W/2)
-    refined = refiner(image_rgb, probs.flatten(1, 2))
-    refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
-    # On a CPU max().indices is eight times faster than argmax over a dimension that is not the last.
-    channel = refined.unflatten(1, (2, 1 + p)).max(2).indices  # (B, 2, H, W)
     class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is background
-    against_high, against_low = class_ids.gather(1, channel.flatten(1)).view_as(channel).unbind(1)
+    labels = []
+    for refined in refiner.refine_all(image_rgb, probs):
+        refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
+        # On a CPU max().indices is eight times faster than argmax over a dimension that is not the last.
+        channel = refined.max(1).indices
+        labels.append(class_ids.gather(1, channel.flatten(1)).view_as(channel))
+    against_high, against_low = labels
     ignored = (against_high == 0) & (against_low != 0)
     return against_high.masked_fill(ignored, IGNORE_INDEX)

@@ -156,7 +156,7 @@ def _cnn(name: str, backbone: str, state: Mapping[str, Tensor]) -> Published:
             options["conv4_stride"] = 2
         if coco:
             method |= {"focal_floor": 0.1, "background_share": 0.8, "confidence_floor": 0.1}
-            method["pamr"] = {"iterations": 5}
+            method["refiner"] = {"name": "pamr", "iterations": 5}
     elif name.startswith("one_stage"):
         infer = _mean_of_masks([1.0, 0.5, 1.5, 2.0], 1024)
         if backbone != "resnet38d":

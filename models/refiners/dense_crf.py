@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.refiners.base import Refiner
 from models.refiners.crf_columns import Columns
 from models.refiners.presets import PRESETS
 from ops.lattice import PermutohedralLattice, bilateral_features, spatial_features
@@ -32,7 +33,7 @@ PART_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
-class DenseCRF:
+class DenseCRF(Refiner):
     """Sharpen probabilities along the colour edges of an image: ``DenseCRF("toco").refine(image, probs)``.
 
     The energy has the unary ``-log(probs)``, a smoothness kernel on positions and an appearance kernel on
@@ -96,6 +97,9 @@ class DenseCRF:
             (B, L, H, W) probabilities that add up to 1 over labels. No gradient.
         """
         return self.refine_energies(image_rgb, [energy_of_probs(scores)])[0]
+
+    def refine_all(self, image_rgb: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+        return self.refine_energies(image_rgb, [energy_of_probs(x) for x in scores])
 
     @torch.no_grad()
     def refine_energies(self, image_rgb: Tensor, energies: Sequence[Tensor]) -> list[Tensor]:

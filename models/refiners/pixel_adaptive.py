@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.refiners.base import Refiner
 from utils.image import resize
 from utils.precision import full_precision
 
@@ -56,7 +57,7 @@ def spread(samples: Sequence[Tensor]) -> Tensor:
     return (sum((x - mean).square_() for x in samples) / (len(samples) - 1)).sqrt()
 
 
-class LocalFilter:
+class LocalFilter(Refiner):
     """Average score maps over neighbours, weighted by the ``affinity`` of an image; a subclass defines it.
 
     Args:
@@ -74,19 +75,14 @@ class LocalFilter:
         raise NotImplementedError
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
-        """Refine scores.
+    def refine(self, image_rgb: Tensor, scores: Tensor) -> Tensor:
+        """Refined scores; the maps do not interact, and sums over them grow by the weights of a pixel."""
+        with full_precision(image_rgb):
+            scores = resize(scores.float(), image_rgb.shape[-2:], align_corners=True)
+            return propagate(scores, self.affinity(image_rgb), self.offsets, self.iterations)
 
-        Args:
-            image: (B, 3, H, W) in [0, 1].
-            scores: (B, M, h, w), resized to the image where the sizes differ; the M maps do not interact.
-
-        Returns:
-            (B, M, H, W) float32; sums over channels grow by what the weights of a pixel add up to.
-        """
-        with full_precision(image):
-            scores = resize(scores.float(), image.shape[-2:], align_corners=True)
-            return propagate(scores, self.affinity(image), self.offsets, self.iterations)
+    def refine_all(self, image_rgb: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+        return list(self.refine(image_rgb, torch.cat(list(scores), 1)).split([s.shape[1] for s in scores], 1))
 
 
 class PAMR(LocalFilter):

@@ -49,13 +49,13 @@ def test_help_explains_every_key(name):
     [
         ("toco/voc", "backbone", "name pretrained aux_layer pyramid freeze_pos_embed frozen"),
         ("toco/voc", "head", "hidden_dim bottleneck_dim out_dim"),
-        ("toco/voc", "par", "dilations iterations softness position_weight"),
+        ("toco/voc", "refiner", "dilations iterations softness position_weight"),
         ("toco/voc", "decoder_options", "hidden dilation"),
         ("seco/voc", "decoder_options", "dilations"),
         ("seco/voc", "head", "hidden_dim"),  # the other widths are the encoder's
         ("cam/demo", "decoder_options", ""),  # a network without a decoder
         ("one_stage/voc", "backbone", "name pretrained pyramid frozen train_affine dropout width"),
-        ("one_stage/voc", "pamr", "dilations iterations softness"),
+        ("one_stage/voc", "refiner", "name dilations iterations softness"),
         ("segmentor/voc", "head_options", "hidden skip_dim dilations"),
     ],
 )  # fmt: skip
@@ -71,7 +71,7 @@ def test_help_has_default_and_meaning_of_a_part_from_its_class():
     value, meaning = rows["method.backbone.freeze_pos_embed"]
     assert value is True and meaning.startswith("no gradient for the position embedding")
     # A base class's text where the class itself has none.
-    assert rows["method.par.iterations"] == [10, "filter passes."]
+    assert rows["method.refiner.iterations"] == [10, "filter passes."]
 
 
 SINGLE = (

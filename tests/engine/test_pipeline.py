@@ -295,9 +295,9 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
             r"stage 'a': .*--flip.* is true or false, not 'yes'",
         ),
         (
-            [{"name": "a", "run": "engine.train", "config": "toco/demo.yaml", "method": {"par": {"dil": 1}}}],
+            [{"name": "a", "run": "engine.train", "config": "toco/demo.yaml", "method": {"refiner": {"dil": 1}}}],
             KeyError,
-            r"stage 'a': 'dil' is not an argument of method.par",
+            r"stage 'a': 'dil' is not an argument of method.refiner",
         ),
         (
             [

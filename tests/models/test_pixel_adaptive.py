@@ -23,20 +23,20 @@ def test_par_matches_reference_values(case):
         affinity = PAR().affinity(image)
         case.compare(f"{tag}/aff_sub", affinity[:, None, :, ::9, ::9], rtol=1e-4)
         case.compare(f"{tag}/aff_stats", stats(affinity), rtol=1e-4)
-        case.compare(f"{tag}/out_iter1_sub", PAR(iterations=1)(image, maps)[:, :, ::3, ::3], rtol=1e-4)
-        case.compare(f"{tag}/out", PAR(iterations=iterations)(image, maps), rtol=1e-4)
+        case.compare(f"{tag}/out_iter1_sub", PAR(iterations=1).refine(image, maps)[:, :, ::3, ::3], rtol=1e-4)
+        case.compare(f"{tag}/out", PAR(iterations=iterations).refine(image, maps), rtol=1e-4)
 
 
 def test_constant_maps_only_grow():
     par = PAR(iterations=3, position_weight=0.01)
-    refined = par(torch.rand(1, 3, 20, 30), torch.full((1, 2, 20, 30), 0.5))
+    refined = par.refine(torch.rand(1, 3, 20, 30), torch.full((1, 2, 20, 30), 0.5))
     assert_close(refined, torch.full_like(refined, 0.5 * 1.01**3))
 
 
 def test_images_and_maps_do_not_interact():
     par, image, maps = PAR(iterations=2), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
-    whole = par(image, maps)
-    assert_close(par(image[1:], maps[1:, :1]), whole[1:, :1])
+    whole = par.refine(image, maps)
+    assert_close(par.refine(image[1:], maps[1:, :1]), whole[1:, :1])
 
 
 def test_flat_image_averages_all_neighbours_equally():
@@ -51,7 +51,7 @@ def test_a_step_in_colour_stops_the_flow():
     image += 0.01 * torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
     maps = torch.zeros(1, 1, 32, 32)
     maps[..., :16] = 1.0
-    refined = PAR(iterations=10, position_weight=0.01)(image, maps) / 1.01**10
+    refined = PAR(iterations=10, position_weight=0.01).refine(image, maps) / 1.01**10
     assert refined[..., :16].min() > 0.9 and refined[..., 16:].max() < 0.1
 
 
@@ -71,7 +71,7 @@ def test_pamr_matches_reference_values(case):
         i = name.removeprefix("out")
         image, mask = case.input(f"image{i}"), case.input(f"mask{i}")
         pamr = PAMR(iterations=case.meta["inputs"][f"mask{i}"]["iterations"])
-        case.compare(name, pamr(image, mask), rtol=1e-4, atol=1e-5)
+        case.compare(name, pamr.refine(image, mask), rtol=1e-4, atol=1e-5)
         if case.starting(f"std{i}"):
             case.compare(f"std{i}", pamr.local_spread(image)[:, :, None], rtol=1e-4)
             case.compare(f"weights{i}", pamr.affinity(image)[:, None], rtol=1e-4)
@@ -80,17 +80,17 @@ def test_pamr_matches_reference_values(case):
 @pytest.mark.parametrize("image", [torch.full((1, 3, 20, 30), 0.4), torch.rand(1, 3, 20, 30)])
 def test_pamr_keeps_constant_maps(image):
     maps = torch.full((1, 2, 20, 30), 0.5)
-    assert_close(PAMR(iterations=3)(image, maps), maps)
+    assert_close(PAMR(iterations=3).refine(image, maps), maps)
 
 
 def test_pamr_handles_images_of_a_batch_alone():
     pamr, image, maps = PAMR((1, 3), iterations=2), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
-    assert_close(pamr(image[1:], maps[1:, :1]), pamr(image, maps)[1:, :1])
+    assert_close(pamr.refine(image[1:], maps[1:, :1]), pamr.refine(image, maps)[1:, :1])
 
 
 def test_pamr_computes_in_float32():
     image, maps = torch.rand(1, 3, 16, 16), torch.rand(1, 2, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        refined = PAMR(iterations=2)(image.bfloat16(), maps.bfloat16())
+        refined = PAMR(iterations=2).refine(image.bfloat16(), maps.bfloat16())
     assert refined.dtype == torch.float32
-    assert_close(refined, PAMR(iterations=2)(image.bfloat16().float(), maps.bfloat16().float()))
+    assert_close(refined, PAMR(iterations=2).refine(image.bfloat16().float(), maps.bfloat16().float()))

@@ -1,0 +1,63 @@
+"""What sharpens score maps along the structure of an image, built by name from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from utils.build import build_part, import_target, suggest
+
+# Imported when used. A config may also name the import path of another class.
+REFINERS = {
+    "par": "models.refiners.pixel_adaptive.PAR",
+    "pamr": "models.refiners.pixel_adaptive.PAMR",
+    "dense_crf": "models.refiners.dense_crf.DenseCRF",
+}
+
+
+class Refiner(Protocol):
+    """Base of all refiners; ``refine`` is what a new one defines."""
+
+    def refine(self, image_rgb: Tensor, scores: Tensor) -> Tensor:
+        """Refined scores (B, M, H, W), without gradient.
+
+        Args:
+            image_rgb: (B, 3, H, W) in [0, 1].
+            scores: (B, M, h, w) in [0, 1].
+        """
+        raise NotImplementedError
+
+    def refine_all(self, image_rgb: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+        """``refine`` of several independent stacks of scores; a refiner may share work between them."""
+        return [self.refine(image_rgb, stack) for stack in scores]
+
+
+def refiner_class(name: str) -> Any:
+    """The class of a refiner's name or import path.
+
+    Raises:
+        ValueError, ImportError: there is none.
+    """
+    if name not in REFINERS and "." not in str(name):
+        raise ValueError(f"there is no refiner '{name}'{suggest(str(name), REFINERS)}")
+    return import_target(REFINERS.get(name, name))
+
+
+def create_refiner(name: str, key: str = "refiner", **options: Any) -> Refiner:
+    """A refiner by name; ``key`` is where its options are in a config, for messages.
+
+    Raises:
+        KeyError: an option that the refiner does not have.
+    """
+    return build_part(refiner_class(name), options, key=key)
+
+
+def refiner_options(config: str | Mapping[str, Any] | None, default: str) -> dict[str, Any]:
+    """Arguments of ``create_refiner`` from a name, or a mapping such as {name: dense_crf, preset: toco}.
+
+    Args:
+        default: the name where the config has none.
+    """
+    return {"name": config} if isinstance(config, str) else {"name": default, **(config or {})}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import multiprocessing.util
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from datasets.base import WeakSegDataset, collate
+from datasets.base import Batch, WeakSegDataset, collate
 from utils import distributed
 from utils.seed import sample_generator, sample_seed
 
@@ -28,14 +26,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         length: number of images.
-        batch_size: images per step over all processes and micro-batches.
+        batch_size: images per step over all processes and micro-batches, a multiple of their number.
         seed: of the order and of the samples' own seeds.
         start_step: first step to yield.
         accumulate: micro-batches per step and process; the iterator yields this many lists per step.
         rank, world_size: this process; None: as torch.distributed says.
-
-    Raises:
-        ValueError: the batch cannot be divided equally over processes and micro-batches.
     """
 
     def __init__(
@@ -50,17 +45,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
-        if length < 1 or batch_size < 1 or accumulate < 1:
-            raise ValueError(
-                f"length {length}, batch_size {batch_size} and accumulate {accumulate} must be at least 1"
-            )
-        if batch_size % (self.world_size * accumulate):
-            raise ValueError(
-                f"train.batch_size={batch_size} (images per step over all processes) cannot be divided "
-                "equally over "
-                f"{self.world_size} processes x {accumulate} micro-batches: choose a multiple of "
-                f"{self.world_size * accumulate}"
-            )
+        assert (
+            length > 0 and batch_size % (self.world_size * accumulate) == 0
+        )  # `check_batch` of engine/train.py
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
@@ -95,54 +82,78 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return index, sample_seed(self.seed, epoch, index)
 
 
-def train_loader(
+def train_batches(
     dataset: Dataset[Any], sampler: StepSampler, num_workers: int, pin_memory: bool
-) -> DataLoader[dict[str, Tensor]]:
-    """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers."""
-    return DataLoader(
+) -> Iterator[Batch]:
+    """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers.
+
+    A stop signal reaches the workers too (Ctrl-C in a terminal, a cluster's end of the time). They ignore it,
+    because the step that the training finishes needs them. They end when this generator is closed.
+    """
+    loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=_set_up_training_worker,
         # The loader draws its workers' base seed; a generator of its own leaves the global one alone.
         generator=torch.Generator(),
     )
+    batches: Any = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if num_workers:
+            batches._shutdown_workers()  # torch has no public way; an exception keeps the iterator alive
 
 
-def eval_loader(
-    dataset: WeakSegDataset, num_workers: int, indices: Sequence[int]
-) -> DataLoader[dict[str, Tensor]]:
+def eval_loader(dataset: WeakSegDataset, num_workers: int, indices: Sequence[int]) -> DataLoader[Batch]:
     """The images of ``indices`` in that order, one per batch, at their own sizes."""
     return DataLoader(
         dataset,
         batch_size=1,
         sampler=list(indices),
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         worker_init_fn=_set_up_worker,
         generator=torch.Generator(),
     )
 
 
 def _set_up_worker(_worker: int) -> None:
-    # Several workers with a thread pool each would fight over the cores.
-    torch.set_num_threads(1)
-    # A terminal's Ctrl-C and a cluster's stop signal reach the workers too. The training process ends its
-    # step and saves; for that it needs them. They end with it, however it ends: `_end_workers`.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)  # several workers with a thread pool each would fight over the cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which ends its workers
 
 
-def _end_workers() -> None:
-    """When a process ends, also by an error: its workers do not hear the request to end; it would wait."""
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
-    if workers:  # torch takes a worker's end for a crash and would say so
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
+def _set_up_training_worker(worker: int) -> None:
+    _set_up_worker(worker)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-# Called before multiprocessing's own exit function, which was registered when it was imported.
-atexit.register(_end_workers)
+def _collate(samples: Sequence[Any]) -> Batch:
+    """A batch, in a worker already in shared memory.
+
+    Otherwise torch moves it there in a thread of the worker, whose error never reaches the main process: that
+    one would wait for the batch for ever.
+    """
+    batch = collate(samples)
+    if get_worker_info() is not None:
+        try:
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    value.share_memory_()
+        except RuntimeError as error:
+            raise ValueError(_no_shared_memory()) from error
+    return batch
+
+
+def _no_shared_memory() -> str:
+    try:
+        size = f"/dev/shm has {shutil.disk_usage('/dev/shm').total >> 20} MiB"
+    except OSError:
+        size = "there is none left"
+    return (
+        f"the loader's workers need more shared memory ({size}): start the container with --shm-size=8g, "
+        "or load in the main process with data.num_workers=0 (--num_workers 0)"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,27 +12,28 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.base import Split, WeakSegDataset
+from datasets.base import Batch, Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
-from datasets.loader import StepSampler, train_loader
+from datasets.loader import StepSampler, train_batches
+from engine.checkpoint import BEST, LAST, Checkpoint
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
 from engine.evaluator import provenance, score_record, score_table, validate
-from engine.optim import build_optimizer
+from engine.optim import build_optimizer, poly_warmup_factor
+from engine.run_folder import find_start, foreign_start, run_folder
 from engine.scores.confusion import ConfusionMatrix
 from engine.scores.records import write_scores
-from engine.trainer import Trainer, TrainOptions
+from engine.trainer import Trainer
 from methods.base import LearnsFromLabels, Method, Predicts
 from models.refiners.dense_crf import DenseCRF
 from utils.build import build, suggest
-from utils.distributed import barrier, init_process_group, is_main, rank, world_size
-from utils.files import alone_in, differences
+from utils.distributed import init_process_group, is_main, rank, world_size
+from utils.files import alone_in
 from utils.image import IGNORE_INDEX
 from utils.logging import LOGGER, setup_logging
 from utils.seed import seed_everything, seed_process
-from utils.weights import load_checkpoint
 
-# Keys that may differ between a run and its continuation: they change where and how it computes, not what.
+# Of a stage that trains; goes when the pipeline asks engine/config/schema.py.
 FREE_TO_CHANGE = (
     "device",
     "run_name",
@@ -59,8 +60,8 @@ def run(cfg: DictConfig, config_checked: bool = False) -> Path:
         config_checked: the caller knows that a run in this folder was made with this config.
 
     Raises:
-        ValueError: if the run folder holds a run of another config; nothing is overwritten.
-        FloatingPointError: if a loss stops being finite; names it and the step.
+        ValueError: the run folder holds a run of another config; nothing is overwritten.
+        FloatingPointError: a loss is not finite; names it and the step.
     """
     device = init_process_group(cfg.device)
     if cfg.train.threads:
@@ -68,75 +69,72 @@ def run(cfg: DictConfig, config_checked: bool = False) -> Path:
     train_split = load_split(cfg.data, cfg.data.train_set)
     check_training(cfg, train_split.num_classes)
     seed_everything(cfg.seed, cfg.train.deterministic)
-    work_dir, checkpoint = _run_folder(cfg, config_checked)
+    work_dir = run_folder(cfg)
     with alone_in(work_dir):
-        _train(cfg, train_split, device, work_dir, checkpoint)
+        _train(cfg, train_split, device, work_dir, find_start(cfg, work_dir, config_checked))
     return work_dir
 
 
 def _train(
-    cfg: DictConfig, train_split: Split, device: torch.device, work_dir: Path, checkpoint: Path | None
+    cfg: DictConfig, train_split: Split, device: torch.device, work_dir: Path, start: Checkpoint | None
 ) -> None:
     setup_logging(work_dir)
     if is_main():
         OmegaConf.save(cfg, work_dir / "config.yaml")
-
-    method = build_method(cfg, train_split.num_classes, pretrained=checkpoint is None).to(device)
+    method = build_method(cfg, train_split.num_classes, pretrained=start is None).to(device)
     # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
     is_scored = cfg.data.val_set and isinstance(method, Predicts)
     val_split = load_split(cfg.data, cfg.data.val_set) if is_scored else None
-    dataset = _training_set(cfg, train_split, method)
+    optim, foreign = cfg.optim, foreign_start(cfg)
     trainer = Trainer(
         method,
         build_optimizer(
             method.parameter_groups(),
-            name=cfg.optim.name,
-            lr=cfg.optim.lr,
-            weight_decay=cfg.optim.weight_decay,
-            betas=tuple(cfg.optim.betas),
-            eps=cfg.optim.eps,
-            momentum=cfg.optim.momentum,
+            name=optim.name,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            betas=tuple(optim.betas),
+            eps=optim.eps,
+            momentum=optim.momentum,
         ),
-        _batches(cfg, dataset, device),
-        TrainOptions(
-            steps=cfg.train.steps,
-            accumulate=cfg.train.accumulate,
-            precision=cfg.train.precision,
-            log_every=cfg.train.log_every,
-            eval_every=cfg.train.eval_every,
-            checkpoint_every=cfg.train.checkpoint_every,
-            keep_every=cfg.train.keep_every,
-            warmup_steps=cfg.optim.warmup_steps,
-            warmup_ratio=cfg.optim.warmup_ratio,
-            power=cfg.optim.power,
-            decay_steps=cfg.optim.decay_steps,
+        partial(
+            poly_warmup_factor,
+            steps=optim.decay_steps or cfg.train.steps,
+            warmup_steps=optim.warmup_steps,
+            warmup_ratio=optim.warmup_ratio,
+            power=optim.power,
         ),
+        _batches(cfg, _training_set(cfg, train_split, method), device),
+        cfg.train,
         work_dir,
         device,
         header={
             "config": to_plain(cfg),
             "class_names": list(train_split.class_names),
             "provenance": provenance(cfg, train_split) if is_main() else {},
-            "resumed_from": str(project_path(cfg.train.resume)) if _is_path(cfg.train.resume) else None,
+            "resumed_from": str(foreign) if foreign else None,
         },
         validate=_validation(cfg, method, val_split, device, work_dir) if val_split else None,
         select=cfg.eval.select,
     )
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
+    if start is not None:
+        trainer.restore(start)
     seed_process(cfg.seed, trainer.step, rank())
-    _log_start(cfg, method, train_split, val_split, device, work_dir, checkpoint, trainer.step)
+    _log_start(cfg, method, train_split, val_split, device, work_dir)
+    if start is not None:
+        LOGGER.info(f"resume   {start.path} at step {trainer.step}")
     trainer.fit()
+    best = trainer.progress.best
     LOGGER.info(
-        f"done: {work_dir / 'last.pth'}"
-        + (f", best {cfg.eval.select} {trainer.best:.2f} in best.pth" if trainer.best is not None else "")
+        f"done: {work_dir / LAST}"
+        + ("" if best is None else f", best {cfg.eval.select} {best:.2f} in {BEST}")
     )
 
 
 def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrained: bool = True) -> Method:
     """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows).
 
-    Options of the backbone that are null are left out: a config takes back so what its base says.
+    Options of the backbone that are null are left out, so that a config can undo what its base sets.
     """
     spec = to_plain(OmegaConf.create(cfg["method"]))
     backbone = spec.get("backbone")
@@ -161,12 +159,11 @@ def check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
 
 
 def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> None:
-    """What can be told of a training before its folder is made, and before the first stage of a pipeline.
+    """Find mistakes before the folder of a training is made, and before the first stage of a pipeline.
 
     Raises:
         KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
-            parts do not have, a crop that the method cannot take, no loss to train with, a CRF that no
-            inference could run.
+            parts do not have, a crop that the method cannot take, no loss to train with, an unknown CRF.
     """
     check_batch(cfg)
     if cfg["infer"]["crf"] not in (None, "none"):
@@ -174,10 +171,10 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
     try:
         with torch.device("meta"):  # no memory; weights are read when the training begins
             method = build_method(cfg, num_classes, pretrained=False)
-    except (KeyError, ValueError, ImportError):
-        raise
-    except Exception:  # its constructor computes, which needs memory: the training itself will tell
-        return
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        return  # its constructor reads values of tensors, which the meta device does not have
     if not method.loss_weights:
         raise ValueError("method.loss_weights is empty, so that nothing would be trained")
     name, label_dir = type(method).__name__, cfg["data"]["label_dir"]
@@ -210,51 +207,6 @@ def check_masks(dataset: WeakSegDataset) -> None:
         )
 
 
-def _is_path(resume: str) -> bool:
-    return str(resume) not in ("auto", "never")
-
-
-def _run_folder(cfg: DictConfig, config_checked: bool) -> tuple[Path, Path | None]:
-    """The folder of the run and the checkpoint to go on from, by ``train.resume``."""
-    work_dir, resume = project_path(cfg.work_dir), str(cfg.train.resume)
-    last = work_dir / "last.pth"
-    if resume == "never":
-        if (work_dir / "run.log").exists():
-            # Every process looks before any of them writes, so that all choose the same folder.
-            free = next(n for n in range(2, 10**6) if not Path(f"{work_dir}_{n}").exists())
-            work_dir = Path(f"{work_dir}_{free}")
-        barrier()
-        work_dir.mkdir(parents=True, exist_ok=True)
-        return work_dir, None
-    work_dir.mkdir(parents=True, exist_ok=True)
-    if resume != "auto":
-        start = project_path(resume)
-        if last.is_file() and last != start:
-            # A killed run that began from PATH goes on from its own progress; any other run is left alone.
-            if load_checkpoint(last).get("resumed_from") != str(start):
-                raise ValueError(
-                    f"{work_dir} holds a run that did not begin from {start}; choose another run_name="
-                )
-            return work_dir, last
-        return work_dir, start
-    if not last.is_file():
-        return work_dir, None
-    if config_checked:
-        return work_dir, last
-    changed = [
-        line
-        for line in differences(load_checkpoint(last)["config"], to_plain(cfg))
-        if not line.startswith(FREE_TO_CHANGE)
-    ]
-    if changed:
-        shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
-        raise ValueError(
-            f"{work_dir} holds a run of another config ({shown}); choose another run_name=, or "
-            f"train.resume=never for a fresh folder, or train.resume={last} to go on all the same"
-        )
-    return work_dir, last
-
-
 def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDataset | ContextDecoupledDataset:
     """Images with the method's transform and, where the config says so, labels and pasted objects."""
     data = cfg.data
@@ -275,16 +227,16 @@ def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDatas
 
 def _batches(
     cfg: DictConfig, dataset: WeakSegDataset | ContextDecoupledDataset, device: torch.device
-) -> Callable[[int], Iterator[dict[str, Any]]]:
+) -> Callable[[int], Generator[Batch, None, None]]:
     batch_size = cfg.train.batch_size
     if isinstance(dataset, ContextDecoupledDataset):
         batch_size //= 2
 
-    def from_step(step: int) -> Iterator[dict[str, Any]]:
+    def from_step(step: int) -> Generator[Batch, None, None]:
         sampler = StepSampler(
             len(dataset), batch_size, cfg.seed, start_step=step, accumulate=cfg.train.accumulate
         )
-        return iter(train_loader(dataset, sampler, cfg.data.num_workers, pin_memory=device.type == "cuda"))
+        return train_batches(dataset, sampler, cfg.data.num_workers, pin_memory=device.type == "cuda")
 
     return from_step
 
@@ -345,8 +297,6 @@ def _log_start(
     val_split: Split | None,
     device: torch.device,
     work_dir: Path,
-    checkpoint: Path | None,
-    step: int,
 ) -> None:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -382,8 +332,6 @@ def _log_start(
         )
     if unreached := _unreached(method, cfg.train.steps, cfg.optim.warmup_steps):
         LOGGER.info(f"note     train.steps={cfg.train.steps} ends before {unreached}")
-    if checkpoint is not None:
-        LOGGER.info(f"resume   {checkpoint} at step {step}")
 
 
 def _unreached(method: Method, steps: int, warmup_steps: int) -> str:

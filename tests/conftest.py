@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.recorded import GOLDEN, GoldenCase, files_of
-from utils.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TAG2MASK_SHARED", ROOT.parent / "shared")) / "data"
@@ -26,7 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "recorded(*names): runs once for each of these files of --golden-dir")
-    keep_freed_memory()  # as every entry point does
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import Literal
-
-from utils.memory import keep_freed_memory
 
 USER_ERRORS = (
     ValueError,
@@ -26,7 +25,7 @@ def run_main(main: Callable[[], object]) -> None:
     """Call ``main`` and exit; bad input prints its message alone (``TRACEBACK=1`` shows where it was
     raised).
     """
-    keep_freed_memory()
+    accept_any_text()
     try:
         main()
     except USER_ERRORS as error:
@@ -46,6 +45,13 @@ def run_main(main: Callable[[], object]) -> None:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; without this Python complains while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def accept_any_text() -> None:
+    """Let a terminal that cannot show a letter (ASCII locale) show its code instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def message_of(error: BaseException) -> str:

@@ -44,18 +44,18 @@ def default_device(device: str) -> str:
     Raises:
         ValueError: for a GPU where there is none, or a name that is no device.
     """
-    available = torch.cuda.device_count()
+    found = torch.cuda.device_count()
     if device == "auto":
-        return "cuda" if available else "cpu"
+        device = "cuda" if found else "cpu"
     try:
         named = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device '{device}' is not auto, cpu, cuda or cuda:<index>") from error
-    if named.type == "cuda" and not available:
-        wanted = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (named.index or 0) + 1)
+    needed = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (named.index or 0) + 1)
+    if named.type == "cuda" and needed > found:
         raise ValueError(
-            f"{wanted} GPU(s) asked for on this machine, 0 found; check CUDA_VISIBLE_DEVICES "
-            "(DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
+            f"{needed} GPU(s) asked for on this machine, {found} found; start fewer processes, check "
+            "CUDA_VISIBLE_DEVICES (DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
         )
     return device
 
@@ -67,25 +67,21 @@ def init_process_group(device: str) -> torch.device:
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
 
     Raises:
-        ValueError: if a GPU is asked for that this machine does not have.
+        ValueError: this machine lacks the GPU, or WORLD_SIZE is set without what belongs to it.
     """
-    available = torch.cuda.device_count()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     chosen = torch.device(default_device(device))
     if chosen.type == "cuda":
-        if chosen.index is not None and local_world > 1:
-            raise ValueError(f"device={device} puts {local_world} processes on one GPU; use device=cuda")
-        index = local_rank if chosen.index is None else chosen.index
-        if max(local_world, index + 1) > available:
-            wanted = max(local_world, index + 1)
-            raise ValueError(
-                f"{wanted} GPU(s) asked for on this machine, {available} found; start fewer processes, check "
-                "CUDA_VISIBLE_DEVICES (DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
-            )
-        chosen = torch.device("cuda", index)
+        if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"device={device} is one GPU for several processes; use device=cuda")
+        if chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
+        if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise ValueError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set without {', '.join(missing)}: "
+                "unset WORLD_SIZE for one process, or start several with run_train.sh"
+            )
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen
 

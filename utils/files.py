@@ -14,12 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils.distributed import is_main
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from utils.distributed import is_main
 
 SETTINGS = "settings.json"
 FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
@@ -50,32 +47,36 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, wait: float = 10.0) -> Iterator[None]:
     """Keep other runs out of a folder that this one writes to; the main process does it for all.
 
-    The lock ends with the process, however that ends.
+    The lock ends with the process and its children, however they end.
+
+    Args:
+        wait: seconds; loader workers of a killed run end within five.
 
     Raises:
         ValueError: another process holds the folder.
     """
-    if fcntl is None or not is_main():
+    if not is_main():
         yield
         return
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is in use by {file.read() or 'another process'}: wait until it ends, stop it, or "
-                "choose another run_name="
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+    holder = folder / ".lock.holder"
+    try:
+        with FileLock(folder / ".lock", timeout=wait):
+            write_atomic(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+    except Timeout as error:
+        by = holder.read_text() if holder.is_file() else "another process"
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        slurm = (
+            f"; Slurm started this command SLURM_NTASKS={tasks} times: use one for each node (run_train.sh "
+            "starts its processes)"
+        )
+        raise ValueError(
+            f"{folder} is in use by {by}: wait until it ends, stop it, or choose another run_name="
+            + (slurm if tasks != "1" else "")
+        ) from error
 
 
 def require_files(paths: Iterable[Path], what: str, advice: str) -> None:

@@ -6,12 +6,14 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from utils.cli import accept_any_text
 from utils.distributed import is_main
 from utils.files import leaves, write_atomic
 
@@ -26,16 +28,31 @@ class _TqdmHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _Lines(tqdm):
+    """For files (nohup, Slurm): a line every half minute instead of a bar."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write a line if it is time for one; tqdm also asks after every line of the log."""
+        if msg is None and time.time() - self.last_print_t >= self.mininterval:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+
+    def clear(self, *_: Any, **__: Any) -> None:
+        """There is no bar that a line of the log could hit."""
+
+
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
-    """A tqdm bar that, where it is written to a file (nohup, Slurm), appears every half minute only."""
-    pace = {} if sys.stderr.isatty() else {"mininterval": 30.0, "maxinterval": 60.0}
-    return tqdm(*arguments, **{"dynamic_ncols": True, **pace, **options})
+    """A tqdm bar in a terminal; elsewhere plain lines, and none for what ends within half a minute."""
+    if sys.stderr.isatty():
+        return tqdm(*arguments, **{"dynamic_ncols": True, **options})
+    pace = {"mininterval": 30.0, "maxinterval": 60.0, "delay": 30.0}
+    shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} {unit}  {rate_fmt}  eta {remaining}"}
+    return _Lines(*arguments, **{**pace, **shape, **options, "leave": False})
 
 
 def setup_logging(work_dir: Path | None = None) -> logging.Logger:
-    """Send log lines to the terminal and, if ``work_dir`` is given, to ``work_dir/run.log``; main process
-    only.
-    """
+    """Send log lines to the terminal and to ``work_dir/run.log``; main process only."""
+    accept_any_text()
     LOGGER.handlers.clear()
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)
@@ -44,28 +61,26 @@ def setup_logging(work_dir: Path | None = None) -> logging.Logger:
     LOGGER.addHandler(terminal)
     if work_dir is not None and is_main():
         work_dir.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(work_dir / "run.log")
+        file = logging.FileHandler(work_dir / "run.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         LOGGER.addHandler(file)
     return LOGGER
 
 
 class MetricsWriter:
-    """Appends numbers to ``metrics.jsonl`` and to TensorBoard; does nothing on other processes than the main
-    one.
-    """
+    """Appends numbers to ``metrics.jsonl`` and to TensorBoard; the main process does it for all."""
 
     def __init__(self, work_dir: Path, start_step: int = 0) -> None:
         self._file = None
         self._tensorboard = None
         if not is_main():
             return
-        # Numbers of steps that a killed run did after its last checkpoint come again: drop the old ones.
+        # Steps that a killed run did after its last checkpoint come again: drop their old numbers.
         path = work_dir / "metrics.jsonl"
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            kept = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= start_step]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

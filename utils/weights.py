@@ -26,8 +26,12 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` so that the file at ``path`` is complete at every moment, whenever the process dies."""
+def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = None) -> None:
+    """Write ``state`` so that the file at ``path`` is complete at every moment, whenever the process dies.
+
+    Args:
+        keep: the new name of the file that was there. For a moment there is nothing at ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
@@ -38,6 +42,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,8 +81,8 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
             f"code); save its state dict alone with torch.save and use that file. {_unsupported(error)}"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError) as error:
-        is_told = isinstance(error, RuntimeError) and str(error)  # the others say nothing to a user
-        reason = str(error).splitlines()[0] if is_told else "it is empty, cut off, or something else"
+        explains = isinstance(error, RuntimeError) and str(error)  # the others say nothing to a user
+        reason = str(error).splitlines()[0] if explains else "it is empty, cut off, or something else"
         raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a mapping of names to weights")

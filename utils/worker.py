@@ -8,8 +8,6 @@ import threading
 
 import torch
 
-from utils.memory import keep_freed_memory
-
 
 def core_count() -> int:
     """Number of CPU cores that this process may use."""
@@ -25,7 +23,6 @@ def start_worker() -> None:
     A killed parent cannot stop its workers, which would wait for calls for ever.
     """
     torch.set_num_threads(1)
-    keep_freed_memory()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -1,3 +1,6 @@
+"""Which samples make which step, whatever loads them."""
+
+import multiprocessing
 from itertools import islice
 
 import numpy as np
@@ -6,7 +9,7 @@ import torch
 from PIL import Image
 
 from datasets.base import Record, Split, WeakSegDataset
-from datasets.loader import StepSampler, eval_loader, train_loader
+from datasets.loader import StepSampler, eval_loader, train_batches
 from datasets.transforms import PlainView, WeakStrongViews
 
 
@@ -74,22 +77,11 @@ def test_seeds_differ_between_samples_epochs_and_runs():
     assert len(set(seeds)) == 80 and min(seeds) >= 0 and max(seeds) < 2**63
 
 
-def test_a_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(
-        ValueError, match=r"train\.batch_size=6 .* 2 processes x 2 micro-batches: choose a multiple of 4"
-    ):
-        StepSampler(10, 6, 0, accumulate=2, rank=0, world_size=2)
-    with pytest.raises(ValueError, match="at least 1"):
-        StepSampler(0, 1, 0, rank=0, world_size=1)
-
-
 @pytest.mark.parametrize("transform", [PlainView(16), WeakStrongViews(16)])
 def test_batches_do_not_depend_on_workers(split, transform):
     def batches(num_workers):
-        loader = train_loader(
-            WeakSegDataset(split, transform), StepSampler(7, 3, 5), num_workers, pin_memory=False
-        )
-        return list(islice(loader, 4))
+        data = WeakSegDataset(split, transform)
+        return list(islice(train_batches(data, StepSampler(7, 3, 5), num_workers, pin_memory=False), 4))
 
     plain = batches(0)
     assert plain[0]["image"].shape == (3, 3, 16, 16) and plain[0]["class_label"].shape == (3, 1)
@@ -100,18 +92,33 @@ def test_batches_do_not_depend_on_workers(split, transform):
             assert all(torch.equal(one[key], other[key]) for key in one if key != "name")
 
 
-def test_loading_leaves_the_global_generator_alone(split):
-    loader = train_loader(WeakSegDataset(split, PlainView(16)), StepSampler(7, 3, 5), 1, pin_memory=False)
+def test_loading_leaves_the_global_generator_and_no_process(split):
     state = torch.get_rng_state()
-    next(iter(loader))
+    data = WeakSegDataset(split, PlainView(16))
+    batches = train_batches(data, StepSampler(7, 3, 5), 1, pin_memory=False)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()  # as a stop signal to the whole group: the step that is trained needs it
+    next(batches)
+    batches.close()
     assert torch.equal(torch.get_rng_state(), state)
+    assert not multiprocessing.active_children()
 
 
 def test_skipped_images_are_counted_through_workers(split):
     split.records[2].image.write_bytes(b"")
     data = WeakSegDataset(split, PlainView(16), on_error="skip")
-    batches = list(islice(train_loader(data, StepSampler(7, 7, 0), 1, pin_memory=False), 2))
+    batches = list(islice(train_batches(data, StepSampler(7, 7, 0), 1, pin_memory=False), 2))
     assert all(batch["skipped"].item() >= 1 and 2 not in batch["index"] for batch in batches)
+
+
+def test_workers_without_shared_memory_are_an_error_instead_of_a_wait(split, monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(ValueError, match=r"--shm-size.*num_workers=0"):
+        next(iter(eval_loader(WeakSegDataset(split), 1, [0])))
 
 
 def test_evaluation_yields_one_image_at_its_size(split):

@@ -4,16 +4,22 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from engine.optim import build_optimizer
-from engine.trainer import Trainer, TrainOptions
+from engine.checkpoint import Checkpoint, last_good
+from engine.config.schema import Train
+from engine.optim import build_optimizer, poly_warmup_factor
+from engine.trainer import Trainer
 from methods.base import Method
 from utils.seed import sample_generator, sample_seed
 from utils.weights import load_checkpoint
+
+OPTIONS = Train(steps=8, precision="fp32", log_every=2, eval_every=100, checkpoint_every=3)
 
 
 class Toy(Method):
@@ -33,91 +39,118 @@ class Toy(Method):
         losses = {"fit": error.square().mean()}
         if "late" in self.loss_weights:
             losses["late"] = error.abs().mean() * batch.get("scale", 1.0)
-        return losses, {"level": error.detach().mean()}
+        return losses, {"level": error.detach().mean(), "broken": error.detach().mean() * math.nan}
 
 
 def batches(start, broken_at=None):
     for step in range(start, 10**6):
-        seed = sample_seed(0, 0, step)
         image = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
         scale = torch.tensor(float("nan") if step == broken_at else 1.0)
-        yield {"image": image, "sample_seed": torch.full((4,), seed), "scale": scale}
+        yield {"image": image, "sample_seed": torch.full((4,), sample_seed(0, 0, step)), "scale": scale}
 
 
-OPTIONS = TrainOptions(
-    steps=8,
-    accumulate=1,
-    precision="fp32",
-    log_every=3,
-    eval_every=100,
-    checkpoint_every=4,
-    keep_every=None,
-    warmup_steps=2,
-    warmup_ratio=1e-6,
-    power=0.9,
-)
+def interrupted(start, at, by):
+    """Batches of which the one of step ``at`` calls ``by`` first."""
+    for step, batch in enumerate(batches(start), start):
+        if step == at:
+            by()
+        yield batch
 
 
-def trainer(work_dir, source=batches, validate=None, options=OPTIONS, **method_options):
+def trainer(work_dir, source=batches, validate=None, options=OPTIONS, header=None, **method_options):
     torch.manual_seed(0)
     method = Toy(**method_options)
-    optimizer = build_optimizer(
-        method.parameter_groups(), lr=0.05, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8
-    )
     work_dir.mkdir(parents=True, exist_ok=True)
     return Trainer(
-        method, optimizer, source, options, work_dir, torch.device("cpu"), {"config": {}}, validate
+        method,
+        build_optimizer(method.parameter_groups(), lr=0.05, weight_decay=0.01),
+        partial(poly_warmup_factor, steps=8, warmup_steps=2, warmup_ratio=1e-6, power=0.9),
+        source,
+        options,
+        work_dir,
+        torch.device("cpu"),
+        {"config": {}} if header is None else header,
+        validate,
     )
 
 
-def recorded_losses(folder):
+def resume(folder, **options):
+    run = trainer(folder, **options)
+    run.restore(last_good(folder))
+    return run
+
+
+def records(folder):
+    """Without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], round(line["loss"]["fit"], 6)) for line in lines]
+    return [{key: value for key, value in line.items() if key != "seconds_per_step"} for line in lines]
 
 
-def test_four_steps_and_a_resume_equal_eight_steps(tmp_path):
-    whole = trainer(tmp_path / "whole")
-    whole.fit()
+def assert_same(folder, whole):
+    (_, state), (_, expected) = last_good(folder), last_good(whole)
+    torch.testing.assert_close(state["model"], expected["model"], rtol=0, atol=0)
+    torch.testing.assert_close(state["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
+    assert records(folder) == records(whole)
 
-    class KilledError(Exception):
-        pass
 
-    def killed(start):
-        for step, batch in enumerate(batches(start), start):
-            if step == 6:
-                raise KilledError
-            yield batch
+@pytest.fixture
+def whole(tmp_path):
+    """Folder of a run that nothing interrupted."""
+    trainer(tmp_path / "whole").fit()
+    return tmp_path / "whole"
 
-    first = trainer(tmp_path / "parts", killed)
-    with pytest.raises(KilledError):
-        first.fit()
-    second = trainer(tmp_path / "parts")
-    second.restore(tmp_path / "parts" / "last.pth")
-    assert second.step == 4
-    second.fit()
-    for key, value in whole.method.state_dict().items():
-        torch.testing.assert_close(second.method.state_dict()[key], value, rtol=0, atol=0)
-    # The steps that the killed run did after its checkpoint are not in the record twice, and windows are
-    # whole.
-    assert recorded_losses(tmp_path / "parts") == recorded_losses(tmp_path / "whole")
-    lines = [
-        json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert lines == [3, 6, 8]
+
+def killed():
+    raise InterruptedError
+
+
+@pytest.mark.parametrize(("at", "step"), [(4, 3), (7, 6)])
+def test_steps_and_a_resume_equal_an_uninterrupted_run(tmp_path, whole, at, step):
+    """Checkpoints between two log lines too; the record holds no step twice."""
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "parts", partial(interrupted, at=at, by=killed)).fit()
+    run = resume(tmp_path / "parts")
+    assert run.step == step
+    run.fit()
+    assert [line["step"] for line in records(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert_same(tmp_path / "parts", whole)
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
+def test_damaged_checkpoint_costs_the_steps_after_the_one_before(tmp_path, whole, damage):
+    folder = tmp_path / "parts"
+    with pytest.raises(InterruptedError):
+        trainer(folder, partial(interrupted, at=7, by=killed)).fit()
+    last = folder / "last.pth"
+    content = bytearray(last.read_bytes())
+    if damage == "flipped":
+        weights = load_checkpoint(last)["model"]["linear.weight"].numpy().tobytes()
+        content[content.index(weights)] ^= 1
+    last.write_bytes(
+        b"" if damage == "empty" else content[: len(content) // 2] if damage == "torn" else content
+    )
+    if damage == "gone":  # killed between two renames
+        last.unlink()
+    run = resume(folder)
+    assert run.step == 3
+    run.fit()
+    assert_same(folder, whole)
+
+
+def test_no_good_checkpoint_is_an_error(tmp_path):
+    assert last_good(tmp_path) is None
+    for name in ("last.pth", "previous.pth"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match="resume=never"):
+        last_good(tmp_path)
 
 
 def test_loss_that_is_not_finite_names_itself_and_leaves_the_last_checkpoint(tmp_path):
-    run = trainer(
-        tmp_path,
-        lambda start: batches(start, broken_at=5),
-        loss_weights={"fit": 1.0, "late": [[0, 0.0], [5, 1.0]]},
-    )
-    with pytest.raises(
-        FloatingPointError,
-        match=r"step 5: fit [\d.]+, late nan \(weight changed at this step\); last good.*last.pth",
-    ):
+    weights = {"fit": 1.0, "late": [[0, 0.0], [5, 1.0]]}
+    run = trainer(tmp_path, partial(batches, broken_at=5), loss_weights=weights)
+    with pytest.raises(FloatingPointError, match=r"step 5: fit [\d.]+, late nan \(weight changed"):
         run.fit()
-    assert load_checkpoint(tmp_path / "last.pth")["step"] == 4
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 3
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -131,25 +164,31 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
 
 def test_termination_signal_finishes_the_step_and_saves(tmp_path):
-    def interrupted(start):
-        for step, batch in enumerate(batches(start), start):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
+    terminated = partial(interrupted, at=2, by=partial(os.kill, os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
-        trainer(tmp_path, interrupted).fit()
+        trainer(tmp_path, terminated).fit()
     assert stop.value.code == 128 + signal.SIGTERM
     assert load_checkpoint(tmp_path / "last.pth")["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_weight_zero_means_no_influence(tmp_path):
+def test_processes_whose_launcher_was_killed_save_and_stop(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAG2MASK_LAUNCHER", "1")
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        trainer(tmp_path).fit()
+    assert load_checkpoint(tmp_path / "last.pth")["step"] == 1
+
+
+def test_weight_zero_means_no_influence_and_does_not_look_trained(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("engine.trainer.LOGGER.info", lines.append)
     plain, with_late = (
         trainer(tmp_path / "a"),
         trainer(tmp_path / "b", loss_weights={"fit": 1.0, "late": 0.0}),
     )
     plain.fit(), with_late.fit()
     torch.testing.assert_close(plain.method.linear.weight, with_late.method.linear.weight, rtol=0, atol=0)
+    assert "late" not in lines[0] and "weight 0: late" in lines[-1]
 
 
 def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_path):
@@ -158,180 +197,136 @@ def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_pat
             for part in (slice(0, 2), slice(2, 4)):
                 yield {"image": batch["image"][part], "sample_seed": batch["sample_seed"][part]}
 
-    whole = trainer(tmp_path / "whole")
-    parts = trainer(tmp_path / "parts", halves, options=TrainOptions(**{**vars(OPTIONS), "accumulate": 2}))
+    whole, parts = (
+        trainer(tmp_path / "a"),
+        trainer(tmp_path / "b", halves, options=replace(OPTIONS, accumulate=2)),
+    )
     whole.fit(), parts.fit()
     torch.testing.assert_close(parts.method.linear.weight, whole.method.linear.weight, rtol=0, atol=1e-6)
 
 
 def test_best_checkpoint_is_the_best_scored_one(tmp_path):
     scores = iter([10.0, 30.0, 20.0, float("nan")])
-    run = trainer(
-        tmp_path,
-        validate=lambda method, step: {"seg": next(scores)},
-        options=TrainOptions(**{**vars(OPTIONS), "eval_every": 2}),
-    )
-    run.fit()
+    options = replace(OPTIONS, eval_every=2)
+    trainer(tmp_path, validate=lambda method, step: {"seg": next(scores)}, options=options).fit()
     best = load_checkpoint(tmp_path / "best.pth")
     assert best["step"] == 4 and best["scores"] == {"seg": 30.0}
-    assert load_checkpoint(tmp_path / "last.pth")["best"] == 30.0
-
-
-def test_a_batch_can_be_overfitted(tmp_path):
-    class Fixed(Toy):
-        def training_step(self, batch, step):
-            error = self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)
-            return {"fit": error.square().mean()}, {}
-
-    run = trainer(tmp_path, options=TrainOptions(**{**vars(OPTIONS), "steps": 1500}))
-    run.method.__class__ = Fixed
-    first = next(batches(0))
-    run.batches = lambda start: iter(lambda: first, None)
-    run.fit()
-    assert run.method.training_step(first, 0)[0]["fit"] < 1e-3
-
-
-def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="loss_weights.fitt belongs to no loss of Toy: did you mean 'fit'"):
-        trainer(tmp_path, loss_weights={"fitt": 1.0}).fit()
-    late = {"fit": 1.0, "fitt": [[0, 0.0], [5, 1.0]]}
-    with pytest.raises(ValueError, match="loss_weights.fitt belongs"):
-        trainer(tmp_path, loss_weights=late).fit()
-    assert not (tmp_path / "last.pth").exists()  # told at the first step
-    trainer(tmp_path, loss_weights={"fit": 1.0, "of_its_base": 0.0}).fit()
-
-
-def test_losses_that_are_no_numbers_or_have_no_weight_are_told(tmp_path, monkeypatch):
-    class Forgetful(Toy):
-        def training_step(self, batch, step):
-            losses, metrics = super().training_step(batch, step)
-            return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}, metrics
-
-    told = []
-    monkeypatch.setattr("engine.trainer.LOGGER.warning", told.append)
+    run = resume(tmp_path)
+    assert run.progress.best == 30.0
     run = trainer(tmp_path)
-    run.method.__class__ = Forgetful
-    run.fit()
-    assert len(told) == 1 and "loss new has no method.loss_weights.new" in told[0]
-    run = trainer(tmp_path / "other")
-    monkeypatch.setattr(Toy, "training_step", lambda self, batch, step: ({"fit": self.linear.weight}, {}))
-    with pytest.raises(ValueError, match=r"loss 'fit' of Toy is a tensor of shape \("):
-        run.fit()
+    run.progress.select = "cam"
+    run.restore(last_good(tmp_path))
+    assert run.progress.best is None  # it is of another score
 
 
-def test_metrics_are_logged_and_never_end_a_run(tmp_path):
-    class Watched(Toy):
-        def training_step(self, batch, step):
-            losses, _ = super().training_step(batch, step)
-            return losses, {
-                "broken": losses["fit"].detach() * math.nan,
-                "step": losses["fit"].new_tensor(step),
-            }
-
-    run = trainer(tmp_path)
-    run.method.__class__ = Watched
-    run.fit()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    metrics = [line["metrics"] for line in lines if "metrics" in line]
-    assert [set(m) for m in metrics] == [{"broken", "step"}] * len(metrics) and metrics
-    assert run.step == OPTIONS.steps and metrics[-1]["step"] <= run.step
-
-
-def test_checkpoint_without_optimizer_gives_its_weights(tmp_path):
-    source = trainer(tmp_path)
-    source.fit()
-    torch.save({"model": source.method.state_dict()}, tmp_path / "converted.pth")
-    run = trainer(tmp_path / "new")
-    run.method.linear.weight.data.zero_()
-    run.restore(tmp_path / "converted.pth")
-    assert run.step == 0
-    torch.testing.assert_close(run.method.linear.weight, source.method.linear.weight)
-
-
-def test_weights_of_something_else_are_refused(tmp_path):
-    own = trainer(tmp_path).method.state_dict()
-    for state, message in (
-        ({"proj.weight": torch.zeros(3)}, "no name is the same.*tools/convert_weights.py"),
-        ({**own, "linear.weight": torch.zeros(3, 3, 3)}, r"'linear.weight': \(3, 3, 3\), not"),
-    ):
-        torch.save({"model": state}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match=message):
-            trainer(tmp_path).restore(tmp_path / "other.pth")
-
-
-def test_a_whole_checkpoint_of_another_method_is_refused(tmp_path):
-    trainer(tmp_path).fit()
-    state = load_checkpoint(tmp_path / "last.pth")
-    state["model"]["queue"] = torch.zeros(3)
-    torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(
-        ValueError, match=r"another method: Toy has no place for 1 of its weights, first 'queue'"
-    ):
-        trainer(tmp_path).restore(tmp_path / "other.pth")
-
-
-def test_other_classes_do_not_go_on_and_other_images_are_told(tmp_path, monkeypatch):
-    def run(names, fingerprint):
-        made = trainer(tmp_path)
-        made.header = {"class_names": names, "provenance": {"data_fingerprint": fingerprint}}
-        return made
-
-    run(["background", "cat", "dog"], "a").fit()
-    with pytest.raises(ValueError, match="other classes .cat -> cow.: restore the tags .*convert_weights"):
-        run(["background", "cow", "dog"], "a").restore(tmp_path / "last.pth")
-    with pytest.raises(ValueError, match="other classes .3 with background, now 4."):
-        run(["background", "cat", "dog", "eel"], "a").restore(tmp_path / "last.pth")
-    told = []
-    monkeypatch.setattr("engine.trainer.LOGGER.warning", told.append)
-    run(["background", "cat", "dog"], "a").restore(tmp_path / "last.pth")
-    assert not told
-    run(["background", "cat", "dog"], "b").restore(tmp_path / "last.pth")
-    assert len(told) == 1 and "other images, tags or masks" in told[0] and "a -> b" in told[0]
-
-
-def test_processes_whose_launcher_was_killed_save_and_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.trainer.LAUNCHER", -1)
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-        trainer(tmp_path).fit()
-    assert load_checkpoint(tmp_path / "last.pth")["step"] == 1
-
-
-def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path):
-    trainer(tmp_path / "a").fit()
-    run = trainer(tmp_path / "b")
-    run.restore(tmp_path / "a/last.pth")
-    run.fit()
-    assert load_checkpoint(tmp_path / "b/last.pth")["step"] == 8
-
-
-def test_the_best_of_another_score_is_forgotten(tmp_path):
-    run = trainer(tmp_path, validate=lambda method, step: {"seg": 70.0, "cam": 50.0})
-    run.fit()
-    assert load_checkpoint(tmp_path / "last.pth")["best"] == 70.0
-    run = trainer(tmp_path)
-    run.select = "cam"
-    run.restore(tmp_path / "last.pth")
-    assert run.best is None
-
-
-@pytest.mark.parametrize("killed_at", [4, 8])
-def test_validation_that_was_killed_is_made_up_for(tmp_path, killed_at):
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+@pytest.mark.parametrize("at", [4, 8])
+def test_validation_that_did_not_end_is_made_up_for(tmp_path, at, end):
     """Its checkpoint is there already, at the last step too, where nothing else is left to do."""
-    options = TrainOptions(**{**vars(OPTIONS), "eval_every": 4, "checkpoint_every": 100})
+    options = replace(OPTIONS, eval_every=4, checkpoint_every=100)
     scores, scored = {4: 30.0, 8: 20.0}, []
 
     def validate(method, step):
         scored.append(step)
-        if step == killed_at and scored.count(step) == 1:
-            raise KeyboardInterrupt
+        if step == at and scored.count(step) == 1:
+            killed() if end == "killed" else os.kill(os.getpid(), signal.SIGTERM)
         return {"seg": scores[step]}
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((InterruptedError, SystemExit)):
         trainer(tmp_path, validate=validate, options=options).fit()
     for _ in range(2):  # what is scored is not scored again
-        run = trainer(tmp_path, validate=validate, options=options)
-        run.restore(tmp_path / "last.pth")
-        run.fit()
-    assert scored == sorted([4, 8, killed_at])
+        resume(tmp_path, validate=validate, options=options).fit()
+    assert scored == sorted([4, 8, at])
     assert load_checkpoint(tmp_path / "best.pth")["step"] == 4
     assert load_checkpoint(tmp_path / "last.pth")["best"] == 30.0
+
+
+def test_a_batch_can_be_overfitted(tmp_path, monkeypatch):
+    def fixed(self, batch, step):
+        return {
+            "fit": (self.linear(batch["image"]) - batch["image"].sum(1, keepdim=True)).square().mean()
+        }, {}
+
+    def same(start):
+        yield from [next(batches(0))] * 1500
+
+    monkeypatch.setattr(Toy, "training_step", fixed)
+    run = trainer(tmp_path, same, options=replace(OPTIONS, steps=1500, checkpoint_every=1000))
+    run.schedule = lambda step: 1.0
+    run.fit()
+    assert fixed(run.method, next(batches(0)), 0)[0]["fit"] < 1e-3
+
+
+def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
+    for weights in ({"fitt": 1.0}, {"fit": 1.0, "fitt": [[0, 0.0], [5, 1.0]]}):
+        with pytest.raises(ValueError, match="loss_weights.fitt"):
+            trainer(tmp_path, loss_weights=weights).fit()
+    assert not (tmp_path / "last.pth").exists()  # at the first step
+    trainer(tmp_path, loss_weights={"fit": 1.0, "of_its_base": 0.0}).fit()
+
+
+def test_losses_that_are_no_numbers_or_have_no_weight_are_named(tmp_path, monkeypatch):
+    warned, plain = [], Toy.training_step
+    monkeypatch.setattr("engine.trainer.LOGGER.warning", warned.append)
+
+    def forgetful(self, batch, step):
+        losses, metrics = plain(self, batch, step)
+        return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}, metrics
+
+    monkeypatch.setattr(Toy, "training_step", forgetful)
+    trainer(tmp_path).fit()
+    assert len(warned) == 1 and "loss_weights.new" in warned[0]
+    monkeypatch.setattr(Toy, "training_step", lambda self, batch, step: ({"fit": self.linear.weight}, {}))
+    with pytest.raises(ValueError, match="loss 'fit'"):
+        trainer(tmp_path / "other").fit()
+
+
+def test_metrics_are_logged_and_never_end_a_run(whole):
+    metrics = [line["metrics"] for line in records(whole)]
+    assert len(metrics) == 8 and all(m["broken"] is None and math.isfinite(m["level"]) for m in metrics)
+
+
+def test_checkpoint_without_optimizer_gives_its_weights(tmp_path, whole):
+    weights = load_checkpoint(whole / "last.pth")["model"]
+    run = trainer(tmp_path)
+    run.restore(Checkpoint(tmp_path / "converted.pth", {"model": weights}))
+    assert run.step == 0
+    torch.testing.assert_close(run.method.state_dict(), weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "class_names", "message"),
+    [
+        ({"linear.weight": torch.zeros(3, 3, 3)}, ["background", "cat"], "'linear.weight'"),
+        ({"queue": torch.zeros(3)}, ["background", "cat"], "another method"),
+        ({}, ["background", "cow"], "cow -> cat"),
+        ({}, ["background", "cat", "eel"], "now 2"),
+    ],
+)
+def test_checkpoints_of_something_else_are_refused(tmp_path, weights, class_names, message):
+    header = {"class_names": ["background", "cat"]}
+    trainer(tmp_path, header=header).fit()
+    path, state = last_good(tmp_path)
+    other = {**state, "model": {**state["model"], **weights}, "class_names": class_names}
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, header=header).restore(Checkpoint(path, other))
+    with pytest.raises(ValueError, match=r"convert_weights\.py"):
+        trainer(tmp_path).restore(Checkpoint(path, {"model": {"proj.weight": torch.zeros(3)}}))
+
+
+def test_other_images_are_named(tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr("engine.checkpoint.LOGGER.warning", warned.append)
+    old, new = ({"provenance": {"data_fingerprint": name}} for name in "ab")
+    trainer(tmp_path, header=old).fit()
+    resume(tmp_path, header=old)
+    assert not warned
+    resume(tmp_path, header=new)
+    assert len(warned) == 1 and "a -> b" in warned[0]
+
+
+def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path, whole):
+    run = trainer(tmp_path / "b")
+    run.restore(last_good(whole))
+    run.fit()
+    assert load_checkpoint(tmp_path / "b/last.pth")["step"] == 8

@@ -1,0 +1,171 @@
+"""The state of a training: written, found again after a crash, and restored."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+
+from methods.base import Method
+from utils.logging import LOGGER
+from utils.weights import load_checkpoint, save_checkpoint, unfit
+
+LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
+WEIGHTS_ALONE = (
+    "to begin with its weights alone: tools/convert_weights.py --model_path ... --out weights.safetensors, "
+    "train.resume=weights.safetensors"
+)
+
+
+@dataclass
+class Progress:
+    """How far a training is; part of its checkpoints."""
+
+    step: int = 0  # finished optimiser steps
+    scored: int = 0  # the last of them after which the validation was finished
+    scores: dict[str, float] = field(default_factory=dict)  # what that validation found, percent
+    best: float | None = None  # the best of the scores `select`, percent
+    select: str = "seg"
+    skipped: int = 0  # unreadable images that others replaced, over all processes
+    # Sums and counts since the last log line, by name.
+    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
+    metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read: its file and what the file holds."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def save_state(
+    path: Path,
+    method: Method,
+    optimizer: Optimizer,
+    progress: Progress,
+    header: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Write a checkpoint; ``last.pth`` becomes ``previous.pth`` first.
+
+    Raises:
+        FloatingPointError: a parameter is not finite; the files stay as they are.
+    """
+    broken = [name for name, p in method.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise FloatingPointError(
+            f"step {progress.step}: parameter '{broken[0]}' ({len(broken)} in all) is not finite; "
+            f"{path.name} is left as it was"
+        )
+    rng = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(device)
+    state = {
+        **header,
+        "model": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        **asdict(progress),
+        "rng": rng,
+    }
+    save_checkpoint(path, state, keep=path.with_name(PREVIOUS) if path.name == LAST else None)
+
+
+def last_good(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run folder, None if it has none.
+
+    Raises:
+        ValueError: there are checkpoints, and all of them are damaged.
+    """
+    errors = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = load_checkpoint(path)
+            # torch does not compare the checksums: flipped bits would be weights.
+            with zipfile.ZipFile(path) as file:
+                if file.testzip() is not None:
+                    raise ValueError(f"{path} is damaged: a checksum is wrong")
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+            continue
+        if errors:
+            LOGGER.warning(f"resume   {errors[0]}: {path} is used")
+        return Checkpoint(path, state)
+    if errors:
+        raise ValueError(f"{'; '.join(errors)}; train.resume=never begins in a fresh folder")
+    return None
+
+
+def restore_state(
+    checkpoint: Checkpoint,
+    method: Method,
+    optimizer: Optimizer,
+    header: Mapping[str, Any],
+    device: torch.device,
+    select: str,
+) -> Progress:
+    """Fill method, optimiser and random state; returns how far the run was.
+
+    A checkpoint without optimiser (a converted one) gives its weights alone: training begins at step 0.
+
+    Raises:
+        ValueError: it is of another method or of other classes.
+    """
+    path, state = checkpoint
+    is_whole = "optimizer" in state
+    if is_whole:
+        _check_data(checkpoint, header)
+    weights = state["model"] if is_whole else state.get("model", state)
+    own = method.state_dict()
+    known = {key: value for key, value in own.items() if key in weights}
+    reason = unfit(own if is_whole else known, weights) if known else "no name is the same"
+    if reason:
+        raise ValueError(
+            f"{path} holds no weights of this {type(method).__name__}: {reason}; a checkpoint of a published "
+            "program is converted by tools/convert_weights.py"
+        )
+    if not is_whole:
+        found = method.load_state_dict(weights, strict=False)
+        LOGGER.info(
+            f"weights  from {path}; the optimiser starts afresh at step 0; not in the file: "
+            f"{found.missing_keys or 'nothing'}; not used: {found.unexpected_keys or 'nothing'}"
+        )
+        return Progress(select=select)
+    if other := [key for key in weights if key not in own]:
+        raise ValueError(
+            f"{path} is of another method: {type(method).__name__} has no place for {len(other)} of its "
+            f"weights, first '{other[0]}'; {WEIGHTS_ALONE}"
+        )
+    method.load_state_dict(weights)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"]["cpu"])
+    if device.type == "cuda" and "cuda" in state["rng"]:
+        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
+    progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+    if progress.select != select:
+        progress.select, progress.best = select, None  # the best one is of another score
+    return progress
+
+
+def _check_data(checkpoint: Checkpoint, header: Mapping[str, Any]) -> None:
+    """Classes are told apart by their number alone: others would be trained on without a word."""
+    path, state = checkpoint
+    before, now = (list(h.get("class_names", ())) for h in (state, header))
+    if before != now:
+        changed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
+        if len(before) != len(now):
+            changed = f"{len(before)} with background, now {len(now)}"
+        raise ValueError(
+            f"{path} was trained on other classes ({changed}): restore the tags or class names, or begin a "
+            f"run of another name; {WEIGHTS_ALONE}"
+        )
+    old, new = (h.get("provenance", {}).get("data_fingerprint") for h in (state, header))
+    if new and old != new:
+        LOGGER.warning(f"data     other images, tags or masks than in {path} (fingerprint {old} -> {new})")

@@ -11,7 +11,7 @@ directions and N sources of pixel pairs (ops/pairs.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,11 @@ from models.backbones import create_backbone
 from models.refiners.random_walk import random_walk
 from ops.cam import background_score
 from ops.labels import merge_readings
-from ops.pairs import PixelPairs, fitting_radius
+from ops.pairs import PixelPairs, fitting_radius, seam_radius
 from utils.image import normalize
 from utils.precision import full_precision
+
+RADIUS_RULES = {"psa": fitting_radius, "seam": seam_radius}
 
 
 class AffinityNet(Method):
@@ -38,11 +40,12 @@ class AffinityNet(Method):
     It is trained on score files (``data.label_dir``) and not scored by itself, so ``data.val_set`` is null.
 
     Args:
-        backbone: arguments of ``create_backbone``; any with ``dims``, published is ``resnet38d``. Its last
-            maps are read, as many as there are ``branch_dims``.
+        backbone: arguments of ``create_backbone``; any with maps, published is ``resnet38d``. Its last maps
+            are used, as many as there are ``branch_dims``.
         loss_weights: of ``bg_pos, fg_pos, neg``; 1/4, 1/4, 1/2 by default.
         branch_dims: channels that each map is reduced to, from shallow to deep.
-        radius: of the pixel pairs, in positions of the grid; smaller on images that hold less than two of it.
+        radius: of the pixel pairs, in positions of the grid.
+        small_grids: ``psa`` keeps the radius wherever it fits; ``seam`` shrinks it to less than half a side.
         stride: pixels per position of the grid. Maps of other strides are resized to it.
         alpha: exponent of the background score of walked CAMs; 16 in PSA, 6 in SEAM.
         beta: exponent of the affinities in the random walk.
@@ -59,39 +62,38 @@ class AffinityNet(Method):
         loss_weights: Mapping[str, Any] | None = None,
         branch_dims: Sequence[int] = (64, 128, 256),
         radius: int = 5,
+        small_grids: Literal["psa", "seam"] = "psa",
         stride: int = 8,
         alpha: float = 16.0,
         beta: float = 8.0,
         exp_times: int = 8,
     ) -> None:
         super().__init__(num_classes, loss_weights or {"bg_pos": 0.25, "fg_pos": 0.25, "neg": 0.5})
-        self.radius = radius
-        self.stride = stride
-        self.alpha = alpha
-        self.beta = beta
-        self.exp_times = exp_times
+        if small_grids not in RADIUS_RULES:
+            raise ValueError(f"small_grids is {' or '.join(RADIUS_RULES)}, not '{small_grids}'")
+        self.radius, self.small_grids, self.stride = radius, small_grids, stride
+        self.alpha, self.beta, self.exp_times = alpha, beta, exp_times
         self.backbone = create_backbone(**backbone)
         dims = self.backbone.dims[-len(branch_dims) :]
+        widths = branch_dims[-len(dims) :]
         self.branches = nn.ModuleList(
-            nn.Conv2d(dim, branch_dim, 1, bias=False)
-            for dim, branch_dim in zip(dims, branch_dims[-len(dims) :], strict=True)
+            nn.Conv2d(dim, w, 1, bias=False) for dim, w in zip(dims, widths, strict=True)
         )
-        width = sum(branch.out_channels for branch in self.branches)
-        self.embed = nn.Conv2d(width, width, 1, bias=False)
+        self.embed = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
         for branch in self.branches:
             nn.init.kaiming_normal_(branch.weight)
         nn.init.xavier_uniform_(self.embed.weight, gain=4)
 
     def features(self, image: Tensor) -> Tensor:
         """(B, D, h, w) of normalised images (B, 3, H, W); h, w are H, W over the stride, rounded up."""
-        grid = image[:, :1, :: self.stride, :: self.stride]
+        grid = image[:, 0, :: self.stride, :: self.stride]
         maps = self.backbone(image)[-len(self.branches) :]
         parts = [resize_like(F.elu(branch(m)), grid) for branch, m in zip(self.branches, maps, strict=True)]
         return F.elu(self.embed(torch.cat(parts, 1)))
 
     def pairs(self, size: Sequence[int]) -> PixelPairs:
         """The pixel pairs of an (h, w) grid."""
-        return PixelPairs(fitting_radius(self.radius, (size[0], size[1])))
+        return PixelPairs(RADIUS_RULES[self.small_grids](self.radius, (size[0], size[1])))
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         features = self.features(batch["image"])  # (B, D, h, w)
@@ -113,13 +115,11 @@ class AffinityNet(Method):
         height, width = image.shape[-2:]
         # Padding is neither background nor object: it dilutes the scores along two borders.
         padding = (0, -width % self.stride, 0, -height % self.stride)
-        image, scores = F.pad(image, padding), F.pad(scores, padding)
-        features = self.features(image)
+        features = self.features(F.pad(image, padding))
         pairs = self.pairs(features.shape[-2:])
         affinity = pair_affinity(features, pairs)[0]
-        return random_walk(
-            F.avg_pool2d(scores, self.stride), affinity, pairs, self.beta, steps=2**self.exp_times
-        )
+        scores = F.avg_pool2d(F.pad(scores, padding), self.stride)
+        return random_walk(scores, affinity, pairs, self.beta, steps=2**self.exp_times)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return groups_by_origin(self)
@@ -130,54 +130,43 @@ class AffinityNet(Method):
 
 
 def pair_affinity(features: Tensor, pairs: PixelPairs) -> Tensor:
-    """(B, R, N) in (0, 1]: exp of minus the mean absolute difference of features (PSA equation 3).
+    """(B, R, N) in (0, 1] of features (B, D, h, w): exp of minus their mean absolute difference (PSA eq. 3)."""
 
-    Args:
-        features: (B, D, h, w).
-    """
+    def distance(destination: Tensor, source: Tensor) -> Tensor:
+        return (destination - source).abs().mean(1, keepdim=True).flatten(2)
+
     with full_precision(features):
         features = features.float()
-
-        # One direction at a time, computed again in the backward pass: all differences of a published batch
-        # at once take more than a gigabyte.
-        def distance(destination: Tensor, source: Tensor) -> Tensor:
-            return (destination - source).abs().mean(1, keepdim=True).flatten(2)
-
         source = pairs.view(features, (0, 0))
-        distances = [
-            checkpoint(
-                distance,
-                pairs.view(features, (dy, dx)),
-                source,
-                use_reentrant=False,
-                preserve_rng_state=False,
+        distances = [source.new_zeros(len(source), 0, source[0, 0].numel())]  # a single position has no pair
+        for dy, dx in pairs.directions.tolist():
+            # One direction at a time, computed again in the backward pass: all differences of a published
+            # batch at once take more than a gigabyte.
+            view = pairs.view(features, (dy, dx))
+            distances.append(
+                checkpoint(distance, view, source, use_reentrant=False, preserve_rng_state=False)
             )
-            for dy, dx in pairs.directions.tolist()
-        ]
-        none = source.new_zeros(len(source), 0, source[0, 0].numel())  # an image of one position has no pair
-        return torch.exp(-torch.cat([none, *distances], 1))
+        return torch.exp(-torch.cat(distances, 1))
 
 
 class AffinityView:
     """A randomly cropped and mirrored image with changed colours, and its labels at the stride of the grid.
 
-    The image is not rescaled, and its padding is black before the normalisation, as published.
+    The image is not rescaled, and its padding is black before the normalisation, as published. A sample needs
+    ``label_scores``, the arrays of a file of ``utils.cam_files.save_scores``. It gets
+
+    * ``image`` (3, S, S) normalised, and ``valid_box`` (4,) int64 y0, y1, x0, x1;
+    * ``pseudo_label`` (S / stride, S / stride) int64: 0 background, p the p-th present class, 255 ignored.
 
     Args:
         crop_size: S in pixels, a multiple of the stride.
         stride: of the grid.
-
-    A sample needs ``label_scores``, the arrays of a file of ``utils.cam_files.save_scores``. It gets
-
-    * ``image`` (3, S, S) normalised, and ``valid_box`` (4,) int64 y0, y1, x0, x1;
-    * ``pseudo_label`` (S / stride, S / stride) int64: 0 background, p the p-th present class, 255 ignored.
     """
 
     def __init__(self, crop_size: int, stride: int) -> None:
         if crop_size < 1 or crop_size % stride:
             raise ValueError(f"crop_size={crop_size} is not a positive multiple of the stride {stride}")
-        self.crop_size = crop_size
-        self.stride = stride
+        self.crop_size, self.stride = crop_size, stride
         self.jitter = colour_jitter()
 
     def __call__(self, sample: Sample) -> Sample:
@@ -191,12 +180,13 @@ class AffinityView:
         scores = torch.as_tensor(arrays["scores"]).float()
         image = self.jitter(sample["image"])
         image_rgb = image if isinstance(image, Tensor) else VF.pil_to_tensor(image)
-        if image_rgb.shape[-2:] != scores.shape[-2:]:
+        size = image_rgb.shape[-2], image_rgb.shape[-1]
+        if size != tuple(scores.shape[-2:]):
             raise ValueError(
                 f"the label scores of image '{sample['name']}' are {tuple(scores.shape[-2:])}, but the image "
-                f"is {tuple(image_rgb.shape[-2:])} (rows, columns): were they made from other images?"
+                f"is {size} (rows, columns): were they made from other images?"
             )
-        box = crop_box((image_rgb.shape[-2], image_rgb.shape[-1]), self.crop_size)
+        box = crop_box(size, self.crop_size)
         image_rgb, scores = (crop(x, self.crop_size, box, fill=0) for x in (image_rgb, scores))
         valid_box = box.valid_box
         if random_draw(2):

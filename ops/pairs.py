@@ -38,9 +38,13 @@ def path_points(dy: int, dx: int) -> list[tuple[int, int]]:
 
 
 def fitting_radius(radius: int, size: tuple[int, int]) -> int:
-    """The radius, or the largest smaller one that leaves a map of that size with sources (SEAM's rule)."""
-    smaller = min(size)
-    return radius if smaller > 2 * radius else max((smaller - 1) // 2, 1)
+    """The radius, or the largest smaller one that leaves a map of ``size`` with sources."""
+    return max(min(radius, size[0], (size[1] + 1) // 2), 1)
+
+
+def seam_radius(radius: int, size: tuple[int, int]) -> int:
+    """SEAM's rule, which shrinks the radius earlier: on maps with a side of up to twice the radius."""
+    return radius if min(size) > 2 * radius else max((min(size) - 1) // 2, 1)
 
 
 class PixelPairs:

@@ -1,4 +1,8 @@
-"""Backbones by name, with their pretrained weights."""
+"""Backbones by name, with their pretrained weights.
+
+A backbone maps normalised images to ``Tokens`` on a grid (``ViT``), or to a list of maps with ``dims`` and
+``strides`` (``CNNBackbone``). One of another project is a name too: its import path.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
 from models.backbones.vgg16d import VGG16d
 from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
-from utils.build import build_part, suggest
+from utils.build import build_part, import_target, suggest
+from utils.image import denormalize
 from utils.logging import LOGGER
 from utils.weights import load_checkpoint, rename_keys
 
@@ -32,7 +37,6 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     # The "small" of 2020, 8 wide layers and nn.LayerNorm's own epsilon; timm has dropped it.
     "vit_small_patch16_224": vit_factory(768, 8, 8, mlp_ratio=3.0, qkv_bias=False, norm_layer=nn.LayerNorm),
     "vit_demo": ViTDemo,
-    # CNNs: lists of maps, see models/backbones/cnn.py.
     "resnet38d": ResNet38d,
     "resnet50": resnet50,
     "resnet101": resnet101,
@@ -58,6 +62,17 @@ PRETRAINED_TAGS = {
 }
 
 
+def backbone_class(name: str) -> Callable[..., nn.Module]:
+    """What makes the backbone of a name: a key of ``BACKBONES``, or an import path.
+
+    Raises:
+        KeyError, ImportError: for an unknown one.
+    """
+    if name not in BACKBONES and "." not in name:
+        raise KeyError(f"there is no backbone '{name}'{suggest(name, BACKBONES)}")
+    return BACKBONES[name] if name in BACKBONES else import_target(name)
+
+
 def create_backbone(
     name: str,
     pretrained: str | Path | None = None,
@@ -66,12 +81,15 @@ def create_backbone(
 ) -> nn.Module:
     """Build a backbone.
 
+    Images come normalised with ImageNet's mean and deviation; a backbone with ``mean`` and ``std`` of its own
+    (three numbers on 0..255 each) gets them normalised with those.
+
     Args:
-        name: a key of ``BACKBONES``.
+        name: a key of ``BACKBONES``, or an import path.
         pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``);
-            or a local ``.pth`` / ``.safetensors`` file, float16 or float32: timm's parameter names for a ViT,
-            the published ones for a CNN (``tools/convert_weights.py`` makes such a file for resnet38d), or a
-            checkpoint of a method with the same backbone.
+            or a local ``.pth`` / ``.safetensors`` file: timm's parameter names for a ViT, the published ones
+            for a CNN (``tools/convert_weights.py`` makes such a file for resnet38d), or a checkpoint of a
+            method with the same backbone.
         pyramid: for a ViT: give the maps of ``ViTPyramid`` as a CNN does, instead of tokens; a mapping holds
             its arguments, ``layers`` and ``shallow_layer``.
         **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.
@@ -81,12 +99,9 @@ def create_backbone(
         FileNotFoundError: if the weights are not there and cannot be downloaded; says what to put where.
         ValueError: if the file holds another network, or for an option of a wrong kind.
     """
-    if name not in BACKBONES:
-        raise KeyError(f"there is no backbone '{name}'{suggest(name, BACKBONES)}")
+    others = ("pretrained", "pyramid")
     try:
-        backbone = build_part(
-            BACKBONES[name], options, key="method.backbone", others=("pretrained", "pyramid")
-        )
+        backbone = build_part(backbone_class(name), options, key="method.backbone", others=others)
     except TypeError as error:  # a value of a wrong kind, or an option that the variant decides itself
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
@@ -94,21 +109,28 @@ def create_backbone(
             raise ValueError(f"{pretrained} is a file of MXNet; tools/convert_weights.py makes ours of it")
         state = timm_weights(name) if str(pretrained) == "timm" else load_checkpoint(pretrained)
         load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")
-    if pyramid is False:
-        return backbone
-    if not isinstance(backbone, ViT):
-        raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' gives a list of maps as it is")
-    options = {} if pyramid is True else dict(pyramid)
-    return build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
+    if pyramid is not False:
+        if not isinstance(backbone, ViT):
+            raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' gives a list of maps as it is")
+        options = {} if pyramid is True else dict(pyramid)
+        backbone = build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
+    if getattr(backbone, "mean", None) is not None:
+        backbone.register_forward_pre_hook(_renormalize)
+    return backbone
+
+
+def _renormalize(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    image, *others = inputs
+    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    return (denormalize(image) - mean) / std, *others
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
     """Weights of the model ``PRETRAINED_TAGS[name]``, from timm's cache or the network."""
     if name not in PRETRAINED_TAGS:
-        known = ", ".join(PRETRAINED_TAGS)
         raise ValueError(
-            f"timm has no weights for '{name}' (it has them for {known}); give pretrained a local file "
-            "(tools/convert_weights.py makes one for resnet38d) or null"
+            f"timm has no weights for '{name}' (it has them for {', '.join(PRETRAINED_TAGS)}); give "
+            "pretrained a local file (tools/convert_weights.py makes one for resnet38d) or null"
         )
     tag = PRETRAINED_TAGS[name]
     try:
@@ -138,12 +160,12 @@ def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: st
     for entry in ("model", "state_dict"):  # DeiT's own files nest the weights
         if isinstance(state.get(entry), Mapping):
             state = state[entry]
+    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     # A checkpoint of this project holds a whole method.
     own = {re.sub(r"^backbone\.(vit\.)?", "", k): v for k, v in state.items() if k.startswith("backbone.")}
-    state = own or state
     cnn = isinstance(backbone, CNNBackbone)
-    classifier = backbone.classifier if cnn else ("head.", "head_dist.")
-    weights = {key: value.float() for key, value in state.items() if not key.startswith(classifier)}
+    head = backbone.classifier if cnn else ("head.", "head_dist.", "pre_logits.")
+    weights = {key: value.float() for key, value in (own or state).items() if not key.startswith(head)}
     target = backbone.state_dict()
     optional: set[str] = set()
     if cnn:

@@ -1,8 +1,4 @@
-"""What the CNN backbones share: which layers stay as they were loaded, and batch norms that never move.
-
-A CNN backbone maps images (B, 3, H, W) to a list of maps from shallow to deep. ``dims`` are their channels,
-``shallow`` is the index of the map at stride 4 that decoders skip to; the last map is the deep one.
-"""
+"""What the CNN backbones share: maps, layers that stay as they were loaded, batch norms that never move."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ from models.blocks import freeze_layers
 
 
 class CNNBackbone(nn.Module):
-    """Base of backbones that return a list of maps."""
+    """Base of backbones that map images (B, 3, H, W) to a list of maps from shallow to deep."""
 
-    dims: tuple[int, ...]
-    shallow: int
+    dims: tuple[int, ...]  # channels of the maps
+    strides: tuple[int, ...]  # pixels per position of the maps
     # How weight files name things: (regular expression, replacement) to our names,
     file_names: tuple[tuple[str, str], ...] = ()
     # prefixes of the ImageNet classifier, which is left out,
@@ -26,6 +22,11 @@ class CNNBackbone(nn.Module):
     new_layers: tuple[str, ...] = ()
     stays_in_eval = False
 
+    @property
+    def shallow(self) -> int:
+        """Index of the deepest map at stride 4, which decoders skip to."""
+        return max(i for i, stride in enumerate(self.strides) if stride == 4)
+
     def freeze(self, frozen: Sequence[str] | str, train_affine: bool) -> None:
         """Take the gradient from layers.
 
@@ -33,9 +34,6 @@ class CNNBackbone(nn.Module):
             frozen: names of submodules, or ``all``: then the backbone also stays in eval mode.
             train_affine: whether scale and shift of the batch norms outside of ``frozen`` are trained. Their
                 statistics are never.
-
-        Raises:
-            ValueError: if there is no such submodule.
         """
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -45,8 +43,7 @@ class CNNBackbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CNNBackbone:
-        """Training mode for everything but the batch norms: they always normalise with the loaded
-        statistics."""
+        """Training mode for everything but the batch norms, which always use the loaded statistics."""
         super().train(mode and not self.stays_in_eval)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

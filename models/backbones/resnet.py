@@ -15,7 +15,7 @@ from models.backbones.cnn import CNNBackbone
 
 
 class ResNet(CNNBackbone, resnet.ResNet):
-    """Maps ``stem`` and ``layer1`` (stride 4), ``layer2`` (8), ``layer3`` and ``layer4`` (16).
+    """Maps ``stem``, ``layer1``, ``layer2``, ``layer3`` and ``layer4``.
 
     Args:
         blocks: bottleneck blocks per stage.
@@ -27,8 +27,6 @@ class ResNet(CNNBackbone, resnet.ResNet):
         output_stride: 32, 16 or 8; what ImageNet's network halves beyond it keeps its size.
         dilated: replace the strides left out by dilation (DeepLab); the weakly supervised methods do not.
     """
-
-    shallow = 1
 
     def __init__(
         self,
@@ -52,6 +50,7 @@ class ResNet(CNNBackbone, resnet.ResNet):
                 first = self.get_submodule(name)[0]
                 first.conv2.stride = first.downsample[0].stride = (1, 1)
         self.dims = (64, 256, 512, 1024, 2048)
+        self.strides = (4, 4, 8, min(output_stride, 16), output_stride)
         self.freeze(frozen, train_affine)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -139,7 +139,7 @@ class ResNet38d(CNNBackbone):
         self.b7 = BottleneckBlock(2 * dim, 4 * dim, dilation=4, dropout=dropout[1])
         self.bn7 = nn.BatchNorm2d(4 * dim)
         self.dims = (dim // 4, dim // 2, dim, 4 * dim)
-        self.shallow = 0
+        self.strides = (4, 8, 8, 8)
         self.freeze(frozen, train_affine)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -59,7 +59,7 @@ class VGG16d(CNNBackbone):
         self.dropout = nn.Dropout2d(dropout)
         self.fc7 = nn.Conv2d(1024, 1024, 1)
         self.dims = (256, 512, 512, 1024)
-        self.shallow = 0
+        self.strides = (4, *3 * (8 * conv4_stride,))
         self.freeze(frozen, train_affine=False)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from losses.affinity import pair_label
-from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions
+from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions, seam_radius
 from tests.recorded import recorded
 
 
@@ -103,7 +103,14 @@ def test_a_map_without_pairs_is_an_error_and_a_fitting_radius_avoids_it():
         PixelPairs(5).source(torch.zeros(4, 20))
     with pytest.raises(ValueError, match="at least 1"):
         PixelPairs(0)
-    assert fitting_radius(5, (11, 40)) == 5 and fitting_radius(5, (10, 40)) == 4
-    for height in range(1, 12):
-        size = (height, 3)
-        assert PixelPairs(fitting_radius(5, size)).source(torch.zeros(size)).numel() > 0
+    for rule in (fitting_radius, seam_radius):
+        for size in ((height, width) for height in range(1, 12) for width in (3, 9, 10)):
+            assert PixelPairs(rule(5, size)).source(torch.zeros(size)).numel() > 0
+
+
+def test_only_seam_shrinks_the_radius_on_grids_that_hold_it():
+    count = lambda rule, size: tuple(PixelPairs(rule(5, size)).indices(size)[1].shape)  # noqa: E731
+    assert count(fitting_radius, (12, 10)) == (34, 16)  # as PSA's program
+    assert count(seam_radius, (12, 10)) == (22, 36)
+    assert fitting_radius(5, (5, 9)) == 5 and fitting_radius(5, (4, 9)) == fitting_radius(5, (5, 8)) == 4
+    assert seam_radius(5, (11, 40)) == 5 and seam_radius(5, (10, 40)) == 4

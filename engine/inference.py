@@ -23,8 +23,8 @@ from datasets.base import Record, Split, WeakSegDataset
 from datasets.lists import IMAGE_SUFFIXES
 from datasets.loader import eval_loader
 from engine.config.load import CHOICES, load_config, override_config
-from engine.evaluator import single
 from engine.train import build_method
+from engine.validation import single
 from methods.base import Method, Predicts, finish_scores
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
@@ -116,7 +116,7 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     state = load_checkpoint(path)
     digest = file_digest(path)
     if state.get("format") == FORMAT:
-        cfg = override_config(OmegaConf.create(without_former_keys(state["config"])), overrides)
+        cfg = override_config(OmegaConf.create(state["config"]), overrides)
         method = build_method(cfg, len(state["class_names"]), pretrained=False)
         unmatched = _load_state(method, state["model"], path)
         loaded = LoadedMethod(
@@ -126,14 +126,6 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
         loaded = _load_published(state, path, digest, overrides)
     loaded.method.to(device).eval().requires_grad_(False)
     return loaded
-
-
-def without_former_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config without the keys of earlier versions that meant nothing but the first weights."""
-    method = dict(config["method"])
-    if method.get("decoder_options"):
-        method["decoder_options"] = {k: v for k, v in method["decoder_options"].items() if k != "std"}
-    return {**config, "method": method}
 
 
 def multi_scale_segment(
@@ -214,74 +206,6 @@ def segment_views(method: Method, images: Tensor) -> tuple[Tensor, Tensor]:
     if out is None or out.seg_logits is None:
         raise ValueError(f"this {type(method).__name__} does not segment: it has no decoder")
     return out.seg_logits, out.class_logits.float()
-
-
-def multi_crop_segment(
-    method: Method,
-    image: Tensor,
-    *,
-    pad_to: int | Sequence[int],
-    window: Sequence[int],
-    grid: Sequence[int],
-    flip: bool = True,
-    class_label: Tensor | None = None,
-) -> Tensor:
-    """Segmentation scores of one image out of overlapping windows at its own scale.
-
-    The image lies in the middle of a canvas, which a grid of windows covers; scores of a place are averaged
-    over the windows, and their mirror images, that show it. The method finishes them.
-
-    Args:
-        image: (1, 3, H, W) normalised.
-        pad_to: side, or height and width, of the canvas.
-        window: height and width of a window.
-        grid: windows along height and width.
-        class_label: (1, C) true image tags where a protocol allows them.
-
-    Returns:
-        (1, K, H, W) finished scores, float32.
-
-    Raises:
-        ValueError: a canvas that is smaller than the image, or that the windows do not cover.
-    """
-    canvas, inside = on_canvas(image, pad_to)
-    total = count = image.new_zeros(())
-    class_logits = []
-    for rows, columns in window_slices(canvas.shape[-2:], window, grid):
-        part = canvas[..., rows, columns]
-        scores, view_logits = segment_views(method, torch.cat([part.flip(-1), part]) if flip else part)
-        scores = resize(scores.float(), window)
-        if flip:
-            scores = scores[:1].flip(-1) + scores[1:]
-        if not total.ndim:
-            total = scores.new_zeros(1, scores.shape[1], *canvas.shape[-2:])
-            count = scores.new_zeros(1, 1, *canvas.shape[-2:])
-        total[..., rows, columns] += scores
-        count[..., rows, columns] += 2 if flip else 1
-        class_logits.append(view_logits)
-    merged = (total / count)[inside]
-    return finish_scores(method, merged, torch.cat(class_logits)[None], class_label)
-
-
-def window_slices(
-    canvas: Sequence[int], window: Sequence[int], grid: Sequence[int]
-) -> list[tuple[slice, slice]]:
-    """Rows and columns of a grid of windows, row by row; the last ones are moved inside.
-
-    Raises:
-        ValueError: if the windows are larger than the canvas, or leave a part of it out.
-    """
-    axes = []
-    for side, length, number in zip(canvas, window, grid, strict=True):
-        stride = -(-side // number)
-        if length > side or length < stride:
-            raise ValueError(
-                f"{number} windows of {length} pixels along {side} of the canvas: infer.crops.window must be "
-                f"between {stride}, to leave no gap, and {side}"
-            )
-        starts = [min(i * stride, side - length) for i in range(number)]
-        axes.append([slice(start, start + length) for start in starts])
-    return [(rows, columns) for rows in axes[0] for columns in axes[1]]
 
 
 def scaled_image(image: Tensor, scale: float, resample: str) -> Tensor:

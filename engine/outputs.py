@@ -11,6 +11,7 @@ from datasets.base import Record, Split
 from datasets.lists import IMAGE_SUFFIXES
 from engine.data import load_split
 from engine.inference import LoadedMethod, image_split, is_photo
+from engine.scores.records import provenance, short_name
 from utils.distributed import barrier, is_main
 from utils.files import claim_folder
 
@@ -62,11 +63,6 @@ def _is_split(loaded: LoadedMethod, name: str) -> bool:
     return True
 
 
-def short_name(split: Split) -> str:
-    """The split's name in protocol ids and folder names; of a list file its stem."""
-    return Path(split.name).stem if split.name.endswith(".txt") else split.name
-
-
 def output_folder(out: str | None, loaded: LoadedMethod, protocol: str) -> Path:
     """``--out``, or a folder beside the checkpoint, named after checkpoint and protocol."""
     if out:
@@ -116,3 +112,8 @@ def is_bare(split: Split) -> bool:
 def is_up_to_date(path: Path, record: Record, bare: bool) -> bool:
     """Whether the result of an image is there, and, of a split that `is_bare`, not older than the photo."""
     return path.is_file() and (not bare or path.stat().st_mtime_ns >= record.image.stat().st_mtime_ns)
+
+
+def score_source(options: argparse.Namespace, loaded: LoadedMethod, split: Split) -> dict[str, Any]:
+    """Where a score comes from: the data, the checkpoint and the precision."""
+    return {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}

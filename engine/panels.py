@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.base import Record
 from engine.inference import LoadedMethod
-from engine.scores.report import has_mask
+from engine.scores.evaluation import has_mask
 from methods.base import MakesPseudoLabels, Prediction, Predicts, finish_scores
 from utils.drawing import cam_overlay, label_overlay
 from utils.image import normalize, read_mask, resize

@@ -18,12 +18,13 @@ from datasets.loader import StepSampler, train_batches
 from engine.checkpoint import BEST, LAST, Checkpoint
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
-from engine.evaluator import provenance, score_record, score_table, validate
 from engine.optim import build_optimizer, poly_warmup_factor
 from engine.run_folder import find_start, foreign_start, run_folder
-from engine.scores.confusion import ConfusionMatrix
-from engine.scores.records import write_scores
+from engine.scores.base import ImagePrediction
+from engine.scores.evaluation import Evaluation
+from engine.scores.records import provenance, write_scores
 from engine.trainer import Trainer
+from engine.validation import protocols, validate
 from methods.base import LearnsFromLabels, Method, Predicts
 from models.refiners.dense_crf import DenseCRF
 from utils.build import build, suggest
@@ -194,10 +195,9 @@ def check_masks(dataset: WeakSegDataset) -> None:
             what their images are tagged with.
     """
     split = dataset.split
-    truth, tagged = ConfusionMatrix(split.num_classes), []
+    truth, tagged = Evaluation(split, ()), []
     for index in range(0, len(split), max(len(split) // 8, 1)):
-        mask = dataset[index]["mask"]
-        truth.update(mask, mask)
+        truth.update(dataset[index], ImagePrediction())
         if split.records[index].tags:
             tagged.append(split.records[index].mask)
     if truth.lacks_classes and tagged:
@@ -249,7 +249,13 @@ def _validation(
     # masks of other classes, as far as a few tell, a slip in the method's prediction, a score to select by
     # that it does not have.
     check_masks(dataset)
-    run = partial(validate, size=cfg.eval.size, device=device, precision=cfg.train.precision)
+    run = partial(
+        validate,
+        size=cfg.eval.size,
+        device=device,
+        scores=cfg.eval.scores,
+        precision=cfg.train.precision,
+    )
     tagged = next((record for record in split.records if record.tags is not None), split.records[0])
     one_image = WeakSegDataset(replace(split, records=(tagged,)), with_mask=True)
     known = run(method, one_image, progress=False).percent()
@@ -266,18 +272,12 @@ def _validation(
         settings |= {"cam_scales": list(method.cam_scales), "precision": cfg.train.precision}
         made_by = {**source, "checkpoint": str(work_dir), "step": step}
         if is_main():
-            records = [
-                score_record(result.protocols[name], s, split.class_names, settings, made_by)
-                for name, s in result.items()
-            ]
+            records = result.records(protocols(method, split.name), settings, made_by)
             write_scores(work_dir, records)
         LOGGER.info(
-            f"val    {step}  "
-            + "  ".join(f"{name} {percent[name]:.2f}" for name in result)
-            + f"  (mIoU %, {result.images} images of {split.name}; {cfg.eval.size} px squares, "
-            "seg single scale, "
-            f"CAM background threshold {method.background_threshold}; tag F1 {100 * result.tag_f1:.1f} %)\n"
-            + score_table(result, split.class_names)
+            f"val    {step}  {result.line()}  (mIoU %, {int(result.images)} images of {split.name}; "
+            f"{cfg.eval.size} px squares, seg single scale, CAM background threshold "
+            f"{method.background_threshold}{result.line(miou=False)})\n{result.tables(shares=True)}"
         )
         return percent
 

@@ -28,10 +28,12 @@ from omegaconf import DictConfig
 from datasets.base import WeakSegDataset
 from engine.config.load import load_config, project_path
 from engine.data import load_split
-from engine.evaluator import provenance, text_table, validate
 from engine.inference import load_method
 from engine.pool import WorkerPool
+from engine.scores.records import provenance
+from engine.scores.tables import text_table
 from engine.train import run as train
+from engine.validation import protocols, validate
 from tools import make_demo_data, visualize
 from utils.cli import run_main
 from utils.files import write_atomic
@@ -172,14 +174,15 @@ def score(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
             batch_size=8,
             num_workers=cfg.data.num_workers,
         )
+        entries = result.records(protocols(loaded.method, name), {}, {})
         record[name] = {
-            "images": result.images,
+            "images": int(result.images),
             "size": cfg.eval.size,
             "provenance": provenance(cfg, split),
-            "tag_f1": 100 * result.tag_f1,
-            **{f"{what}_protocol": protocol for what, protocol in result.protocols.items()},
-            **{f"{what}_miou": 100 * scores.miou for what, scores in result.items()},
-            **{f"{what}_confusion": scores.mean_confusion for what, scores in result.items()},
+            **{f"{entry['protocol'].split('/')[0]}_protocol": entry["protocol"] for entry in entries},
+            "tag_f1": 100 * result.results["tag_f1"][""].mean,
+            **{f"{output}_miou": 100 * values.mean for output, values in result.results["miou"].items()},
+            **{f"{output}_confusion": values.mean for output, values in result.results["confusion"].items()},
         }
     write_atomic(kept, json.dumps(record, indent=1).encode())
     return record

@@ -21,118 +21,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from omegaconf import OmegaConf
 
-from datasets.base import Record, Split
+from datasets.base import Split
 from engine.config.load import load_config, override_config
 from engine.data import load_split
-from engine.evaluator import confusion_table, pair_table, provenance, score_record, score_table, text_table
-from engine.outputs import short_name
-from engine.scores.confusion import ConfusionMatrix, ThresholdSweep
-from engine.scores.report import count_pixels, has_mask, report, report_labels, scored_images
-from ops.cam import strongest_class
+from engine.scores.base import ImagePrediction, predicted_cams
+from engine.scores.evaluation import Evaluation, has_mask
+from engine.scores.records import provenance, short_name
 from tools.options import complete, data_overrides, parse
-from utils.cam_files import CamFile, cam_path, label_path, load_cam
+from utils.cam_files import cam_path, label_path, load_cam
 from utils.cli import run_main
-from utils.distributed import is_main
 from utils.files import made_with, require_files
 from utils.image import read_mask
 from utils.logging import progress_bar
 from utils.weights import load_checkpoint
-
-THRESHOLDS = tuple(i / 100 for i in range(60))  # the scan of the multi-stage papers
-SHOWN = 5  # every so many of them stand in the printed table
-
-
-class CamSweep:
-    """Scores of CAMs over background thresholds: 0.00, 0.01 ... 0.59, and at the fixed one.
-
-    Args:
-        threshold: the fixed one; the others tell what the maps hold, this one what a user gets.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        device: torch.device | str,
-        threshold: float,
-        thresholds: tuple[float, ...] = THRESHOLDS,
-    ) -> None:
-        self.split, self.device, self.threshold = split, device, threshold
-        self.thresholds = thresholds
-        self.sweeps = {
-            name: ThresholdSweep(split.num_classes, (*thresholds, threshold), device)
-            for name in ("cam", "aux_cam")
-        }
-
-    def add(self, record: Record, cams: CamFile) -> None:
-        """Count one image; records without mask are passed over."""
-        if not has_mask(record):
-            return
-        assert record.mask is not None
-        truth = torch.from_numpy(read_mask(record.mask))
-        if tuple(truth.shape) != cams.size:
-            raise ValueError(
-                f"mask {record.mask} is {tuple(truth.shape)}, the CAMs of '{record.name}' {cams.size} "
-                "(rows, columns)"
-            )
-        class_ids = cams.class_ids.to(self.device)
-        for name, cam in (("cam", cams.cam), ("aux_cam", cams.aux_cam)):
-            if cam is None:
-                continue
-            score, label = strongest_class(cam.to(self.device), class_ids, cams.size)
-            self.sweeps[name].update(truth, label, score)
-
-    def reduce(self) -> CamSweep:
-        """Sum over all processes; a collective call of those that share the images out. Returns itself."""
-        for sweep in self.sweeps.values():
-            sweep.reduce()
-        return self
-
-    def report(
-        self, folder: Path, protocol: str, settings: Mapping[str, Any], source: Mapping[str, Any]
-    ) -> None:
-        """Print sweep and tables (at the fixed threshold), write ``scores.json``; main process only."""
-        if not is_main():
-            return
-        scores = {name: sweep.scores() for name, sweep in self.sweeps.items() if sweep.matrix.counts.any()}
-        scored = scored_images(self.split, self.sweeps["cam"].matrix)
-        if not scored:
-            return
-        names, source = self.split.class_names, {**source, "scored_images": scored}
-        rows = [
-            [f"{t:.2f}", *(f"{100 * tried[t].miou:.2f}" for tried in scores.values())]
-            for t in self.thresholds[::SHOWN]
-        ]
-        print(text_table(["Threshold", *(f"{name} mIoU" for name in scores)], rows))
-        fixed = {name: tried[self.threshold] for name, tried in scores.items()}
-        print(score_table(fixed, names))
-        print(confusion_table(fixed, names))
-        print(pair_table(next(iter(fixed.values())), names))
-        records = []
-        for name, tried in scores.items():
-            best = max(self.thresholds, key=lambda t: tried[t].miou)
-            own = protocol.replace("cam/", f"{name}/", 1)
-            curve = {f"{t:.2f}": tried[t].miou for t in self.thresholds}
-            records += [
-                score_record(
-                    f"{own}@{self.threshold:.2f}",
-                    tried[self.threshold],
-                    names,
-                    settings,
-                    source,
-                    threshold=self.threshold,
-                ),
-                # The best threshold is chosen on the scored images themselves: an upper bound, not a result.
-                score_record(
-                    f"{own}@best",
-                    tried[best],
-                    names,
-                    settings,
-                    source,
-                    threshold=best,
-                    miou_by_threshold=curve,
-                ),
-            ]
-        report(folder, records)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -202,16 +103,25 @@ def run(cfg: Mapping[str, Any]) -> Path:
     settings = {"folder": str(folder.absolute()), "made_with": origin}
     # Of which run a folder is, a data set's config does not know; `made_with` has the checkpoint's hash.
     source = provenance(config if options.model_path else None, split)
+    threshold = config.get("method", {}).get("background_threshold", 0.5)
+    threshold = float(threshold if options.threshold is None else options.threshold)
+    evaluation = Evaluation(split, config.eval.scores, threshold)
+    for record in progress_bar(records, desc="score", unit="img", leave=False):
+        path = path_of(folder, record.name)
+        if options.cam:
+            evaluation.add(record, predicted_cams(load_cam(path), threshold))
+        else:
+            prediction = ImagePrediction({"seg": torch.from_numpy(read_mask(path))})
+            try:
+                evaluation.add(record, prediction, options.ignored)
+            except ValueError as error:
+                advice = "; pseudo labels with ignored pixels need --ignored background or skip"
+                raise ValueError(f"{path}: {error}{advice if options.ignored == 'error' else ''}") from error
     if options.labels:
-        _score_labels(folder, out, split, records, protocol, {**settings, "ignored": options.ignored}, source)
+        protocols, settings = {"seg": protocol}, {**settings, "ignored": options.ignored}
     else:
-        method_threshold = config.get("method", {}).get("background_threshold", 0.5)
-        sweep = CamSweep(
-            split, "cpu", float(method_threshold if options.threshold is None else options.threshold)
-        )
-        for record in progress_bar(records, desc="score", unit="img", leave=False):
-            sweep.add(record, load_cam(cam_path(folder, record.name)))
-        sweep.report(out, protocol, settings, source)
+        protocols = {name: protocol.replace("cam/", f"{name}/", 1) for name in ("cam", "aux_cam")}
+    evaluation.report(out, protocols, settings, source)
     return out
 
 
@@ -221,26 +131,6 @@ def _protocol(origin: Mapping[str, Any], kind: str, split: Split) -> str:
         return f"{kind}/{short_name(split)}"
     kind, _, rest = origin["protocol"].split("/", 2)
     return f"{kind}/{short_name(split)}/{rest}"
-
-
-def _score_labels(
-    folder: Path,
-    out: Path,
-    split: Split,
-    records: list[Record],
-    protocol: str,
-    settings: Mapping[str, Any],
-    source: Mapping[str, Any],
-) -> None:
-    matrix = ConfusionMatrix(split.num_classes)
-    for record in progress_bar(records, desc="score", unit="img", leave=False):
-        count_pixels(matrix, record, read_mask(label_path(folder, record.name)), settings["ignored"])
-    try:
-        matrix.scores()
-    except ValueError as error:
-        advice = "; pseudo labels with ignored pixels need --ignored background or skip"
-        raise ValueError(f"{folder}: {error}{advice if settings['ignored'] == 'error' else ''}") from error
-    report_labels(out, matrix, split, protocol, settings, source)
 
 
 def data_config(options: argparse.Namespace) -> Any:

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from datasets.base import Sample, WeakSegDataset
-from engine.evaluator import protocol_id
+from datasets.base import Record, Sample, WeakSegDataset
 from engine.inference import for_each_image, load_method
-from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, short_name
-from engine.scores.report import score_source
+from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, score_source
+from engine.scores.base import predicted_cams
+from engine.scores.evaluation import Evaluation
+from engine.scores.records import protocol_id, short_name
 from methods.base import Predicts
-from tools.evaluate import CamSweep
 from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import CamFile, cam_path, load_cam, save_cam
 from utils.cli import image_size, positive, run_main, scale
@@ -90,7 +90,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         stride=options.stride,
         dtype=options.dtype,
     )
-    sweep = CamSweep(split, device, method.background_threshold)
+    evaluation = Evaluation(split, loaded.cfg.eval.scores, method.background_threshold, device)
 
     def work(sample: Sample) -> None:
         record = split.records[int(sample["index"])]
@@ -115,7 +115,11 @@ def run(cfg: Mapping[str, Any]) -> Path:
             raise ValueError(f"{type(method).__name__} makes no CAM")
         cams = CamFile(tags, cam, aux_cam, (height, width), strided)
         save_cam(cam_path(out, record.name), cams, options.dtype)
-        sweep.add(record, load_cam(cam_path(out, record.name)))
+        add(record)
+
+    def add(record: Record) -> None:
+        cams = load_cam(cam_path(out, record.name))
+        evaluation.add(record, predicted_cams(cams, method.background_threshold, device))
 
     bare = is_bare(split)
     for_each_image(
@@ -124,10 +128,11 @@ def run(cfg: Mapping[str, Any]) -> Path:
         text="cam",
         num_workers=options.num_workers,
         finished=lambda record: is_up_to_date(cam_path(out, record.name), record, bare),
-        revisit=lambda record: sweep.add(record, load_cam(cam_path(out, record.name))),
+        revisit=add,
     )
     source = score_source(options, loaded, split)
-    sweep.reduce().report(out, protocol, settings, source)
+    protocols = {name: protocol.replace("cam/", f"{name}/", 1) for name in ("cam", "aux_cam")}
+    evaluation.reduce().report(out, protocols, settings, source)
     return out
 
 

@@ -23,22 +23,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.base import Sample, WeakSegDataset
+from datasets.base import Record, Sample, WeakSegDataset
 from engine.config.load import to_plain
-from engine.evaluator import protocol_id
 from engine.inference import (
     MERGES,
     LoadedMethod,
     for_each_image,
     is_photo,
     load_method,
-    multi_crop_segment,
     multi_scale_segment,
 )
-from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, short_name
+from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, score_source
 from engine.pool import WorkerPool
-from engine.scores.confusion import ConfusionMatrix
-from engine.scores.report import count_pixels, report_labels, score_source
+from engine.scores.base import ImagePrediction
+from engine.scores.evaluation import Evaluation
+from engine.scores.records import protocol_id, short_name
 from methods.base import crf_probs
 from models.refiners.dense_crf import PRESETS, DenseCRF
 from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
@@ -131,14 +130,16 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
         infer["flip"],
         refine.protocol if refine else None,
         infer["tags"],
-        infer["crops"],
     )
     if infer["tags"] and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
     out, settings = claim_output(options, loaded, split, protocol, **infer)
 
-    matrix = ConfusionMatrix(split.num_classes, device)
+    evaluation = Evaluation(split, loaded.cfg.eval.scores, device=device)
     overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
+
+    def add(record: Record, label: np.ndarray) -> None:
+        evaluation.add(record, ImagePrediction({"seg": torch.from_numpy(label).to(device)}))
 
     def work(sample: Sample) -> None:
         record = split.records[int(sample["index"])]
@@ -148,7 +149,7 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
             if overlay:
                 pixels = image_rgb.permute(1, 2, 0).numpy()
                 write_picture(out / "overlay" / f"{record.name}.jpg", label_overlay(pixels, prediction))
-            count_pixels(matrix, record, prediction)
+            add(record, prediction)
 
         tags = sample["class_label"].to(device) if infer["tags"] else None
         arguments = loaded, image_rgb.to(device), infer
@@ -174,13 +175,13 @@ def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "to
                     is_up_to_date(label_path(out, record.name), record, bare)
                     and (not overlay or (out / "overlay" / f"{record.name}.jpg").is_file())
                 ),
-                revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
+                revisit=lambda record: add(record, read_mask(label_path(out, record.name))),
             )
         except UnreadableImageError:
             pool.drain()  # those that could be read
             raise
     source = score_source(options, loaded, split)
-    report_labels(out, matrix.reduce(), split, protocol, settings, source)
+    evaluation.reduce().report(out, {"seg": protocol}, settings, source)
     return out
 
 
@@ -220,28 +221,9 @@ def segment_scores(
         image = F.interpolate(image.float(), small, mode="bilinear", antialias=True).round().to(torch.uint8)
     tags = None if class_label is None else class_label[None]
     with autocast(image.device, precision):
-        if infer.get("crops"):
-            scores = multi_crop_segment(
-                loaded.method,
-                normalize(image),
-                pad_to=infer["pad_to"],
-                flip=infer["flip"],
-                class_label=tags,
-                **infer["crops"],
-            )
-        else:
-            scores = multi_scale_segment(
-                loaded.method,
-                normalize(image),
-                size=infer["size"],
-                scales=infer["scales"],
-                flip=infer["flip"],
-                merge_flips=infer["merge_flips"],
-                merge_scales=infer["merge_scales"],
-                resample=infer.get("resample", "bilinear"),
-                pad_to=infer.get("pad_to"),
-                class_label=tags,
-            )
+        keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "resample", "pad_to")
+        views = {key: infer[key] for key in keys if key in infer}
+        scores = multi_scale_segment(loaded.method, normalize(image), **views, class_label=tags)
     return image, scores
 
 
@@ -283,17 +265,7 @@ def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, An
     """The ``infer`` section with what the command line says instead."""
     config = loaded.cfg.infer
     choose = lambda key: getattr(options, key) if getattr(options, key) is not None else config.get(key)  # noqa: E731
-    # Checkpoints of earlier versions have none of these keys.
-    pad_to, crops = (to_plain(config).get(key) for key in ("pad_to", "crops"))
-    crops = crops if crops and crops["window"] else None
-    if crops and pad_to is None:
-        raise ValueError("infer.crops needs the canvas infer.pad_to that the windows cover")
-    if crops and (options.size is not None or options.scales is not None):
-        raise ValueError(
-            "windows show an image at its own size: leave out --size and --scales, or set "
-            "infer.crops.window=null"
-        )
-    size = "native" if crops else str(choose("size"))
+    size = str(choose("size"))
     if size != "native" and not (size.isdigit() and int(size) > 0):
         raise ValueError(f"size is '{size}', not native or a number of pixels")
     # The config may name a preset or hold parameters; a plain --crf takes what is there, or the method's.
@@ -302,13 +274,12 @@ def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, An
     crf = options.crf if named else to_plain(config).get("crf") or own
     return {
         "size": size if size == "native" else int(size),
-        "scales": [1.0] if crops else [float(scale) for scale in choose("scales")],
+        "scales": [float(scale) for scale in choose("scales")],
         "flip": bool(choose("flip")),
         "merge_flips": choose("merge_flips"),
         "merge_scales": choose("merge_scales"),
-        "resample": config.get("resample") or "bilinear",
-        "pad_to": pad_to,
-        "crops": crops,
+        "resample": config.resample,
+        "pad_to": to_plain(config)["pad_to"],
         "tags": bool(choose("tags")),
         "crf": None if crf == "none" else crf,
         "max_side": options.max_side,

@@ -130,7 +130,7 @@ def find_images(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
         chosen = {"images": str(images.absolute())}
         return {name: path for name, path in found.items() if path is not None}, chosen
     from engine.data import load_split
-    from engine.outputs import short_name
+    from engine.scores.records import short_name
     from tools.evaluate import data_config
 
     data = data_config(options).data

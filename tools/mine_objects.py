@@ -23,9 +23,9 @@ from tqdm import tqdm
 from datasets.base import Record
 from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object, write_index
 from engine.data import load_split
-from engine.evaluator import text_table
-from engine.outputs import short_name
 from engine.pool import WorkerPool
+from engine.scores.records import short_name
+from engine.scores.tables import text_table
 from tools.evaluate import data_config
 from tools.options import complete, parse
 from utils.cam_files import label_path

@@ -21,9 +21,10 @@ import torch
 
 from datasets.base import Record, Sample, WeakSegDataset
 from engine.inference import for_each_image, load_method
-from engine.outputs import claim_output, find_split, short_name
-from engine.scores.confusion import ConfusionMatrix
-from engine.scores.report import count_pixels, report_labels, score_source
+from engine.outputs import claim_output, find_split, score_source
+from engine.scores.base import ImagePrediction
+from engine.scores.evaluation import Evaluation
+from engine.scores.records import short_name
 from methods.base import Propagates
 from models.refiners.dense_crf import DenseCRF
 from tools.crf import named
@@ -75,13 +76,16 @@ def run(cfg: Mapping[str, Any]) -> Path:
     crf = DenseCRF("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
     out, settings = claim_output(options, loaded, split, protocol, cam=origin_of(cam_folder))
-    matrix = ConfusionMatrix(split.num_classes, device)
+    evaluation = Evaluation(split, loaded.cfg.eval.scores, device=device)
 
     def work(sample: Sample) -> None:
         record, image_rgb = split.records[int(sample["index"])], sample["image"]
         label = pseudo_label(record, image_rgb)
         write_mask(label_path(out, record.name), label)
-        count_pixels(matrix, record, label)
+        add(record, label)
+
+    def add(record: Record, label: np.ndarray) -> None:
+        evaluation.add(record, ImagePrediction({"seg": torch.from_numpy(label).to(device)}))
 
     def pseudo_label(record: Record, image_rgb: torch.Tensor) -> np.ndarray:
         cams = load_cam(cam_path(cam_folder, record.name))
@@ -101,10 +105,10 @@ def run(cfg: Mapping[str, Any]) -> Path:
         text="walk",
         num_workers=options.num_workers,
         finished=lambda record: label_path(out, record.name).is_file(),
-        revisit=lambda record: count_pixels(matrix, record, read_mask(label_path(out, record.name))),
+        revisit=lambda record: add(record, read_mask(label_path(out, record.name))),
     )
     source = score_source(options, loaded, split)
-    report_labels(out, matrix.reduce(), split, protocol, settings, source)
+    evaluation.reduce().report(out, {"seg": protocol}, settings, source)
     return out
 
 

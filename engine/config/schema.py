@@ -127,17 +127,14 @@ class Eval:
     """Validation during training."""
 
     size: int = option(448, "validation resizes images to a square of this side, pixels", least=1)
-    select: str = option("seg", "score that picks best.pth: seg, cam or aux_cam", free=True)
-
-
-@dataclass(kw_only=True)
-class Crops:
-    """Overlapping windows that cover the canvas pad_to, instead of scales."""
-
-    window: list[int] | None = option(
-        None, "height and width of a window, pixels; null: off", length=2, least=1
+    scores: list[str] = option(
+        ["miou", "confusion", "tag_f1", "cam_sweep"],
+        "files of engine/scores, of which boundary_f is another one",
+        free=True,
     )
-    grid: list[int] = option([2, 2], "windows along height and width", length=2, least=1)
+    select: str = option(
+        "seg", "number that picks best.pth: seg, cam, aux_cam (mIoU), or another one of the log", free=True
+    )
 
 
 @dataclass(kw_only=True)
@@ -161,7 +158,6 @@ class Infer:
     pad_to: int | list[int] | None = option(
         None, "canvas around the scaled image, pixels: side or [height, width]; null: none", length=2, least=1
     )
-    crops: Crops = field(default_factory=Crops)
     merge_flips: str = option(
         "sum", "how the two scores of a scale are merged: sum, mean or max", choices=("sum", "mean", "max")
     )

@@ -14,7 +14,7 @@ from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import object_path
 from engine.inference import LoadedMethod, load_method
 from engine.panels import enlarged, panels_of, see
-from engine.scores.report import has_mask
+from engine.scores.evaluation import has_mask
 from methods.base import FindsBoundaries, Predicts
 from ops.labels import merge_readings
 from tools.crf import named

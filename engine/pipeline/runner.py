@@ -38,10 +38,10 @@ from engine.config.load import (
     project_path,
 )
 from engine.data import load_split
-from engine.evaluator import text_table
 from engine.inference import is_photo
 from engine.pipeline.pictures import draw_stage
 from engine.scores.records import read_scores
+from engine.scores.tables import text_table
 from engine.train import FREE_TO_CHANGE, check_training
 from tools.options import complete
 from utils.build import suggest

@@ -11,16 +11,15 @@ from engine.inference import (
     for_each_image,
     image_split,
     load_method,
-    multi_crop_segment,
     multi_scale_segment,
     on_canvas,
     scaled_image,
-    window_slices,
 )
 from methods.base import Method, Prediction
 from methods.one_stage import OneStage
 from methods.ws_fcn import WSFCN
-from tests.methods.single_stage import assert_stored, case_input, grey_levels, small_method
+from tests.methods.single_stage import grey_levels, small_method
+from tests.recorded import recorded
 from utils.image import denormalize, normalize
 from utils.weights import load_checkpoint, save_checkpoint
 
@@ -127,18 +126,6 @@ def test_true_tags_rule_out_other_classes(image):
     assert_close(found[:, :2], multi_scale_segment(Gradient(), image)[:, :2])
 
 
-def test_windows_cover_the_canvas_and_agree_with_the_whole(image):
-    """Where a network looks at single pixels, windows, however they overlap, give what the image gives."""
-    method = Gradient()
-    method.predict = lambda x, scales: Prediction(None, None, x[:, :2, 0, 0], x)
-    whole = multi_scale_segment(method, image, scales=(1.0,), flip=False)
-    for window, grid in (((40, 60), (2, 1)), ((32, 32), (2, 3))):
-        found = multi_crop_segment(method, image, pad_to=(50, 60), window=window, grid=grid)
-        assert_close(found, whole)
-    with pytest.raises(ValueError, match="to leave no gap"):
-        multi_crop_segment(method, image, pad_to=(50, 60), window=(20, 60), grid=(2, 1))
-
-
 SYSTEMS = {"wsfcn": WSFCN, "onestage": OneStage}
 PUBLISHED = {"merge_flips": "mean", "merge_scales": "mean", "resample": "bicubic"}
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -156,65 +143,48 @@ def replayed(method, masks):
     return method
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_merging_of_masks_matches_reference_values(golden, system):
-    case = golden(f"{system}_merge")
-    labels, masks = case["labels"][None], case_input(case, "masks")
-    method = replayed(small_method(SYSTEMS[system], masks.shape[1]).eval(), masks)
-    h, w = case["image_hw"].tolist()
-    merged = multi_scale_segment(
-        method,
-        torch.zeros(1, 3, h, w),
-        scales=SCALES,
-        pad_to=masks.shape[-2:],
-        class_label=labels,
-        **PUBLISHED,
-    )
-    assert_stored(case, "merged", merged[0], rtol=1e-5, atol=1e-6)
-    assert torch.equal(merged.argmax(1)[0], case["pred"].long())
-    if "crf_unary_prob__sub" in case:
-        assert_stored(case, "crf_unary_prob", method.crf_probs(merged)[0], rtol=1e-5, atol=1e-6)
-
-    crops = case_input(case, "crop_masks")
-    # The recorded one stands before the background's rule.
-    method = small_method(SYSTEMS[system], masks.shape[1], background=("power", 1.0))
-    method = replayed(method.eval(), crops)
-    h, w = case["crop_image_hw"].tolist()
-    merged = multi_crop_segment(
-        method,
-        torch.zeros(1, 3, h, w),
-        pad_to=masks.shape[-2:],
-        window=crops.shape[-2:],
-        grid=(2, 2),
-        class_label=labels,
-    )
-    assert_stored(case, "crop_merged", merged[0], rtol=1e-5, atol=1e-6)
-
-
-def test_network_inputs_match_reference_values(golden):
-    case = golden("wsfcn_msloader")
-    image = normalize(grey_levels(case_input(case, "image")))[None]
-    shape = case["batch__shape"].tolist()
-    close = {"rtol": 1e-3, "atol": 5e-3}
+def on_canvases(image, scales, size):
+    """Every scale of an image and its mirror image on a canvas, and rows ``top, left, height, width``."""
     batch, pads = [], []
-    for scale in SCALES:
+    for scale in scales:
         scaled = scaled_image(image, scale, "bicubic")
-        canvas, (_, rows, columns) = on_canvas(torch.cat([scaled, scaled.flip(-1)]), shape[-2:])
+        canvas, (_, rows, columns) = on_canvas(torch.cat([scaled, scaled.flip(-1)]), size)
         batch.append(canvas)
         pads += 2 * [[rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start]]
-    assert pads == case["pads"].tolist()
-    assert_stored(case, "batch", torch.cat(batch), **close)
-    assert_stored(case, "image_norm", image[0], **close)
-    assert_stored(case, "denorm", denormalize(image[0]) / 255, **close)
+    return torch.cat(batch), torch.tensor(pads)
 
-    side = case["crop_batch__shape"].tolist()[-2:]
-    canvas, (_, rows, columns) = on_canvas(image, shape[-2:])
-    windows = window_slices(shape[-2:], side, (2, 2))
-    crops = [view for y, x in windows for view in (canvas[..., y, x].flip(-1), canvas[..., y, x])]
-    assert_stored(case, "crop_batch", torch.cat(crops), **close)
-    corner = [rows.start, columns.start]
-    expected = [[y.start, y.stop, x.start, x.stop, *corner] for y, x in windows for _ in range(2)]
-    assert expected == case["crop_pads"].tolist()
+
+@recorded("wsfcn_merge", "onestage_merge")
+def test_merging_of_masks_matches_reference_values(case):
+    case.irrelevant("crop_*")  # windows instead of scales, which no published number uses
+    scales, masks = case.setting("scales", SCALES), case.input("masks")
+    method = small_method(SYSTEMS[case.name.split("_")[0]], masks.shape[1]).eval()
+    h, w = case["image_hw"].tolist()
+    image = torch.zeros(1, 3, h, w)
+    case.same("pads", on_canvases(image, scales, masks.shape[-2:])[1])
+    merged = multi_scale_segment(
+        replayed(method, masks),
+        image,
+        scales=scales,
+        pad_to=masks.shape[-2:],
+        class_label=case["labels"][None],
+        **PUBLISHED,
+    )
+    case.compare("merged", merged[0])
+    case.same("pred", merged.argmax(1)[0])
+    if "crf_unary_prob__sub" in case:
+        case.compare("crf_unary_prob", method.crf_probs(merged)[0])
+
+
+@recorded("wsfcn_msloader")
+def test_network_inputs_match_reference_values(case):
+    case.irrelevant("crop_*", "labels", "mask")  # the mask is as it was read
+    image = normalize(grey_levels(case.input("image")))[None]
+    scales, size = case.setting("scales", SCALES), case["batch__shape"].tolist()[-2:]
+    batch, pads = on_canvases(image, scales, size)
+    case.same("pads", pads)
+    for name, found in (("batch", batch), ("image_norm", image[0]), ("denorm", denormalize(image[0]) / 255)):
+        case.compare(name, found, rtol=1e-3, atol=5e-3)
 
 
 def test_every_image_is_visited_once_and_finished_ones_are_not_read(split):
@@ -275,16 +245,6 @@ def test_published_checkpoint_brings_data_set_and_protocol(published_toco, num_c
     assert loaded.cfg.infer.size == size and loaded.cfg.data.name == {21: "voc", 81: "coco"}[num_classes]
     assert any("proj_head" in line for line in loaded.unmatched)
     assert_close(loaded.method.predict(image, ()).seg_logits, expected)
-
-
-def test_checkpoint_of_an_earlier_version_loads(checkpoint, tmp_path):
-    """Its decoder had an option for its first weights, which is gone."""
-    state = load_checkpoint(checkpoint)
-    state["config"]["method"]["decoder_options"]["std"] = 1e-3
-    torch.save(state, tmp_path / "earlier.pth")
-    loaded, again = (load_method(path, "cpu").method for path in (tmp_path / "earlier.pth", checkpoint))
-    image = torch.randn(1, 3, 48, 48)
-    assert torch.equal(loaded.predict(image, ()).seg_logits, again.predict(image, ()).seg_logits)
 
 
 def test_photos_of_a_folder_become_a_split(split):

@@ -7,11 +7,11 @@ import torch
 from datasets.base import WeakSegDataset
 from engine.config.load import load_config
 from engine.data import load_split
-from engine.evaluator import validate
 from engine.inference import load_method
 from engine.panels import panels_of, see
 from engine.scores.records import read_scores
 from engine.train import run as train
+from engine.validation import validate
 from tests.checkpoints import demo_folder  # noqa: F401
 from tools import infer_cam, infer_seg, visualize
 from utils.cam_files import load_cam
@@ -52,7 +52,9 @@ def test_training_logs_its_losses_and_scores(run_folder):
 def test_inference_gives_the_score_of_the_validation(run_folder, tmp_path):
     loaded = load_method(run_folder / "last.pth", "cpu")
     dataset = WeakSegDataset(load_split(loaded.cfg.data, "test"), with_mask=True)
-    expected = validate(loaded.method, dataset, size=48, device="cpu", progress=False)["seg"].miou
+    expected = (
+        validate(loaded.method, dataset, size=48, device="cpu", progress=False).results["miou"]["seg"].mean
+    )
     out = infer(run_folder, tmp_path / "out", size=48, scales=[1.0], flip=False)
     assert read_scores(out)[0]["score"]["miou"] == pytest.approx(expected, abs=2e-3)
 
@@ -64,20 +66,11 @@ def test_true_tags_restrict_the_labels_and_name_the_protocol(run_folder, tmp_pat
         assert set(np.unique(read_mask(out / f"{record.name}.png")).tolist()) <= {0, *record.tags}
 
 
-def test_canvas_and_windows_run_and_are_part_of_the_settings(run_folder, tmp_path):
-    crops = ["infer.pad_to=64", "infer.crops.window=[48,48]"]
-    out = infer(run_folder, tmp_path / "crops", overrides=crops)
-    (record,) = read_scores(out)
-    assert record["protocol"] == "seg/test/crops(48x48,2x2)+flip"
-    assert record["settings"]["crops"] == {"window": [48, 48], "grid": [2, 2]}
-    for unused in ({"scales": [1.0, 0.5]}, {"size": 48}):
-        with pytest.raises(ValueError, match="leave out --size and --scales"):
-            infer(run_folder, tmp_path / "unused", overrides=crops, **unused)
-    infer(run_folder, tmp_path / "canvas", overrides=["infer.pad_to=[60,72]"])
-    with pytest.raises(ValueError, match=r"does not fit on the canvas.*infer\.pad_to"):
+def test_canvas_is_part_of_the_settings_and_must_hold_the_image(run_folder, tmp_path):
+    out = infer(run_folder, tmp_path / "canvas", overrides=["infer.pad_to=[60,72]"])
+    assert read_scores(out)[0]["settings"]["pad_to"] == [60, 72]
+    with pytest.raises(ValueError, match=r"infer\.pad_to"):
         infer(run_folder, tmp_path / "small", overrides=["infer.pad_to=40"])
-    with pytest.raises(ValueError, match=r"infer\.crops needs the canvas"):
-        infer(run_folder, tmp_path / "none", overrides=crops[1:])
 
 
 def test_masks_are_cam_files_and_pictures(run_folder, tmp_path):

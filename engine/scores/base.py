@@ -1,0 +1,211 @@
+"""What a score is: it sees every image once, keeps sums alone, and says values per class and their mean.
+
+A file of this folder is a score by its name: ``boundary_f.py`` holds the class ``BoundaryF``, and
+in ``eval.scores`` its name makes it part of validation, inference, tools/evaluate.py and ``scores.json``.
+
+Letters: K classes with background 0, C = K - 1 foreground classes, H x W pixels of a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.scores.tables import number, text_table
+from ops.cam import strongest_class, threshold_label
+from utils.build import suggest
+from utils.cam_files import CamFile
+from utils.distributed import all_reduce_sum
+from utils.image import IGNORE_INDEX
+
+# What a method predicts, and the head of its column in tables.
+OUTPUTS = {"cam": "CAM", "aux_cam": "aux_CAM", "seg": "Seg_Pred"}
+NO_SCORES = ("base", "evaluation", "records", "tables")  # the other files of this folder
+
+Sample = Mapping[str, Any]  # ``mask`` (H, W) class ids or 255, and ``class_label`` (C,) where tags are known
+
+
+@dataclass
+class ImagePrediction:
+    """What is predicted for one image, at the size of its mask.
+
+    Args:
+        labels: class ids (H, W) by output (`OUTPUTS`).
+        cams: by output, before a threshold: score (H, W) in [0, 1] and class id (H, W) of the strongest
+            class.
+        class_logits: (C,) of the classifier, where there is one.
+    """
+
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    cams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    class_logits: Tensor | None = None
+    _matrices: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def add_cam(
+        self, output: str, cam: Tensor, class_ids: Tensor, size: Sequence[int], threshold: float
+    ) -> None:
+        """Add the CAMs (n, h, w) of the classes (n,) of an image of ``size`` (H, W)."""
+        score, label = self.cams[output] = strongest_class(cam, class_ids, size)
+        self.labels[output] = threshold_label(score, label, threshold)
+
+    def matrix(self, output: str, mask: Tensor, num_classes: int) -> Tensor:
+        """(K, K) confusion matrix of an output, counted once for all scores that ask."""
+        if output not in self._matrices:
+            self._matrices[output] = confusion_matrix(mask, self.labels[output], num_classes)
+        return self._matrices[output]
+
+
+def predicted_cams(cams: CamFile, threshold: float, device: torch.device | str = "cpu") -> ImagePrediction:
+    """What a CAM file predicts for its image."""
+    prediction = ImagePrediction()
+    for output, cam in (("cam", cams.cam), ("aux_cam", cams.aux_cam)):
+        if cam is not None:
+            prediction.add_cam(output, cam.to(device), cams.class_ids.to(device), cams.size, threshold)
+    return prediction
+
+
+class Values(NamedTuple):
+    """What a score says of one output.
+
+    Args:
+        mean: the number that logs and tables show; nan where nothing defines it.
+        per_class: (K,) float64 by the name that it has in ``scores.json``.
+        more: further plain values for ``scores.json``.
+        about: plain values for ``scores.json`` that say how the score was made.
+    """
+
+    mean: float
+    per_class: Mapping[str, Tensor] = {}
+    more: Mapping[str, Any] = {}
+    about: Mapping[str, Any] = {}
+
+
+class Score:
+    """Base of all scores."""
+
+    title = ""  # in tables; default: the name
+    key = ""  # of the mean in ``scores.json``; default: the name
+    # A share, shown in percent, also in the log of a training.
+    is_share = True
+    # Whether the validation of a training computes it.
+    validates = True
+
+    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
+        self.class_names, self.num_classes, self.device = class_names, len(class_names), device
+        self.name = type(self).__module__.rpartition(".")[2]
+        self.title, self.key = self.title or self.name, self.key or self.name
+
+    def update(self, sample: Sample, prediction: ImagePrediction) -> None:
+        """Add one image."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """All that was counted; the sums over processes are the counts of the whole split."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, Values]:
+        """Values by output, of those that occurred; under ``""`` what belongs to no output."""
+        raise NotImplementedError
+
+    def table(self, found: Mapping[str, Values]) -> str:
+        """A table of ``compute()`` for people; empty where one line says all."""
+        return ""
+
+    def reduce(self) -> None:
+        """Add the counts of all processes, in place; a collective call."""
+        for tensor in self.tensors():
+            tensor.copy_(all_reduce_sum(tensor))
+
+
+class LabelScore(Score):
+    """A score of label images, which is a function of sums over images: of ``count``, of one shape."""
+
+    mean_title = "mean"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        device: torch.device | str = "cpu",
+        *,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.int64,
+    ) -> None:
+        super().__init__(class_names, device)
+        self.images = torch.zeros(len(OUTPUTS), dtype=torch.int64, device=device)
+        self.sums = torch.zeros(len(OUTPUTS), *shape, dtype=dtype, device=device)
+
+    def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
+        """What one image adds."""
+        raise NotImplementedError
+
+    def values(self, sums: Tensor) -> Values:
+        """The score of an output."""
+        raise NotImplementedError
+
+    def update(self, sample: Sample, prediction: ImagePrediction) -> None:
+        for i, output in enumerate(OUTPUTS):
+            if output in prediction.labels:
+                self.images[i] += 1
+                self.sums[i] += self.count(sample["mask"], prediction, output)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.images, self.sums]
+
+    def compute(self) -> dict[str, Values]:
+        images, sums = self.images.tolist(), self.sums.cpu()
+        return {output: self.values(sums[i]) for i, output in enumerate(OUTPUTS) if images[i]}
+
+    def table(self, found: Mapping[str, Values]) -> str:
+        columns = [next(iter(values.per_class.values())) for values in found.values()]
+        rows = [
+            [name, *(number(column[i], self.is_share) for column in columns)]
+            for i, name in enumerate(self.class_names)
+        ]
+        rows.append([self.mean_title, *(number(values.mean, self.is_share) for values in found.values())])
+        suffix = "" if self.name == "miou" else f" {self.title}"
+        return text_table(["Class", *(OUTPUTS[output] + suffix for output in found)], rows)
+
+
+def create_score(name: str, class_names: Sequence[str], device: torch.device | str = "cpu") -> Score:
+    """The score of a name.
+
+    Raises:
+        KeyError: there is none; names the closest one.
+    """
+    known = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")} - set(NO_SCORES)
+    if name not in known:
+        raise KeyError(f"eval.scores: there is no score '{name}'{suggest(name, known)}")
+    module = import_module(f"engine.scores.{name}")
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")))(class_names, device)
+
+
+def confusion_matrix(mask: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """(K, K) int64 pixel counts, rows truth, columns prediction; pixels of truth 255 are left out.
+
+    Args:
+        mask, label: equal shapes of integers; classes 0..K - 1, and 255 in the mask.
+    """
+    # A joint histogram of bytes needs no selection of pixels, which costs more than the counting.
+    pair = mask.to(torch.int32).mul_(IGNORE_INDEX + 1).add_(label)
+    pairs = torch.bincount(pair.flatten(), minlength=(IGNORE_INDEX + 1) ** 2)
+    return pairs.view(IGNORE_INDEX + 1, -1)[:num_classes, :num_classes]
+
+
+def finite(values: Tensor) -> Tensor:
+    """The finite ones of some values, flat."""
+    return values[values.isfinite()]
+
+
+def plain(value: Tensor | float) -> float | str | None:
+    """A JSON value: null for nan, "inf" for infinity (JSON knows neither)."""
+    number = float(value)
+    if math.isnan(number):
+        return None
+    return "inf" if math.isinf(number) else number

@@ -1,0 +1,206 @@
+"""The scores that a config names, over the images of a split: from labels to tables and records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.base import Record, Split
+from engine.scores.base import ImagePrediction, Sample, Values, create_score, plain
+from engine.scores.records import short_name, write_scores
+from engine.scores.tables import number
+from utils.distributed import all_reduce_sum, is_main
+from utils.image import IGNORE_INDEX, read_mask
+
+SCORES = ("miou", "confusion", "tag_f1", "cam_sweep")
+
+
+class Evaluation:
+    """Scores of a split's labels, CAMs and tags.
+
+    Args:
+        names: of the scores (``eval.scores``).
+        threshold: background threshold of CAMs.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        names: Iterable[str] = SCORES,
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.split, self.threshold, self.device = split, threshold, device
+        self.scores = [create_score(name, split.class_names, device) for name in names]
+        self.images = torch.zeros((), dtype=torch.int64, device=device)
+        self.truth = torch.zeros(IGNORE_INDEX + 1, dtype=torch.int64, device=device)  # pixels by mask value
+
+    def add(self, record: Record, prediction: ImagePrediction, ignored: str = "error") -> None:
+        """Score an image against its mask on disk; one without a mask is skipped.
+
+        Args:
+            ignored: what 255 in a label is: ``error``, ``background``, or ``skip`` (the pixel is left out).
+
+        Raises:
+            ValueError: a label has another size than the mask, or either holds values that are no classes.
+        """
+        if has_mask(record):
+            assert record.mask is not None
+            mask = torch.from_numpy(read_mask(record.mask)).to(self.device)
+            for output, label in prediction.labels.items():
+                if ignored != "error" and label.shape == mask.shape:
+                    mask = (
+                        mask.masked_fill(label == IGNORE_INDEX, IGNORE_INDEX) if ignored == "skip" else mask
+                    )
+                    prediction.labels[output] = label.masked_fill(label == IGNORE_INDEX, 0)
+            self.update({"name": record.name, "mask": mask}, prediction)
+
+    def update(self, sample: Sample, prediction: ImagePrediction) -> None:
+        """Add an image to all scores; ``sample`` holds its name, its mask and, where known, its tags."""
+        mask = sample["mask"]
+        pixels = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1)
+        self._check("mask", sample, pixels[self.split.num_classes : IGNORE_INDEX].sum())
+        for output, label in prediction.labels.items():
+            if label.shape != mask.shape:
+                raise ValueError(
+                    f"mask of '{sample['name']}' is {tuple(mask.shape)}, its prediction {tuple(label.shape)} "
+                    "(rows, columns)"
+                )
+            wrong = (label >= self.split.num_classes) & (mask != IGNORE_INDEX)
+            self._check(f"{output} prediction", sample, wrong.sum())
+        self.images += 1
+        self.truth += pixels
+        for score in self.scores:
+            score.update(sample, prediction)
+
+    def _check(self, what: str, sample: Sample, wrong: Tensor) -> None:
+        if wrong:
+            raise ValueError(
+                f"{int(wrong)} pixels of the {what} of '{sample['name']}' are none of the "
+                f"{self.split.num_classes} classes: is it an index image of this data set?"
+            )
+
+    def reduce(self) -> Evaluation:
+        """Add the counts of all processes, once; a collective call. Returns itself."""
+        for tensor in (self.images, self.truth):
+            tensor.copy_(all_reduce_sum(tensor))
+        for score in self.scores:
+            score.reduce()
+        return self
+
+    @cached_property
+    def results(self) -> dict[str, dict[str, Values]]:
+        """Values by score and output."""
+        return {score.name: score.compute() for score in self.scores}
+
+    def percent(self) -> dict[str, float]:
+        """The numbers of a training log, all shares: mIoU as ``seg``, others as ``seg_<name>``."""
+        found = {}
+        for score in self.scores:
+            for output, values in self.results[score.name].items():
+                if score.is_share:
+                    parts = [output, score.name if score.name != "miou" else ""]
+                    found["_".join(filter(None, parts))] = 100 * values.mean
+        return found
+
+    def line(self, miou: bool = True) -> str:
+        """The means for a log: of mIoU, ``seg 58.12  cam 61.40``, or ``; name value`` of all other shares."""
+        shown = self.percent()
+        outputs = self.results.get("miou", {})
+        if miou:
+            return "  ".join(f"{output} {shown[output]:.2f}" for output in outputs)
+        return "".join(f"; {name} {value:.1f} %" for name, value in shown.items() if name not in outputs)
+
+    def tables(self, shares: bool = False) -> str:
+        """Tables of all scores, or of shares alone."""
+        found = [
+            score.table(self.results[score.name])
+            for score in self.scores
+            if self.results[score.name] and (score.is_share or not shares)
+        ]
+        return "\n".join(table for table in found if table)
+
+    def records(
+        self, protocols: Mapping[str, str], settings: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Entries of ``scores.json``, one for each output.
+
+        Args:
+            protocols: id by output, of CAMs without a threshold.
+        """
+        outputs = dict.fromkeys(key for found in self.results.values() for key in found if key)
+        records = []
+        for key in outputs:
+            output, _, at = key.partition("@")
+            is_fixed_cam = output != "seg" and not at
+            at = f"{self.threshold:.2f}" if is_fixed_cam else at
+            record: dict[str, Any] = {"protocol": protocols[output] + (f"@{at}" if at else "")}
+            record |= {"threshold": self.threshold} if is_fixed_cam else {}
+            content: dict[str, Any] = {}
+            per_class: dict[str, dict[str, Any]] = {name: {} for name in self.split.class_names}
+            for score in self.scores:
+                values = self.results[score.name].get(key)
+                if values is None:
+                    continue
+                record |= values.about
+                content |= {score.key: plain(values.mean), **values.more}
+                for column, numbers in values.per_class.items():
+                    for name, value in zip(self.split.class_names, numbers, strict=True):
+                        per_class[name][column] = plain(value)
+            content["per_class"] = per_class
+            records.append(
+                {**record, "score": content, "settings": dict(settings), "provenance": dict(provenance)}
+            )
+        return records
+
+    def report(
+        self,
+        folder: Path,
+        protocols: Mapping[str, str],
+        settings: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Print tables and one line per record, and add the records to ``scores.json``; main process only.
+
+        Says so where not all images have a mask, or where nothing can be scored.
+        """
+        if not is_main():
+            return
+        name, scored = short_name(self.split), [r for r in self.split.records if has_mask(r)]
+        if not scored:
+            print(f"no masks for {name}: nothing to score")
+            return
+        if self.lacks_classes and any(record.tags != () for record in scored):  # () shows no object at all
+            print(
+                f"no mask of {name} holds any of the classes; {IGNORE_INDEX} means ignored, class 1 must be "
+                "1: nothing to score"
+            )
+            return
+        if len(scored) < len(self.split):
+            print(f"only {len(scored)} of {len(self.split)} images have a mask: the score is theirs")
+        print(self.tables())
+        records = self.records(protocols, settings, {**provenance, "scored_images": len(scored)})
+        for record in records:
+            means = [
+                f"{score.title} {number(float(value), score.is_share):>6}"
+                for score in self.scores
+                if (value := record["score"].get(score.key)) is not None
+            ]
+            print(f"{record['protocol']:<40} {'   '.join(means)}")
+        write_scores(folder, records)
+        print(f"scores   {folder / 'scores.json'}")
+
+    @property
+    def lacks_classes(self) -> bool:
+        """Whether the truth holds ignored pixels, but none of an object, as masks of 0 and 255 do."""
+        return bool(self.truth[IGNORE_INDEX]) and not self.truth[1 : self.split.num_classes].any()
+
+
+def has_mask(record: Record) -> bool:
+    """Whether the ground truth of an image is there."""
+    return record.mask is not None and record.mask.is_file()

@@ -1,0 +1,45 @@
+"""Mean intersection over union, the number that papers report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.scores.base import ImagePrediction, LabelScore, Values, plain
+
+
+class Miou(LabelScore):
+    """IoU per class, nan for a class that occurs neither in the truth nor in the prediction.
+
+    The mean is over the classes that occur in the truth. ``scores.json`` holds the whole confusion matrix,
+    so that every other score of pixels can be computed later (`matrix_of`).
+    """
+
+    title = mean_title = "mIoU"
+
+    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
+        super().__init__(class_names, device, shape=2 * [len(class_names)])
+
+    def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
+        return prediction.matrix(output, mask, self.num_classes)
+
+    def values(self, sums: Tensor) -> Values:
+        matrix = sums.double()  # exact up to 2**53 pixels
+        hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+        iou = hits / (truth + predicted - hits)
+        more = {
+            "miou_classes": int((truth > 0).sum()),
+            "pixel_accuracy": plain(hits.sum() / truth.sum()),
+            "mean_accuracy": plain((hits / truth).nanmean()),
+            "pixels": int(sums.sum()),
+            "matrix": [" ".join(map(str, row)) for row in sums.tolist()],
+        }
+        return Values(float(iou[truth > 0].mean()), {"iou": iou}, more)
+
+
+def matrix_of(score: Mapping[str, Any]) -> Tensor:
+    """The confusion matrix (K, K) int64 of the ``score`` of a record of ``scores.json``."""
+    return torch.tensor([[int(n) for n in row.split()] for row in score["matrix"]])

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.lists import file_of, find_list, read_list, read_tags, some
+from datasets.lists import check_paths, file_of, find_list, read_list, require_root, some
+from datasets.tags import read_tags
 from utils.files import require_files
 from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
@@ -272,9 +273,9 @@ def listed_split(
         make_tags: the command that makes a missing tags file, for the error.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no data set folder {root}: see docs/data.md, or set data.root")
-    names = read_list(find_list(root, lists, split))
+    require_root(root)
+    list_file = find_list(root, lists, split)
+    names = read_list(list_file)
     may_lack = split == "test" or split.endswith(".txt")
     image_files = [file_of(root, images, name, ".jpg") for name in names]
     require_files(
@@ -282,6 +283,7 @@ def listed_split(
         f"images of split '{split}'",
         "unpack them there, or set data.root or data.options.images",
     )
+    check_paths(list_file, names, root, dict(zip(names, image_files)))
     mask_files = [file_of(root, masks, name, ".png") if masks else None for name in names]
     if may_lack:
         mask_files = [path if path is not None and path.is_file() else None for path in mask_files]

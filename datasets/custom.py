@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.base import Record, Split
-from datasets.lists import (
-    IMAGE_SUFFIXES,
-    find_list,
-    is_background,
-    read_class_names,
-    read_list,
-    read_tags,
-    some,
-    tag_words,
-)
+from datasets.lists import check_paths, find_list, read_class_names, read_list, refuse_hidden, some
+from datasets.pictures import IMAGE_SUFFIXES, picture_files
+from datasets.tags import classes_of, read_tags, warn_of_constant_classes
 
 UNTAGGED = ("error", "no_object", "leave_out", "unknown")
 
@@ -57,18 +52,20 @@ def custom_split(
     root = Path(root)
     if untagged not in UNTAGGED:
         raise ValueError(f"data.options.untagged is '{untagged}': choose one of {', '.join(UNTAGGED)}")
-    classes = read_class_names(class_names, root, _words_of(root, tags) if class_names is None else ())
+    if tags is None and class_names is None:
+        raise ValueError("set data.options.tags or data.options.class_names: nothing else names the classes")
+    own_names = class_names is None and tags is not None
+    classes = read_class_names(classes_of(root / tags) if own_names and tags else class_names, root, ())
     files = find_images(root / images)
     aliases = _aliases(files)
-    known = _known_tags(root, tags, classes, aliases) if tags is not None else {}
+    known = _known_tags(root / tags, classes, aliases) if tags is not None else {}
 
     names = _names_of(root, split, lists, files, aliases, val_fraction)
     without = [name for name in names if name not in known] if tags is not None else []
     if without and untagged == "error":
         raise ValueError(
-            f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}: "
-            "add them (without tags if they show no class), "
-            "or set data.options.untagged=no_object or leave_out"
+            f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}: add them (without "
+            "tags if they show no class), or set data.options.untagged=no_object or leave_out"
         )
     if untagged == "leave_out":
         names = [name for name in names if name in known]
@@ -78,37 +75,39 @@ def custom_split(
             f"split '{split}' of {root} holds no image ({len(files)} images in {root / images}): "
             "set data.options.val_fraction, or write lists and set data.options.lists"
         )
-    # A list of one's own is for inference: it may hold images without ground truth.
-    mask_files = {name: root / masks / f"{name}.png" for name in names} if masks else {}
-    if split.endswith(".txt"):
+    # Masks are where the image is, in the spelling of the disk.
+    mask_files = {
+        name: root / masks / files[name].relative_to(root / images).with_suffix(".png")
+        for name in (names if masks else ())
+    }
+    if split.endswith(".txt"):  # a list of one's own is for inference: images may lack ground truth
         mask_files = {name: path for name, path in mask_files.items() if path.is_file()}
     records = (Record(name, files[name], mask_files.get(name), known.get(name, default)) for name in names)
     return Split(Path(split).stem if split.endswith(".txt") else split, classes, tuple(records))
 
 
-def find_images(folder: str | Path) -> dict[str, Path]:
+def find_images(folder: Path) -> dict[str, Path]:
     """Image name -> file of every picture below a folder, sorted by name.
+
+    A name is the path below the folder without the suffix, with accents in one spelling (NFC).
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
         ValueError: pictures that differ only in their suffix, so that one name means two of them.
     """
-    folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no image folder {folder}: create it, or set data.root or data.options.images"
-        )
+        raise FileNotFoundError(f"there is no image folder {folder}: set data.root or data.options.images")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    for path in picture_files(folder):
+        name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        refuse_hidden(name, str(folder))
+        found.setdefault(name, []).append(path)
     if not found:
         raise FileNotFoundError(f"there is no image in {folder} (suffixes: {' '.join(IMAGE_SUFFIXES)})")
     twice = [" and ".join(path.name for path in paths) for paths in found.values() if len(paths) > 1]
     if twice:
         raise ValueError(
-            f"{some(twice, len(found), 'image names')} in {folder} mean two files: "
-            "rename or remove one of each"
+            f"{some(twice, len(found), 'image names')} in {folder} mean two files: rename or remove one"
         )
     return {name: paths[0] for name, paths in sorted(found.items())}
 
@@ -124,12 +123,12 @@ def _names_of(
     if lists is not None or split.endswith(".txt"):
         path = find_list(root, lists or "", split)
         listed = read_list(path, whole_lines=True)
-        missing = [name for name in listed if name not in aliases]
-        if missing:
+        if missing := [name for name in listed if name not in aliases]:
             raise FileNotFoundError(
                 f"{some(missing, len(listed), 'images')} named in {path} are missing, or their short name "
                 "is not unique"
             )
+        check_paths(path, listed, root, {name: files[aliases[name]] for name in listed})
         return [aliases[name] for name in listed]
     if split == "all":
         return list(files)
@@ -145,53 +144,24 @@ def _uniform(name: str) -> float:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
-def _words_of(root: Path, tags: str | None) -> list[str]:
-    if tags is None:
-        raise ValueError(
-            "without tags the classes are unknown: set data.options.tags or data.options.class_names"
-        )
-    # Background is no object; reading the tags complains about it.
-    found = {word for _, words, _ in tag_words(root / tags) for word in words}
-    words = sorted(word for word in found if not is_background(word))
-    if not words:
-        raise ValueError(f"no image in {root / tags} has a tag, so there is no class to learn")
-    alike: dict[str, str] = {}
-    for word in words:
-        if set(word) & set('|[]{}"'):
-            raise ValueError(f"{root / tags}: '{word}' looks like several tags: separate them by ';'")
-        if (other := alike.setdefault(word.lower(), word)) != word:
-            raise ValueError(
-                f"{root / tags}: '{other}' and '{word}' would be two classes: write them alike, or name the "
-                "classes in data.options.class_names"
-            )
-    return words
-
-
 def _aliases(files: Mapping[str, Path]) -> dict[str, str]:
-    """Every way to call an image -> its name: the name itself, and the file's own name where only one image
-    has it."""
-    short: dict[str, list[str]] = {}
-    for name in files:
-        short.setdefault(name.rpartition("/")[2], []).append(name)
-    return {alias: names[0] for alias, names in short.items() if len(names) == 1} | {
-        name: name for name in files
-    }
+    """Every way to call an image -> its name: the name itself, and the file's own name if it is unique."""
+    short = Counter(name.rpartition("/")[2] for name in files)
+    unique = {alias: name for name in files if short[alias := name.rpartition("/")[2]] == 1}
+    return unique | {name: name for name in files}
 
 
-def _known_tags(
-    root: Path, tags: str, classes: Sequence[str], aliases: Mapping[str, str]
-) -> dict[str, tuple[int, ...]]:
-    read = read_tags(root / tags, classes)
-    missing = [name for name in read if name not in aliases]
-    if missing:
+def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    read = read_tags(path, classes)
+    if missing := [name for name in read if name not in aliases]:
         raise FileNotFoundError(
-            f"{some(missing, len(read), 'images')} named in {root / tags} are missing, or several files in "
-            "subfolders have that "
-            "name: add the files, remove their lines, or write the path below the image folder"
+            f"{some(missing, len(read), 'images')} named in {path} are missing, or their short name is not "
+            "unique: add the files, remove their lines, or write the path below the image folder"
         )
     known: dict[str, tuple[int, ...]] = {}
     for name, ids in read.items():
         if aliases[name] in known:
-            raise ValueError(f"{root / tags}: image '{aliases[name]}' is named a second time, as '{name}'")
+            raise ValueError(f"{path}: image '{aliases[name]}' is named a second time, as '{name}'")
         known[aliases[name]] = ids
+    warn_of_constant_classes(known, classes)
     return known

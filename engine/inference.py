@@ -20,8 +20,8 @@ from torch import Tensor
 import datasets.coco
 import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
-from datasets.lists import IMAGE_SUFFIXES
 from datasets.loader import eval_loader
+from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from engine.config.load import CHOICES, load_config, override_config
 from engine.train import build_method
 from engine.validation import single
@@ -304,15 +304,7 @@ def image_split(path: str | Path, class_names: Sequence[str]) -> Split:
         FileNotFoundError: no such file, or a folder without images.
     """
     path = Path(path).expanduser()
-    files = (
-        sorted(
-            p
-            for p in path.iterdir()
-            if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.name.startswith(".")
-        )
-        if path.is_dir()
-        else [path]
-    )
+    files = picture_files(path, subfolders=False) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path} is no image, or a folder without any ({', '.join(IMAGE_SUFFIXES)})")
     stems = Counter(file.stem for file in files)

@@ -29,7 +29,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from datasets.coco import CLASS_NAMES
-from datasets.lists import write_tags
+from datasets.tags import write_tags
 from utils.cli import run_main
 from utils.files import read_json, write_atomic, write_json
 from utils.image import IGNORE_INDEX, read_mask, write_mask

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import scipy.io
 
-from datasets.lists import read_list, read_tags, some, write_tags
+from datasets.lists import read_list, some
+from datasets.tags import read_tags, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
 from utils.cli import run_main
 from utils.files import require_files, write_atomic
@@ -54,7 +55,7 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
                 f"{root} is no unpacked VOC 2012: {part} is missing; unpack VOCtrainval_11-May-2012.tar and "
                 "set --root to its VOC2012"
             )
-    train, val = (read_list(root / LISTS / f"{split}.txt") for split in ("train", "val"))
+    train, val = (list(read_list(root / LISTS / f"{split}.txt")) for split in ("train", "val"))
     if cfg.get("sbd"):
         convert_sbd(Path(cfg["sbd"]), root, [*train, *val])
     augmented = _names_in(root / "SegmentationClassAug", "*.png")

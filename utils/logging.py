@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def setup_logging(work_dir: Path | None = None) -> logging.Logger:
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         LOGGER.addHandler(file)
     return LOGGER
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, the first time that it is given."""
+    LOGGER.warning(f"warning  {message}")
 
 
 class MetricsWriter:

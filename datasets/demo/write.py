@@ -20,7 +20,7 @@ from PIL import Image
 
 from datasets.demo.contexts import CONTEXTS
 from datasets.demo.scene import SPLITS, Scene, SceneOptions, context_given_class, render_scene
-from datasets.lists import write_tags
+from datasets.tags import write_tags
 from datasets.voc import tags_from_xml
 from utils.files import differences, read_json, write_atomic, write_json
 from utils.image import write_mask

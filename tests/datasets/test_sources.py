@@ -1,4 +1,5 @@
 import inspect
+import io
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from datasets.coco import coco_split
 from datasets.custom import custom_split, find_images
+from datasets.pictures import picture_files
 from datasets.voc import tags_from_xml, voc_split
 from engine.config.load import load_config
 from utils.build import import_target
@@ -134,19 +136,6 @@ def test_custom_classes_of_a_table_are_those_of_its_header(own):
     assert {r.name: r.tags for r in split.records} == {"a": (2, 3), "b": (), "deep/c": (2,), "my dog": (3,)}
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("b,Cat;", "'Cat' and 'cat' would be two classes: write them alike"),
-        ("b,zebra|cat", r"'zebra\|cat' looks like several tags: separate them by ';'"),
-    ],
-)
-def test_custom_tags_that_would_be_classes_by_mistake(own, line, message):
-    text(own / "tags.csv", f"a.jpg,zebra;cat\n{line}\nc,cat;\nmy dog.bmp,\n")
-    with pytest.raises(ValueError, match=message):
-        custom_split(own, "all")
-
-
 def test_custom_splits_are_disjoint_complete_and_stable(tmp_path):
     for k in range(40):
         picture(tmp_path / "images" / f"{k}.png")
@@ -183,28 +172,71 @@ def test_custom_images_without_tags(own):
     assert len(custom_split(own, "all", untagged="leave_out")) == 3
 
 
+@pytest.mark.parametrize(
+    ("tags", "error", "term"),
+    [
+        ("a,cat\nb,\nc,\nmy dog,\nlost,cat\n", FileNotFoundError, r"1 of 5 images \(lost\)"),
+        ("c,cat\ndeep/c,cat\n", ValueError, "'deep/c' is named a second time"),
+        ("a,cat\nb,Background\nc,\nmy dog,\n", ValueError, "line 2, column 2"),
+        ("a,\n", ValueError, "no class to learn"),
+    ],
+)
+def test_custom_tags_that_do_not_fit_are_named(own, tags, error, term):
+    text(own / "tags.csv", tags)
+    with pytest.raises(error, match=term):
+        custom_split(own, "all")
+
+
 def test_custom_says_what_is_wrong(own):
-    with pytest.raises(ValueError, match="no split 'foo': use train, val or all"):
+    with pytest.raises(ValueError, match="no split 'foo'"):
         custom_split(own, "foo")
-    text(own / "tags.csv", "a,cat\nb,\nc,\nmy dog,\nlost,cat\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of 5 images \(lost\) named in .*tags\.csv are missing"):
-        custom_split(own, "all")
-    text(own / "tags.csv", "c,cat\ndeep/c,cat\n")
-    with pytest.raises(ValueError, match="'deep/c' is named a second time"):
-        custom_split(own, "all")
-    text(own / "tags.csv", "a,cat\nb,Background\nc,\nmy dog,\n")
-    with pytest.raises(ValueError, match=r"line 2: 'Background' is not a class: leave the tags .* empty"):
-        custom_split(own, "all")
-    text(own / "tags.csv", "a,\n")
-    with pytest.raises(ValueError, match="no class to learn"):
-        custom_split(own, "all")
     with pytest.raises(ValueError, match=r"holds no image \(4 images"):
         custom_split(own, "val", tags=None, class_names=["cat"], val_fraction=0.0)
     picture(own / "images" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.png.*mean two files"):
+    with pytest.raises(ValueError, match=r"a\.jpg and a\.png.*two files"):
         find_images(own / "images")
     with pytest.raises(FileNotFoundError, match="no image folder"):
         custom_split(own, "all", images="pictures", class_names=["cat"])
+
+
+def test_a_list_never_means_another_photo_of_the_same_name(own, voc):
+    picture(own / "elsewhere" / "a.jpg")
+    for word in (str(own / "elsewhere" / "a.jpg"), "/elsewhere/a.jpg", "elsewhere/a.jpg"):
+        text(own / "mine.txt", f"{word}\n")
+        for split in (custom_split, voc_split):
+            with pytest.raises((ValueError, FileNotFoundError), match="mine|elsewhere"):
+                split(own, str(own / "mine.txt"))
+    text(voc / "mine.txt", f"/JPEGImages/a.jpg\n{voc}/JPEGImages/b.jpg\n")
+    assert [record.name for record in voc_split(voc, str(voc / "mine.txt")).records] == ["a", "b"]
+
+
+def test_pictures_of_a_folder_are_used_or_counted_and_named(tmp_path, caplog):
+    used = ["a.jpg", "b.jfif", "c.JPE", "d.avif", "deep/e.webp", "linked/f.png"]
+    picture_bytes = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(picture_bytes, "JPEG")
+    for name in (*used[:-1], "../store/f.png", ".ipynb_checkpoints/a-checkpoint.jpg", "g.heic", "notes.txt"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture_bytes.getvalue())
+    (tmp_path / "images/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "images/deep/loop").symlink_to(tmp_path / "images")
+    (tmp_path / "images/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    found = [path.relative_to(tmp_path / "images").as_posix() for path in picture_files(tmp_path / "images")]
+    assert sorted(found) == sorted(used)
+    assert "3 pictures" in caplog.text
+    for name in (".ipynb_checkpoints", "g.heic", "gone.jpg"):
+        assert name in caplog.text
+    assert len(picture_files(tmp_path / "images", subfolders=False)) == 4
+
+
+def test_accents_of_file_names_have_one_spelling(tmp_path):
+    """Apple writes an accent as a character of its own; tags, lists and masks may or may not."""
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    picture(tmp_path / "images" / f"{decomposed}.png")
+    text(tmp_path / "tags.csv", f"{composed}.png,cat;\n")
+    record = custom_split(tmp_path, "all", masks="masks").records[0]
+    assert (record.name, record.tags) == (composed, (1,))
+    assert record.mask == tmp_path / "masks" / f"{decomposed}.png"
 
 
 def test_sources_share_their_option_names():

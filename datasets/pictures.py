@@ -1,0 +1,54 @@
+"""Which files of a folder are pictures, and a word about those that look like one and are left out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from utils.logging import warn_once
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif",
+    ".ppm", ".pgm",
+)  # fmt: skip
+# Pictures that Pillow does not read.
+FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw")
+
+
+def picture_files(folder: Path, subfolders: bool = True) -> list[Path]:
+    """The pictures in a folder, sorted; a warning counts and names those that are left out.
+
+    Args:
+        subfolders: whether folders below count too, also those behind symbolic links. Hidden ones
+            (``.ipynb_checkpoints``) never do.
+    """
+    found: list[Path] = []
+    left_out: list[Path] = []
+    visited: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(place))
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        pictures = [path for path in paths if is_picture(path)]
+        found += [path for path in pictures if path.is_file()]
+        left_out += [path for path in pictures if not path.is_file()]  # dangling links
+        left_out += [path for path in paths if path.suffix.lower() in FOREIGN_SUFFIXES]
+        hidden = [Path(place, name) for name in folders if name.startswith(".")]
+        left_out += [path for path in hidden if any(map(is_picture, path.iterdir()))]
+        # A link to a folder above would be walked for ever.
+        folders[:] = [
+            name
+            for name in folders
+            if subfolders and name[0] != "." and os.path.realpath(Path(place, name)) not in visited
+        ]
+    if left_out:
+        first = ", ".join(str(path.relative_to(folder)) for path in sorted(left_out)[:3])
+        warn_once(
+            f"{len(left_out)} pictures in {folder} are left out, for they are of another format, dangling "
+            f"links or in a hidden folder: {first}" + (", ..." if len(left_out) > 3 else "")
+        )
+    return sorted(found)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file has the suffix of a picture."""
+    return path.suffix.lower() in IMAGE_SUFFIXES

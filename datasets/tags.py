@@ -1,0 +1,261 @@
+"""Image-level tags in a file: the stated forms are read, everything else is one error with file and place.
+
+``.csv``: comma or semicolon between the columns, UTF-8 or UTF-16 with BOM, in one of two forms.
+    ``image,tags``: the image's name, then its tags, several in one cell (``dog;cat``) or in columns of their
+    own. A header is optional; it calls the other columns ``tags``.
+    ``image,dog,cat``: a header that names the classes, and 0 or 1 in every other cell.
+``.json``: ``{image: [tag, ...]}``.
+``.txt``: ``image tag tag`` per line, separated by spaces.
+``.npy``: the dictionary image -> 0/1 vector over the foreground classes of other programs.
+
+C: foreground classes; class ids 1..C are the values that masks hold, 0 is background.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datasets.lists import is_background, read_text, refuse_hidden, strip_suffix
+from utils.build import suggest
+from utils.files import write_atomic
+from utils.logging import warn_once
+from utils.npy_dictionary import read_npy_dictionary
+
+# What a header calls the column of image names, and columns of tags.
+IMAGE_WORDS = {
+    "",
+    "name",
+    "image",
+    "image_name",
+    "imagename",
+    "image_id",
+    "imageid",
+    "photo",
+    "picture",
+    "file",
+}
+IMAGE_WORDS |= {"filename", "file_name", "path", "id"}
+TAG_WORDS = {"tag", "tags", "label", "labels", "class", "classes"}
+FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+FLAG_LIKE = {*FLAGS, "-1", "-1.0", "yes", "no", "y", "n", "x"}
+
+
+class Entry(NamedTuple):
+    """One image of a tags file, or (image None) the header of a table, which only names classes."""
+
+    image: str | None
+    tags: list[tuple[str, str]]  # word and place ("file, line 3, column 2")
+    place: str
+
+
+def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Image name, without the suffix of an image file -> class ids in ascending order, () without objects.
+
+    Args:
+        path: the file.
+        class_names: background and then the classes; position k is class id k.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another form, an unknown tag (with the closest class), an image named twice.
+    """
+    class_id = {name: k for k, name in enumerate(class_names) if k > 0}
+    tags: dict[str, tuple[int, ...]] = {}
+    for image, words, place in tag_entries(path, class_names):
+        for word, where in words:
+            if is_background(word):
+                raise ValueError(f"{where}: leave the tags of an image without objects empty, not '{word}'")
+            if word not in class_id:
+                raise ValueError(f"{where}: '{word}' is not a class{suggest(word, class_id)}")
+        if image in tags:
+            raise ValueError(f"{place}: image '{image}' is named a second time")
+        if image is not None:
+            tags[image] = tuple(sorted({class_id[word] for word, _ in words}))
+    return tags
+
+
+def classes_of(path: Path) -> list[str]:
+    """The classes that a tags file speaks of, sorted.
+
+    Raises:
+        ValueError: no class, or words that would become classes by mistake.
+    """
+    place_of: dict[str, str] = {}
+    for _, words, _ in tag_entries(path):
+        for word, place in words:
+            place_of.setdefault(word, place)
+    words = sorted(word for word in place_of if not is_background(word))  # `read_tags` refuses background
+    if not words:
+        raise ValueError(f"no image in {path} has a tag, so there is no class to learn")
+    alike: dict[str, str] = {}
+    for word in words:
+        parts = word.split()
+        if set(word) & set(',|[]{}"') or (len(parts) > 1 and set(parts) <= set(words)):
+            raise ValueError(f"{place_of[word]}: '{word}' looks like several tags: separate them by ';'")
+        if (other := alike.setdefault(word.casefold(), word)) != word:
+            raise ValueError(f"{place_of[word]}: '{word}' differs from '{other}' in case alone: write one")
+    for first, second in itertools.combinations(words, 2):
+        if len(first) > 3 and _one_letter_apart(first, second):
+            warn_once(f"{path}: the classes '{first}' and '{second}' differ by one letter; is one a slip?")
+    return words
+
+
+def warn_of_constant_classes(tags: Mapping[str, tuple[int, ...]], class_names: Sequence[str]) -> None:
+    """Warn of classes that every image has, where there are several: nothing tells them from background."""
+    counts = Counter(class_id for ids in tags.values() for class_id in ids)
+    for class_id, count in counts.items():
+        if count == len(tags) > 1:
+            warn_once(f"all {count} images have the tag '{class_names[class_id]}': is it a class?")
+
+
+def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
+    """Write image name -> class names as CSV; complete at every moment."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "tags"])
+    # A single tag ends with ';' too: whoever adds one sees how tags are separated.
+    writer.writerows(
+        [name, ";".join(words) + (";" if len(words) == 1 else "")] for name, words in tags.items()
+    )
+    write_atomic(Path(path), text.getvalue().encode())
+
+
+def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry]:
+    """The entries of a tags file in its order; ``class_names`` are needed for ``.npy`` alone."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"tags file {path} is missing: make it (docs/data.md), or set data.options.tags"
+        )
+    readers = {".csv": _csv, ".json": _json, ".txt": _txt, ".npy": _npy}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"tags file {path} must be one of {' '.join(readers)} (docs/data.md)")
+    entries = list(readers[path.suffix.lower()](path, class_names))
+    for image, words, place in entries:
+        if image == "":
+            raise ValueError(f"{place}: there is no image name")
+        for text, where in [(image or "-", place), *words]:
+            refuse_hidden(text, where)
+    words = {word.lower() for _, words, _ in entries for word, _ in words}
+    if words and words <= FLAG_LIKE and not FLAG_LIKE & set(class_names):
+        raise ValueError(
+            f"{path}: every tag is one of {', '.join(sorted(words))}. A table of 0 and 1 needs a first line "
+            "that names the classes (image,cat,dog)"
+        )
+    return entries
+
+
+def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if "," in line or ";" in line), "")
+    reader = csv.reader(
+        io.StringIO(text), delimiter=";" if ";" in first.partition(",")[0] else ",", skipinitialspace=True
+    )
+    lines = [(f"{path}, line {reader.line_num}", _cells(row)) for row in reader]
+    lines = [(place, cells) for place, cells in lines if cells]
+    if not lines:
+        return
+    place, (image, *columns) = lines[0]
+    if image.lower() not in IMAGE_WORDS:
+        columns = []
+    elif columns and columns[0].lower() not in TAG_WORDS:
+        yield from _table(place, columns, lines[1:])
+        return
+    else:
+        lines = lines[1:]
+    for k, column in enumerate(columns, start=2):
+        if column.lower() not in TAG_WORDS:
+            raise ValueError(
+                f"{place}, column {k}: '{column}' is no column of tags: call it 'tags', or remove it"
+            )
+    for place, (image, *cells) in lines:
+        words = ((k, word.strip()) for k, cell in enumerate(cells, start=2) for word in cell.split(";"))
+        tags = [(word, f"{place}, column {k}") for k, word in words if word]
+        yield Entry(strip_suffix(image), tags, place)
+
+
+def _table(header: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Iterator[Entry]:
+    """Entries of a table with a column of 0 and 1 for each class, its header first."""
+    if "" in columns or len(set(columns)) < len(columns):
+        raise ValueError(f"{header}: every column needs a class of its own, got {', '.join(columns)}")
+    yield Entry(None, [(name, f"{header}, column {k}") for k, name in enumerate(columns, start=2)], header)
+    for place, (image, *cells) in rows:
+        if len(cells) != len(columns):
+            raise ValueError(f"{place}: {len(cells)} values, but {header} names {len(columns)} classes")
+        present = []
+        for k, (column, cell) in enumerate(zip(columns, cells), start=2):
+            if cell.lower() not in FLAGS:
+                raise ValueError(
+                    f"{place}, column {k}: '{cell}' in the column of class '{column}' is neither 0 nor 1 "
+                    "(a column that holds tags is called 'tags')"
+                )
+            if FLAGS[cell.lower()]:
+                present.append((column, f"{place}, column {k}"))
+        yield Entry(strip_suffix(image), present, place)
+
+
+def _cells(row: Sequence[str]) -> list[str]:
+    """Cells without the empty ones at the end, which spreadsheets add."""
+    cells = [cell.strip() for cell in row]
+    while cells and not cells[-1]:
+        del cells[-1]
+    return cells
+
+
+def _json(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+            raise ValueError(f"{path}: image '{twice[0]}' is named a second time")
+        return dict(pairs)
+
+    try:
+        content = json.loads(read_text(path), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must map image names to lists of tags, not be a {type(content).__name__}")
+    for image, words in content.items():
+        place = f"{path}, image '{image}'"
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise ValueError(f"{place}: tags must be a list of class names, not {words!r}")
+        yield Entry(strip_suffix(image.strip()), [(word.strip(), place) for word in words], place)
+
+
+def _txt(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        place = f"{path}, line {number}"
+        refuse_hidden(line, place)
+        if words := line.split():
+            tags = [(word, f"{place}, word {k}") for k, word in enumerate(words[1:], start=2)]
+            yield Entry(strip_suffix(words[0]), tags, place)
+
+
+def _npy(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
+    if not class_names:
+        raise ValueError(f"{path} has no class names: set data.options.class_names")
+    for key, values in read_npy_dictionary(path).items():
+        # IRN writes VOC's 2007_000032 as a whole number.
+        name = f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, (int, np.integer)) else str(key)
+        place, vector = f"{path}, image '{name}'", np.asarray(values).ravel()
+        if len(vector) != len(class_names) - 1 or not np.isin(vector, (0, 1)).all():
+            raise ValueError(
+                f"{place}: expected a 0 or 1 for each of {len(class_names) - 1} classes, got {vector}"
+            )
+        yield Entry(strip_suffix(name), [(class_names[k + 1], place) for k in np.flatnonzero(vector)], place)
+
+
+def _one_letter_apart(first: str, second: str) -> bool:
+    """Whether one letter changed, added or removed turns one word into the other."""
+    short, long = sorted((first, second), key=len)
+    same = next((k for k, (a, b) in enumerate(zip(short, long)) if a != b), len(short))
+    rest = short[same + 1 :] if len(short) == len(long) else short[same:]
+    return len(long) - len(short) <= 1 and rest == long[same + 1 :]

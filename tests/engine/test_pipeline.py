@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from datasets.lists import read_class_names, read_list, read_tags, write_tags
+from datasets.lists import read_class_names, read_list
+from datasets.tags import read_tags, write_tags
 from engine.config.load import (
     CONFIGS,
     STAGE_KEYS,
@@ -620,7 +621,7 @@ def test_other_images_of_the_split_that_a_stage_works_on_are_another_input(demo_
     shutil.copytree(demo_folder, root)
     infer, seeds = (plans_of([f"data.root={root}"])[name] for name in ("infer", "seeds"))
     before = settings_of(infer), settings_of(seeds)
-    names = read_list(root / "ImageSets" / "Segmentation" / "test.txt")
+    names = list(read_list(root / "ImageSets" / "Segmentation" / "test.txt"))
     (root / "ImageSets" / "Segmentation" / "test.txt").write_text("\n".join(names[:-1]))
     assert settings_of(infer) != before[0] and settings_of(seeds) == before[1]
 
@@ -660,7 +661,7 @@ def odd_images(demo_folder, tmp_path_factory):  # noqa: F811
     """Four training images, one of them without tags and one with all tags."""
     root = tmp_path_factory.mktemp("odd") / "data"
     shutil.copytree(demo_folder, root)
-    names = read_list(root / "ImageSets" / "Segmentation" / "train.txt")
+    names = list(read_list(root / "ImageSets" / "Segmentation" / "train.txt"))
     classes = read_class_names("class_names.txt", root, ())
     tags = {name: [classes[k] for k in ids] for name, ids in read_tags(root / "tags.csv", classes).items()}
     tags[names[0]], tags[names[1]], tags[names[2]] = [], list(classes[1:]), tags[names[2]] or [classes[1]]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from datasets.base import Split
-from engine.config.load import project_path
+from engine.config.common import DataOptions
+from engine.config.load import load_config, override_config, project_path
 from utils.build import build
+from utils.weights import load_checkpoint
 
 
 def load_split(data: Mapping[str, Any], name: str) -> Split:
@@ -19,3 +23,24 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
     """
     spec = {"target": data["source"], **(data["options"] or {})}
     return build(spec, root=project_path(data["root"]), split=name)
+
+
+def data_config(options: DataOptions) -> DictConfig:
+    """The config of a tool's data set: ``config=FILE`` among its overrides, or that inside a checkpoint.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    files = [item.removeprefix("config=") for item in options.overrides if item.startswith("config=")]
+    if files:
+        return load_config(files[-1], options.changes())
+    if not options.model_path:
+        raise ValueError(
+            "say which data set: config=FILE (configs/datasets/voc.yaml, ...) or --model_path CHECKPOINT"
+        )
+    state = load_checkpoint(options.model_path)
+    if "config" not in state:
+        raise ValueError(
+            f"{options.model_path} holds no config: give config=configs/datasets/voc.yaml or another one"
+        )
+    return override_config(OmegaConf.create(state["config"]), options.changes())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import Any
 
 from datasets.base import Record, Split
 from datasets.lists import IMAGE_SUFFIXES
+from engine.config.common import ImageOptions
 from engine.data import load_split
 from engine.inference import LoadedMethod, image_split, is_photo
 from engine.scores.records import provenance, short_name
@@ -74,12 +74,12 @@ def output_folder(out: str | None, loaded: LoadedMethod, protocol: str) -> Path:
 
 
 def claim_output(
-    options: argparse.Namespace, loaded: LoadedMethod, split: Split, protocol: str, **settings: Any
+    options: ImageOptions, loaded: LoadedMethod, split: Split, protocol: str, **settings: Any
 ) -> tuple[Path, dict[str, Any]]:
     """The output folder of a tool, claimed for its settings (all processes agree), and these settings.
 
     Args:
-        options: the command line, with `output_flags`.
+        options: the command line of the tool.
         settings: of this tool, beside checkpoint, images and precision.
 
     Raises:
@@ -114,6 +114,6 @@ def is_up_to_date(path: Path, record: Record, bare: bool) -> bool:
     return path.is_file() and (not bare or path.stat().st_mtime_ns >= record.image.stat().st_mtime_ns)
 
 
-def score_source(options: argparse.Namespace, loaded: LoadedMethod, split: Split) -> dict[str, Any]:
+def score_source(options: ImageOptions, loaded: LoadedMethod, split: Split) -> dict[str, Any]:
     """Where a score comes from: the data, the checkpoint and the precision."""
     return {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}

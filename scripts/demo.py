@@ -193,8 +193,8 @@ def draw(checkpoint: Path) -> list[Path]:
     stamp, digest = checkpoint.parent / DRAWN, load_method(checkpoint, "cpu").sha256
     if not (stamp.is_file() and stamp.read_text() == digest):
         for split in SPLITS:
-            options = {"infer": split, "count": SHEET_IMAGES // 2, "out": str(stamp.parent), "device": "cpu"}
-            visualize.run({"model_path": str(checkpoint), **options})
+            options = {"infer": split, "count": SHEET_IMAGES // 2, "out": stamp.parent, "device": "cpu"}
+            visualize.run(visualize.Options(model_path=checkpoint, **options))
         write_atomic(stamp, digest.encode())
     return sorted(stamp.parent.glob("*.png"))
 

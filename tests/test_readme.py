@@ -19,6 +19,7 @@ from engine.config.load import load_config, to_plain
 from engine.train import build_method
 from tests.checkpoints import demo_folder  # noqa: F401
 from tests.processes import launch
+from tests.stages import call
 from tools import infer_cam
 from utils.image import write_mask
 from utils.weights import save_checkpoint
@@ -141,8 +142,9 @@ def _evaluation(words: list[str], world: dict, out: Path) -> list[str]:
         words[words.index("--labels") + 1] = str(world["root"] / "labels")
         return [*words, f"data.root={world['voc']}"]
     folder = out / "cam"
-    infer_cam.run(
-        {"model_path": str(world["runs"][21]), "infer": "train", "out": str(folder), "device": "cpu"}
+    call(
+        infer_cam,
+        {"model_path": str(world["runs"][21]), "infer": "train", "out": str(folder), "device": "cpu"},
     )
     words[words.index("--cam") + 1] = str(folder)
     return words

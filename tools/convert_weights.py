@@ -16,11 +16,10 @@ result, and the same weights in the ``.pth`` file that went around with the publ
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,50 +28,42 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.config.load import to_plain
+from engine.config.options import command_line, option
 from engine.inference import load_method
 from models.backbones import create_backbone, pretrained_weights
 from models.backbones.resnet38d import MXNET_CLASSIFIER, MXNET_NAMES
-from tools.options import complete, parse
-from utils.cli import run_main
 from utils.mxnet_params import load_mxnet_params
 from utils.weights import rename_keys, save_checkpoint
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="further arguments: key=value changes of the config that is stored with the weights",
+@dataclass(kw_only=True)
+class Options:
+    """What the tool is told."""
+
+    model_path: Path = option(
+        meaning="checkpoint of the authors' program (.pth, .safetensors), or MXNet's ResNet-38d (.params)",
+        reads=True,
     )
-    p.add_argument(
-        "--model_path",
-        required=True,
-        help="checkpoint of the authors' program (.pth, .safetensors), or MXNet's ResNet-38d (.params)",
-    )
-    p.add_argument(
-        "--out", required=True, help="file to write: .pth (a checkpoint) or .safetensors (weights alone)"
-    )
-    return p
+    out: Path = option(meaning="file to write: .pth (a checkpoint) or .safetensors (weights alone)")
+    overrides: list[str] = option([], "changes of the config that is stored with the weights")
 
 
-def run(cfg: Mapping[str, Any]) -> Path:
+def run(options: Options) -> Path:
     """Convert one file and return the path of the new one.
 
     Raises:
         ValueError: the file is of no known program, or ``--out`` or an override does not go with it.
         FileExistsError: ``--out`` exists.
     """
-    options = complete(parser(), cfg)
-    out = Path(options.out)
+    out = options.out
     if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"--out {out} ends neither in .pth nor in .safetensors")
     if out.exists():
         raise FileExistsError(f"{out} exists; delete it or choose another --out")
-    if Path(options.model_path).suffix == ".params":
+    if options.model_path.suffix == ".params":
         if options.overrides:
             raise ValueError(f"weights of a backbone have no config that {options.overrides[0]} could change")
-        return convert_resnet38d(Path(options.model_path), out)
+        return convert_resnet38d(options.model_path, out)
     loaded = load_method(options.model_path, "cpu", options.overrides)
     print(loaded.describe())
     state = loaded.method.state_dict()
@@ -122,4 +113,4 @@ def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

@@ -10,74 +10,60 @@ data.options.masks=...).
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from omegaconf import OmegaConf
 
 from datasets.base import Split
-from engine.config.load import load_config, override_config
-from engine.data import load_split
+from engine.config.common import DataOptions
+from engine.config.options import command_line, option
+from engine.data import data_config, load_split
 from engine.scores.base import ImagePrediction, predicted_cams
 from engine.scores.evaluation import Evaluation, has_mask
 from engine.scores.records import provenance, short_name
-from tools.options import complete, data_overrides, parse
 from utils.cam_files import cam_path, label_path, load_cam
-from utils.cli import run_main
 from utils.files import made_with, require_files
 from utils.image import read_mask
 from utils.logging import progress_bar
-from utils.weights import load_checkpoint
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="further arguments: config=FILE and key=value changes of it",
+@dataclass(kw_only=True)
+class Options(DataOptions):
+    """What the tool is told."""
+
+    labels: Path | None = option(None, "folder of label images <name>.png", reads=True)
+    cam: Path | None = option(None, "folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
+    split: str | None = option(None, "split or list file (.txt); default: data.val_set")
+    threshold: float | None = option(
+        None, "fixed background threshold of CAMs; default: method.background_threshold, else 0.5"
     )
-    p.add_argument("--labels", help="folder of label images <name>.png")
-    p.add_argument("--cam", help="folder of CAM files <name>.npz (tools/infer_cam.py)")
-    p.add_argument("--model_path", help="checkpoint whose config describes the data set; or give config=FILE")
-    p.add_argument("--split", help="split or list file (.txt); default: data.val_set")
-    p.add_argument("--data_root", help="folder of the data set; default: that of the config")
-    p.add_argument(
-        "--threshold",
-        type=float,
-        help="fixed background threshold of CAMs; default: method.background_threshold, else 0.5",
-    )
-    p.add_argument(
-        "--ignored",
-        default="error",
+    ignored: str = option(
+        "error",
+        "255 in a prediction: an error, background, or pixels left out",
         choices=("error", "background", "skip"),
-        help="255 in a prediction: an error, background, or pixels left out (default %(default)s)",
     )
-    p.add_argument(
-        "--protocol", help="protocol id of the score; default: that of the inference that made the folder"
+    protocol: str | None = option(
+        None, "protocol id of the score; default: that of the inference that made the folder"
     )
-    p.add_argument("--out", help="folder of scores.json; default: the scored folder")
-    return p
+    out: Path | None = option(None, "folder of scores.json; default: the scored folder")
+
+    def __post_init__(self) -> None:
+        if bool(self.labels) == bool(self.cam):
+            raise ValueError(
+                "say what to score: either --labels FOLDER (label images) or --cam FOLDER (CAM files)"
+            )
 
 
-def run(cfg: Mapping[str, Any]) -> Path:
-    """Score a folder; returns where ``scores.json`` lies.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
-    """
-    options = complete(parser(), cfg)
-    if bool(options.labels) == bool(options.cam):
-        raise ValueError(
-            "say what to score: either --labels FOLDER (label images) or --cam FOLDER (CAM files)"
-        )
-    folder = Path(options.labels or options.cam).expanduser()
+def run(options: Options) -> Path:
+    """Score a folder; returns where ``scores.json`` lies."""
+    folder = options.labels or options.cam
+    assert folder is not None
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     config = data_config(options)
@@ -89,7 +75,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         raise ValueError(
             f"split '{split.name}' has no masks to score against; check data.root and data.options.masks"
         )
-    out = Path(options.out).expanduser() if options.out else folder
+    out = options.out or folder
     records = [record for record in split.records if has_mask(record)]
     path_of = label_path if options.labels else cam_path
     hint = "finish the inference (it goes on where it stopped), or score what is there with --split LIST.txt"
@@ -133,23 +119,5 @@ def _protocol(origin: Mapping[str, Any], kind: str, split: Split) -> str:
     return f"{kind}/{short_name(split)}/{rest}"
 
 
-def data_config(options: argparse.Namespace) -> Any:
-    """The config of the data set: ``config=FILE`` on the command line, or that inside a checkpoint."""
-    files = [item.removeprefix("config=") for item in options.overrides if item.startswith("config=")]
-    options.overrides = [item for item in options.overrides if not item.startswith("config=")]
-    if options.model_path and not files:
-        state = load_checkpoint(Path(options.model_path))
-        if "config" not in state:
-            raise ValueError(
-                f"{options.model_path} holds no config: give config=configs/datasets/voc.yaml or another one"
-            )
-        return override_config(OmegaConf.create(state["config"]), data_overrides(options))
-    if not files:
-        raise ValueError(
-            "say which data set: config=FILE (configs/datasets/voc.yaml, ...) or --model_path CHECKPOINT"
-        )
-    return load_config(files[-1], data_overrides(options))
-
-
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

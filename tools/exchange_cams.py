@@ -9,19 +9,16 @@ again, it skips what is finished.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from tools.options import complete, parse
+from engine.config.options import command_line, option
 from utils.cam_files import load_cam, save_cam
-from utils.cli import run_main
 from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
 from utils.files import claim_folder, origin_of
 
@@ -29,30 +26,22 @@ from utils.files import claim_folder, origin_of
 FORMS = {"tag2mask": (".npy", ".npz"), "irn": (".npz", ".npy"), "psa": (".npz", ".npy")}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", required=True, help="folder of .npy files (theirs) or .npz files (ours)")
-    p.add_argument("--out", required=True, help="folder for the new files")
-    p.add_argument(
-        "--to", required=True, choices=tuple(FORMS), help="form of the new files; irn: CDA too, psa: SEAM too"
-    )
-    p.add_argument(
-        "--dtype", default="float16", choices=("float16", "float32"), help="of tag2mask's files (%(default)s)"
-    )
-    return p
+@dataclass(kw_only=True)
+class Options:
+    """What the tool is told."""
+
+    input: Path = option(meaning="folder of .npy files (theirs) or .npz files (ours)", reads=True)
+    out: Path = option(meaning="folder for the new files")
+    to: str = option(meaning="form of the new files; irn: CDA too, psa: SEAM too", choices=tuple(FORMS))
+    dtype: str = option("float16", "of tag2mask's files", choices=("float16", "float32"))
 
 
-def run(cfg: Mapping[str, Any]) -> Path:
+def run(options: Options) -> Path:
     """Convert every file that is not there yet; returns the output folder.
 
     PSA's files of images without classes do not say how large the image is: they are skipped and counted.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
     """
-    options = complete(parser(), cfg)
-    source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
+    source, out = options.input, options.out
     read, written = FORMS[options.to]
     files = sorted(path.relative_to(source) for path in source.rglob(f"*{read}"))
     if not files:
@@ -79,4 +68,4 @@ def run(cfg: Mapping[str, Any]) -> Path:
 
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

@@ -9,70 +9,51 @@ images whose tags are unknown get those that the classifier finds. Run again, it
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 from datasets.base import Record, Sample, WeakSegDataset
+from engine.config.common import ImageOptions
+from engine.config.options import command_line, option
 from engine.inference import for_each_image, load_method
 from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, score_source
 from engine.scores.base import predicted_cams
 from engine.scores.evaluation import Evaluation
 from engine.scores.records import protocol_id, short_name
 from methods.base import Predicts
-from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import CamFile, cam_path, load_cam, save_cam
-from utils.cli import image_size, positive, run_main, scale
 from utils.distributed import init_process_group
 from utils.image import normalize, resize, strided_size
 from utils.precision import autocast
 
-SHARES_WORK = True  # in a pipeline every process does its part of the images
 
+@dataclass(kw_only=True)
+class Options(ImageOptions):
+    """What the tool is told."""
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = checkpoint_parser(__doc__)
-    p.add_argument(
-        "--size",
-        type=image_size,
-        help="native, or side of the square that images are resized to; default: eval.size",
+    shares_work: ClassVar[bool] = True
+    size: int | str | None = option(
+        None,
+        "native, or side of the square that images are resized to; default: eval.size",
+        choices=("native",),
+        least=1,
     )
-    p.add_argument(
-        "--scales", nargs="+", type=scale, help="image scales (1 is always used); default: method.cam_scales"
-    )
-    p.add_argument(
-        "--stride",
-        type=positive,
-        default=1,
-        help="store one value per stride x stride pixels (default %(default)s, every pixel)",
-    )
-    p.add_argument(
-        "--dtype",
-        default="float16",
-        choices=("float16", "float32"),
-        help="of the stored values (default %(default)s)",
-    )
-    output_flags(p)
-    return p
+    scales: list[float] = option([], "image scales (1 is always used); default: method.cam_scales")
+    stride: int = option(1, "store one value per stride x stride pixels", least=1)
+    dtype: str = option("float16", "of the stored values", choices=("float16", "float32"))
 
 
 @torch.no_grad()
-def run(cfg: Mapping[str, Any]) -> Path:
-    """Write and score CAMs; returns the output folder.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
-    """
-    options = complete(parser(), cfg)
+def run(options: Options) -> Path:
+    """Write and score CAMs; returns the output folder."""
     device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, data_overrides(options))
+    loaded = load_method(options.model_path, device, options.changes())
     method = loaded.method
     if not isinstance(method, Predicts):
         raise ValueError(f"{type(method).__name__} makes no CAM")
@@ -137,4 +118,4 @@ def run(cfg: Mapping[str, Any]) -> Path:
 
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

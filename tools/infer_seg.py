@@ -10,11 +10,12 @@ processes.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,7 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Record, Sample, WeakSegDataset
+from engine.config.common import ImageOptions
 from engine.config.load import to_plain
+from engine.config.options import command_line, option
 from engine.inference import (
     MERGES,
     LoadedMethod,
@@ -40,81 +43,61 @@ from engine.scores.evaluation import Evaluation
 from engine.scores.records import protocol_id, short_name
 from methods.base import crf_probs
 from models.refiners.dense_crf import PRESETS, DenseCRF
-from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import label_path
-from utils.cli import image_size, positive, run_main, scale
 from utils.distributed import init_process_group, world_size
 from utils.drawing import label_overlay, write_picture
 from utils.image import UnreadableImageError, normalize, read_mask, write_mask
 from utils.precision import autocast
 from utils.worker import core_count
 
-SHARES_WORK = True  # in a pipeline every process does its part of the images
 
+@dataclass(kw_only=True)
+class Options(ImageOptions):
+    """What the tool is told."""
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = checkpoint_parser(__doc__)
-    p.add_argument(
-        "--size",
-        type=image_size,
-        help="native, or side of the square that images are resized to; default: infer.size",
+    shares_work: ClassVar[bool] = True
+    size: int | str | None = option(
+        None,
+        "native, or side of the square that images are resized to; default: infer.size",
+        choices=("native",),
+        least=1,
     )
-    p.add_argument("--scales", nargs="+", type=scale, help="image scales; default: infer.scales")
-    p.add_argument(
-        "--flip", action=argparse.BooleanOptionalAction, help="add mirrored images; default: infer.flip"
+    scales: list[float] = option([], "image scales; default: infer.scales")
+    flip: bool | None = option(None, "add mirrored images; default: infer.flip")
+    merge_flips: str | None = option(None, "default: infer.merge_flips", choices=MERGES)
+    merge_scales: str | None = option(None, "default: infer.merge_scales", choices=MERGES)
+    tags: bool | None = option(
+        None,
+        "rule out classes that an image is not tagged with, which makes pseudo labels and is no test of a "
+        "network; default: infer.tags",
     )
-    p.add_argument("--merge_flips", choices=MERGES, help="default: infer.merge_flips")
-    p.add_argument("--merge_scales", choices=MERGES, help="default: infer.merge_scales")
-    p.add_argument(
-        "--tags",
-        action=argparse.BooleanOptionalAction,
-        help="rule out classes that an image is not tagged with, which makes pseudo labels and is no test "
-        "of a network; default: infer.tags",
-    )
-    p.add_argument(
-        "--crf",
-        nargs="?",
-        const="config",
-        choices=("config", "none", *PRESETS),
-        metavar="PRESET",
-        help="refine by DenseCRF; without a name the preset infer.crf, or else that of the method's paper; "
+    crf: str | None = option(
+        None,
+        "refine by DenseCRF; without a name the preset infer.crf, or else that of the method's paper; "
         "'none': no CRF",
+        choices=("config", "none", *PRESETS),
+        alone="config",
     )
-    p.add_argument(
-        "--crf_workers",
-        type=int,
-        help="processes that refine beside the network; default: one for each further core; on a GPU and "
-        "for few images 0 (the main process refines)",
+    crf_workers: int | None = option(
+        None,
+        "processes that refine beside the network; default: one for each further core; on a GPU and for few "
+        "images 0 (the main process refines)",
+        free=True,
     )
-    p.add_argument(
-        "--max_side",
-        type=positive,
-        default=1024,
-        help="photos with a longer side are segmented at this size and enlarged (default %(default)s)",
-    )
-    p.add_argument(
-        "--overlay", action="store_true", help="also write <out>/overlay/<name>.jpg (always for photos)"
-    )
-    output_flags(p)
-    return p
+    max_side: int = option(1024, "photos with a longer side are segmented at this size and enlarged", least=1)
+    overlay: bool = option(False, "also write <out>/overlay/<name>.jpg (always for photos)")
 
 
 def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> None:
     """Entry point; a checkpoint of another number of classes than ``num_classes`` is sent to ``other``."""
-    run_main(lambda: run(parse(parser()), num_classes, other))
+    command_line(Options, partial(run, num_classes=num_classes, other=other), __doc__)
 
 
 @torch.no_grad()
-def run(cfg: Mapping[str, Any], num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
-    """Segment and score; returns the output folder.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
-    """
-    options = complete(parser(), cfg)
+def run(options: Options, num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
+    """Segment and score; returns the output folder."""
     device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, data_overrides(options))
+    loaded = load_method(options.model_path, device, options.changes())
     if num_classes is not None and len(loaded.class_names) != num_classes:
         raise ValueError(
             f"{options.model_path} has {len(loaded.class_names)} classes with background, this tool is for "
@@ -261,10 +244,11 @@ def crf_workers(asked: int | None, refine: DenseCRF | None, device: torch.device
     return max(1, core_count() // world_size() - 1) if images >= 20 else 0
 
 
-def _settings(options: argparse.Namespace, loaded: LoadedMethod) -> dict[str, Any]:
+def _settings(options: Options, loaded: LoadedMethod) -> dict[str, Any]:
     """The ``infer`` section with what the command line says instead."""
     config = loaded.cfg.infer
-    choose = lambda key: getattr(options, key) if getattr(options, key) is not None else config.get(key)  # noqa: E731
+    given = {key: value for key, value in vars(options).items() if value not in (None, [])}
+    choose = lambda key: given.get(key, config.get(key))  # noqa: E731
     size = str(choose("size"))
     if size != "native" and not (size.isdigit() and int(size) > 0):
         raise ValueError(f"size is '{size}', not native or a number of pixels")

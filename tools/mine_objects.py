@@ -8,11 +8,10 @@ An image gives an object if its label holds a single class that covers neither t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,14 +21,13 @@ from tqdm import tqdm
 
 from datasets.base import Record
 from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object, write_index
-from engine.data import load_split
+from engine.config.common import DataOptions
+from engine.config.options import command_line, option
+from engine.data import data_config, load_split
 from engine.pool import WorkerPool
 from engine.scores.records import short_name
 from engine.scores.tables import text_table
-from tools.evaluate import data_config
-from tools.options import complete, parse
 from utils.cam_files import label_path
-from utils.cli import run_main
 from utils.drawing import SheetRow, sheet, write_picture
 from utils.files import claim_folder, origin_of, require_files
 from utils.image import read_image, read_mask
@@ -38,41 +36,28 @@ TILE = 96  # side of an object in the overview, pixels
 TILES = 8  # objects of a class in the overview
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="further arguments: config=FILE and key=value changes of it",
+@dataclass(kw_only=True)
+class Options(DataOptions):
+    """What the tool is told."""
+
+    labels: Path = option(
+        meaning="folder of label images of tools/propagate_cam.py or infer_seg.py", reads=True
     )
-    p.add_argument(
-        "--labels", required=True, help="folder of label images of tools/propagate_cam.py or infer_seg.py"
-    )
-    p.add_argument("--model_path", help="checkpoint whose data set it is, instead of config=FILE")
-    p.add_argument("--data_root", help="folder of the data set; default: that of the config")
-    p.add_argument("--split", help="split or list file (.txt) to cut out of; default: data.train_set")
-    p.add_argument(
-        "--min_share", type=float, default=0.1, help="smallest share of the image (default %(default)s)"
-    )
-    p.add_argument(
-        "--max_share", type=float, default=0.7, help="largest share of the image (default %(default)s)"
-    )
-    p.add_argument("--out", help="folder of the bank; default: objects/ beside the labels")
-    p.add_argument(
-        "--num_workers", type=int, default=2, help="threads that read and write (default %(default)s)"
-    )
-    return p
+    split: str | None = option(None, "split or list file (.txt) to cut out of; default: data.train_set")
+    min_share: float = option(0.1, "smallest share of the image")
+    max_share: float = option(0.7, "largest share of the image")
+    out: Path | None = option(None, "folder of the bank; default: objects/ beside the labels")
+    num_workers: int = option(2, "threads that read and write", free=True)
+
+    def __post_init__(self) -> None:
+        if not self.min_share <= self.max_share <= 1:
+            shares = f"min_share {self.min_share} and max_share {self.max_share}"
+            raise ValueError(f"{shares} are not two rising shares from 0 to 1")
 
 
-def run(cfg: Mapping[str, Any]) -> Path:
-    """Make the bank; returns its folder, which also holds ``overview.jpg``.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
-    """
-    options = complete(parser(), cfg)
-    check(options)
-    labels = Path(options.labels).expanduser()
+def run(options: Options) -> Path:
+    """Make the bank; returns its folder, which also holds ``overview.jpg``."""
+    labels = options.labels
     config = data_config(options)
     split = load_split(config.data, options.split or config.data.train_set)
     require_files(
@@ -80,7 +65,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         f"labels of split '{split.name}'",
         "finish the stage that makes them (it goes on where it stopped)",
     )
-    out = Path(options.out).expanduser() if options.out else labels.with_name("objects")
+    out = options.out or labels.with_name("objects")
     claim_folder(
         out,
         {
@@ -118,15 +103,6 @@ def run(cfg: Mapping[str, Any]) -> Path:
     return out
 
 
-def check(options: argparse.Namespace) -> None:
-    """Raise a ValueError if the shares are not two rising numbers from 0 to 1."""
-    if not 0 <= options.min_share <= options.max_share <= 1:
-        raise ValueError(
-            f"min_share {options.min_share} and max_share {options.max_share} are not two rising shares "
-            "from 0 to 1"
-        )
-
-
 def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
     """Cut the object out of one image unless its file is there; returns its class id, None without object."""
     label = read_mask(label_path(labels, record.name))
@@ -162,4 +138,4 @@ def overview(bank: Path, objects: Mapping[int, list[str]], class_names: Sequence
 
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

@@ -16,10 +16,10 @@ mask and of its crowd regions. Can be stopped and run again; masks that are ther
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from pycocotools.coco import COCO
 
 from datasets.coco import CLASS_NAMES
 from datasets.tags import write_tags
-from utils.cli import run_main
+from engine.config.options import command_line, option
 from utils.files import read_json, write_atomic, write_json
 from utils.image import IGNORE_INDEX, read_mask, write_mask
 from utils.logging import progress_bar
@@ -43,7 +43,26 @@ UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in UNUSED_IDS)
 
 
-def run(cfg: Mapping[str, Any]) -> dict[str, int]:
+@dataclass(kw_only=True)
+class Options:
+    """What the tool is told."""
+
+    root: Path = option(Path("data/coco"), "folder with annotations/, train2014/ and val2014/")
+    overlap: str = option(
+        "first",
+        "which instance stays where they overlap: the first of the file or the smallest",
+        choices=("first", "smallest"),
+    )
+    crowd: str = option("ignore", "crowd regions: 255 or their class", choices=("ignore", "class"))
+    masks: Path | None = option(
+        None,
+        "folder of masks made elsewhere, numbered 0..80 or by category ids: used in place of drawing",
+        reads=True,
+    )
+    any_counts: bool = option(False, "accept a part of COCO")
+
+
+def run(options: Options) -> dict[str, int]:
     """Prepare the folder ``root``; returns the number of images of each list.
 
     Raises:
@@ -51,9 +70,8 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
         ValueError: the counts are not those of COCO 2014 (``any_counts`` accepts them), other classes, masks
             of another rule in the way, or ``masks`` that are of neither known numbering.
     """
-    root = Path(cfg["root"])
-    foreign = Path(cfg["masks"]) if cfg.get("masks") else None
-    rule = {"overlap": cfg.get("overlap") or "first", "crowd": cfg.get("crowd") or "ignore"}
+    root, foreign = options.root, options.masks
+    rule = {"overlap": options.overlap, "crowd": options.crowd}
     rule = rule if foreign is None else {"masks": str(foreign.absolute())}
     files = {part: root / "annotations" / f"instances_{part}2014.json" for part in PARTS}
     for file in files.values():
@@ -83,7 +101,7 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
         verdict = "as expected" if count == EXPECTED[split] else f"EXPECTED {EXPECTED[split]}"
         told = f"   label histogram {checksums[split]}" if split in checksums else ""
         print(f"{split:<9} {count:>6} images, {verdict}{told}")
-    if counts != EXPECTED and not cfg.get("any_counts"):
+    if counts != EXPECTED and not options.any_counts:
         raise ValueError(
             f"this is not the whole of COCO 2014: {counts} instead of {EXPECTED}; everything was written, "
             "accept it with --any_counts"
@@ -248,27 +266,5 @@ def _claim(root: Path, rule: Mapping[str, str]) -> None:
     write_json(record, {"rule": dict(rule)})
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--root",
-        default="data/coco",
-        help="folder with annotations/, train2014/ and val2014/ (default %(default)s)",
-    )
-    p.add_argument(
-        "--overlap",
-        choices=("first", "smallest"),
-        help="which instance stays where they overlap: the first of the file (default) or the smallest",
-    )
-    p.add_argument("--crowd", choices=("ignore", "class"), help="crowd regions: 255 (default) or their class")
-    p.add_argument(
-        "--masks",
-        help="folder of masks made elsewhere, numbered 0..80 or by category ids: used in place of drawing",
-    )
-    p.add_argument("--any_counts", action="store_true", help="accept a part of COCO")
-    return p
-
-
 if __name__ == "__main__":
-    run_main(lambda: run(vars(parser().parse_args())))
+    command_line(Options, run, __doc__)

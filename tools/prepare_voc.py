@@ -11,12 +11,11 @@ are kept.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,7 +25,7 @@ import scipy.io
 from datasets.lists import read_list, some
 from datasets.tags import read_tags, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
-from utils.cli import run_main
+from engine.config.options import command_line, option
 from utils.files import require_files, write_atomic
 from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
@@ -35,20 +34,31 @@ EXPECTED = {"train": 1464, "val": 1449, "trainaug": 10582, "test": 1456}
 LISTS = Path("ImageSets/Segmentation")
 
 
-def run(cfg: Mapping[str, Any]) -> dict[str, int]:
-    """Prepare the folder; returns the number of images of each list.
+@dataclass(kw_only=True)
+class Options:
+    """What the tool is told."""
 
-    Args:
-        cfg: ``root``: folder VOC2012. ``sbd``: folder benchmark_RELEASE, None where SegmentationClassAug is
-            there. ``difficult``: objects marked difficult count as present (default, and the rule of the
-            field's tag table). ``compare``: ``.npz`` of a tag table, or a folder of lists with one, to
-            compare the result with. ``any_counts``: accept a part of VOC.
+    root: Path = option(Path("data/VOCdevkit/VOC2012"), "folder VOC2012 of the unpacked archive")
+    sbd: Path | None = option(
+        None, "folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug", reads=True
+    )
+    ignore_difficult: bool = option(
+        False, "objects marked difficult give no tag; the field's tag table counts them as present"
+    )
+    compare: Path | None = option(
+        None, "tag table .npz, or a folder of lists with cls_labels.npz, to compare with", reads=True
+    )
+    any_counts: bool = option(False, "accept a part of VOC")
+
+
+def run(options: Options) -> dict[str, int]:
+    """Prepare the folder; returns the number of images of each list.
 
     Raises:
         FileNotFoundError: something that must be there is not.
         ValueError: the counts are not those of VOC 2012, or the result differs from ``compare``.
     """
-    root = Path(cfg["root"])
+    root = options.root
     for part in ("JPEGImages", "Annotations", "SegmentationClass", LISTS):
         if not (root / part).is_dir():
             raise FileNotFoundError(
@@ -56,8 +66,8 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
                 "set --root to its VOC2012"
             )
     train, val = (list(read_list(root / LISTS / f"{split}.txt")) for split in ("train", "val"))
-    if cfg.get("sbd"):
-        convert_sbd(Path(cfg["sbd"]), root, [*train, *val])
+    if options.sbd:
+        convert_sbd(options.sbd, root, [*train, *val])
     augmented = _names_in(root / "SegmentationClassAug", "*.png")
     if not augmented:
         raise FileNotFoundError(
@@ -69,20 +79,20 @@ def run(cfg: Mapping[str, Any]) -> dict[str, int]:
     images = [root / "JPEGImages" / f"{name}.jpg" for name in [*trainaug, *val]]
     require_files(images, "images", "unpack VOCtrainval_11-May-2012.tar again")
 
-    tags = image_tags(root, sorted({*trainaug, *val}), bool(cfg.get("difficult", True)))
+    tags = image_tags(root, sorted({*trainaug, *val}), not options.ignore_difficult)
     write_tags(root / "tags.csv", tags)
     counts = {"train": len(train), "val": len(val), "trainaug": len(trainaug)}
     if (root / LISTS / "test.txt").is_file():
         counts["test"] = len(read_list(root / LISTS / "test.txt"))
     _report(counts, tags, trainaug)
-    if cfg.get("compare"):
-        compare(root, Path(cfg["compare"]))
+    if options.compare:
+        compare(root, options.compare)
     wrong = [
         f"{split} {count} instead of {EXPECTED[split]}"
         for split, count in counts.items()
         if count != EXPECTED[split]
     ]
-    if wrong and not cfg.get("any_counts"):
+    if wrong and not options.any_counts:
         raise ValueError(
             f"this is not the whole of VOC 2012 and SBD: {', '.join(wrong)}; everything was written, "
             "but unpack what is missing and run again, or accept it with --any_counts"
@@ -224,23 +234,5 @@ def _names_in(folder: Path, pattern: str) -> set[str]:
     return {path.stem for path in folder.glob(pattern) if not path.name.startswith(".")}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--root", default="data/VOCdevkit/VOC2012", help="folder VOC2012 of the unpacked archive")
-    p.add_argument("--sbd", help="folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug")
-    p.add_argument(
-        "--ignore_difficult",
-        dest="difficult",
-        action="store_false",
-        help="difficult objects give no tag",
-    )
-    p.add_argument(
-        "--compare", help="tag table .npz, or a folder of lists with cls_labels.npz, to compare with"
-    )
-    p.add_argument("--any_counts", action="store_true", help="accept a part of VOC")
-    return p
-
-
 if __name__ == "__main__":
-    run_main(lambda: run(vars(parser().parse_args())))
+    command_line(Options, run, __doc__)

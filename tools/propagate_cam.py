@@ -8,11 +8,10 @@ without classes becomes background. Run again, it skips what is finished.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,6 +19,9 @@ import numpy as np
 import torch
 
 from datasets.base import Record, Sample, WeakSegDataset
+from engine.config.common import ImageOptions
+from engine.config.options import command_line, option
+from engine.crf_labels import named
 from engine.inference import for_each_image, load_method
 from engine.outputs import claim_output, find_split, score_source
 from engine.scores.base import ImagePrediction
@@ -27,47 +29,34 @@ from engine.scores.evaluation import Evaluation
 from engine.scores.records import short_name
 from methods.base import Propagates
 from models.refiners.dense_crf import DenseCRF
-from tools.crf import named
-from tools.options import checkpoint_parser, complete, data_overrides, output_flags, parse
 from utils.cam_files import cam_path, label_path, load_cam
-from utils.cli import count, run_main
 from utils.distributed import init_process_group
 from utils.files import origin_of, require_files
 from utils.image import normalize, read_mask, write_mask
 from utils.precision import autocast
 
-SHARES_WORK = True  # in a pipeline every process does its part of the images
 
+@dataclass(kw_only=True)
+class Options(ImageOptions):
+    """What the tool is told."""
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = checkpoint_parser(__doc__)
-    p.add_argument("--cam", required=True, help="folder of CAM files <name>.npz (tools/infer_cam.py)")
-    p.add_argument(
-        "--crf_steps",
-        type=count,
-        default=0,
-        help="mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1; default 0, none)",
+    shares_work: ClassVar[bool] = True
+    cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
+    crf_steps: int = option(
+        0, "mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1; default 0, none)"
     )
-    output_flags(p)
-    return p
 
 
 @torch.no_grad()
-def run(cfg: Mapping[str, Any]) -> Path:
-    """Write and score pseudo labels; returns the output folder.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
-    """
-    options = complete(parser(), cfg)
+def run(options: Options) -> Path:
+    """Write and score pseudo labels; returns the output folder."""
     device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, data_overrides(options))
+    loaded = load_method(options.model_path, device, options.changes())
     method = loaded.method
     if not isinstance(method, Propagates):
         raise ValueError(f"{type(method).__name__} does not propagate CAMs")
     split = find_split(loaded, options.infer)
-    cam_folder = Path(options.cam).expanduser()
+    cam_folder = options.cam
     require_files(
         (cam_path(cam_folder, record.name) for record in split.records),
         f"CAM files of {short_name(split)}",
@@ -113,4 +102,4 @@ def run(cfg: Mapping[str, Any]) -> Path:
 
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

@@ -10,11 +10,10 @@ colour of its strongest class, as strong as the activation.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,14 +22,14 @@ import torch
 from torch import Tensor
 
 from datasets.base import Split, WeakSegDataset
+from engine.config.common import CheckpointOptions
+from engine.config.options import command_line, option
 from engine.inference import LoadedMethod, load_method
 from engine.outputs import find_split
 from engine.panels import Seen, panels_of, see
 from ops.cam import present_classes
 from ops.crops import cut
-from tools.options import checkpoint_parser, complete, data_overrides, parse
 from utils.cam_files import label_path
-from utils.cli import run_main
 from utils.distributed import init_process_group
 from utils.drawing import SheetRow, label_overlay, sheet, tagged_tiles, write_picture
 from utils.image import read_mask, resize
@@ -39,38 +38,27 @@ from utils.logging import progress_bar
 TITLES = ("image", "truth", "CAM", "auxiliary CAM", "pseudo label", "prediction", "crops and their tags")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = checkpoint_parser(__doc__)
-    p.add_argument(
-        "--names",
-        help="images to show, separated by commas; default: --count of them, evenly spread over the split",
+@dataclass(kw_only=True)
+class Options(CheckpointOptions):
+    """What the tool is told."""
+
+    names: str | None = option(
+        None,
+        "images to show, separated by commas; default: --count of them, evenly spread over the split",
     )
-    p.add_argument("--count", type=int, default=12, help="number of images (default %(default)s)")
-    p.add_argument("--rows", type=int, default=6, help="images per sheet (default %(default)s)")
-    p.add_argument("--size", type=int, help="side of the square that the network sees; default: eval.size")
-    p.add_argument(
-        "--labels",
-        nargs="*",
-        default=[],
-        metavar="TITLE:FOLDER",
-        help="further columns from folders of label images",
-    )
-    p.add_argument("--out", help="output folder; default: sheets/ beside the checkpoint")
-    p.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return p
+    count: int = option(12, "number of images")
+    rows: int = option(6, "images per sheet", least=1)
+    size: int | None = option(None, "side of the square that the network sees; default: eval.size", least=1)
+    labels: list[str] = option([], "further columns from folders of label images: TITLE:FOLDER")
+    out: Path | None = option(None, "output folder; default: sheets/ beside the checkpoint")
+    device: str = option("auto", "auto, cpu or cuda", free=True)
 
 
 @torch.no_grad()
-def run(cfg: Mapping[str, Any]) -> Path:
-    """Draw the sheets; returns their folder.
-
-    Args:
-        cfg: the flags of the command line by name; those left out keep their defaults.
-    """
-    options = complete(parser(), cfg)
+def run(options: Options) -> Path:
+    """Draw the sheets; returns their folder."""
     device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, data_overrides(options))
+    loaded = load_method(options.model_path, device, options.changes())
     split = find_split(loaded, options.infer)
     dataset = WeakSegDataset(split)
     folders = _label_folders(options.labels)
@@ -94,7 +82,7 @@ def run(cfg: Mapping[str, Any]) -> Path:
         rows.append((split.records[index].name, panels, classes, note))
 
     shown = [column for column in columns if any(column in panels for _, panels, _, _ in rows)]
-    out = Path(options.out) if options.out else loaded.path.parent / "sheets"
+    out = options.out or loaded.path.parent / "sheets"
     for number, start in enumerate(range(0, len(rows), options.rows), start=1):
         lines = [
             SheetRow(name, [panels.get(column) for column in shown], classes, note)
@@ -146,4 +134,4 @@ def _label_folders(items: Sequence[str]) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse(parser())))
+    command_line(Options, run, __doc__)

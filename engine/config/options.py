@@ -175,7 +175,7 @@ def parse(cls: type[T], doc: str | None, arguments: Sequence[str] | None = None)
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    flags, overrides = _separate(fields, arguments)
+    flags, overrides = _separate(cls, arguments)
     shown = []
     for name, field in fields.items():
         if name == "overrides":
@@ -205,7 +205,11 @@ def _flag(field: Field[Any], kind: Any) -> Any:
 
     words, kinds = field.metadata["choices"], get_args(kind) if isinstance(kind, UnionType) else (kind,)
     shown = [k for k in kinds if k is not NoneType]
-    metavar = "|".join("|".join(words) if words and k is str else k.__name__.upper() for k in shown)
+    metavar = (
+        "TRUE|FALSE"
+        if shown == [bool]
+        else "|".join("|".join(words) if words and k is str else k.__name__.upper() for k in shown)
+    )
     is_empty = field.default is None or (field.default_factory is not MISSING and not field.default_factory())
     about = tyro.conf.arg(
         help=field.metadata["meaning"],
@@ -217,20 +221,28 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     return Annotated[reduce(or_, kinds), about]
 
 
-def _separate(fields: Mapping[str, Field[Any]], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Flags with their values, and ``key=value`` items. What follows a flag with one value is this value."""
-    kinds = {f"--{name}": field for name, field in fields.items()}
-    kinds |= {f"--{field.metadata['alias']}": field for field in fields.values() if field.metadata["alias"]}
-    flags, overrides, takes_value = [], [], False
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    named = {alias: name for name, field in fields.items() if (alias := field.metadata["alias"])}
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
     for item, following in zip(arguments, [*arguments[1:], "--"]):
         if not takes_value and "overrides" in fields and OVERRIDE.match(item):
             overrides.append(item)
             continue
         flags.append(item)
-        field = kinds.get(item.replace("-", "_").replace("__", "--", 1)) if not takes_value else None
-        takes_value = field is not None and field.type not in ("bool", bool) and "list" not in str(field.type)
-        if field is not None and (alone := field.metadata["alone"]):
-            if takes_value := not (following.startswith("--") or OVERRIDE.match(following)):
-                continue
-            flags.append(alone)
+        name = item.removeprefix("--").replace("-", "_")
+        if takes_value or not item.startswith("--"):
+            takes_value = False
+            continue
+        kind = types_of(cls).get(named.get(name, name))
+        if types_of(cls).get(name.removeprefix("no_")) == bool | None:  # true and false in place of a default
+            flags[-1:] = [f"--{name.removeprefix('no_')}", str(not name.startswith("no_"))]
+        elif kind is not None and (alone := fields[named.get(name, name)].metadata["alone"]):
+            takes_value = not (following.startswith("--") or OVERRIDE.match(following))
+            flags += [] if takes_value else [alone]
+        else:
+            takes_value = kind not in (None, bool) and get_origin(kind) is not list
     return flags, overrides

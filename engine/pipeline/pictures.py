@@ -12,12 +12,12 @@ from torch import Tensor
 
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import object_path
+from engine.crf_labels import named
 from engine.inference import LoadedMethod, load_method
 from engine.panels import enlarged, panels_of, see
 from engine.scores.evaluation import has_mask
 from methods.base import FindsBoundaries, Predicts
 from ops.labels import merge_readings
-from tools.crf import named
 from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
 from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet, write_picture
 from utils.image import normalize, read_mask, resize

@@ -37,13 +37,13 @@ from engine.config.load import (
     override_config,
     project_path,
 )
+from engine.config.options import fill
 from engine.data import load_split
 from engine.inference import is_photo
 from engine.pipeline.pictures import draw_stage
 from engine.scores.records import read_scores
 from engine.scores.tables import text_table
 from engine.train import FREE_TO_CHANGE, check_training
-from tools.options import complete
 from utils.build import suggest
 from utils.distributed import all_reduce_sum, barrier, init_process_group, is_main
 from utils.files import FILES, alone_in, differences, read_json, write_atomic, write_json
@@ -79,6 +79,11 @@ class Plan:
     overrides: tuple[str, ...] = ()
     images: tuple[str, Mapping[str, Any]] | None = None
 
+    def filled(self) -> Any:
+        """The options as the stage's dataclass; a mapping for a stage without one."""
+        cls = getattr(self.module, "Options", None)
+        return fill(cls, self.options) if cls else dict(self.options)
+
     @property
     def trains(self) -> bool:
         return self.stage.run == TRAINING
@@ -86,7 +91,7 @@ class Plan:
     @property
     def shares_work(self) -> bool:
         """Whether every process does a part; other tools run in the main process alone."""
-        return getattr(self.module, "SHARES_WORK", False)
+        return getattr(getattr(self.module, "Options", None), "shares_work", False)
 
 
 def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -130,7 +135,7 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                     plan.module.run(OmegaConf.create(plan.options), config_checked=True)
                 elif plan.shares_work or is_main():
                     with _told(title):
-                        plan.module.run(dict(plan.options))
+                        plan.module.run(plan.filled())
                 setup_logging(work_dir)  # a training logs to its own folder
             if is_main() and (redraw or not finished):
                 folders = {p.stage.name: p.folder for p in plans[:number]}
@@ -165,7 +170,7 @@ def make_plans(
     plans: list[Plan] = []
     for stage in stages:
         module, folder = _module(stage), project_path(cfg.work_dir) / stage.name
-        if hasattr(module, "parser"):
+        if hasattr(module, "Options"):
             plan = _tool_plan(cfg, stage, module, folder, plans, overrides, num_classes)
         elif stage.run == TRAINING:
             if str(stage.options["train"]["resume"]) != "auto":
@@ -193,14 +198,11 @@ def _tool_plan(
     num_classes: int,
 ) -> Plan:
     """A stage with a command line: its options are flags, completed by what the pipeline knows."""
-    parser, options = module.parser(), dict(stage.options)
-    known = {action.dest for action in parser._actions}
+    options, known = dict(stage.options), {field.name for field in dataclasses.fields(module.Options)}
     free = {"out": str(folder), "device": cfg.device, "num_workers": cfg.data.num_workers}
     options |= {key: value for key, value in free.items() if key in known and key not in options}
     with _named(stage):
-        checked = complete(parser, options, tool=f"{stage.run.replace('.', '/')}.py")
-        if hasattr(module, "check"):
-            module.check(checked)
+        checked = fill(module.Options, options)
     if options.get("out", str(folder)) != str(folder):
         raise ValueError(f"stage '{stage.name}' always writes to {folder}: leave out 'out'")
     model_path, own = getattr(checked, "model_path", None), _own_overrides(stage)
@@ -297,11 +299,6 @@ def _module(stage: Stage) -> ModuleType:
         ) from error
     if not callable(getattr(module, "run", None)):
         raise ImportError(f"stage '{stage.name}': module '{stage.run}' has no function run(options)")
-    if hasattr(module, "for_each_image") and not hasattr(module, "SHARES_WORK"):
-        raise ImportError(
-            f"stage '{stage.name}': module '{stage.run}' shares images out by for_each_image; say so with "
-            "SHARES_WORK = True at its top"
-        )
     return module
 
 
@@ -332,7 +329,7 @@ def check_inputs(plans: Sequence[Plan], work_dir: str) -> None:
     """
     inside, seen = _inside_run(work_dir), set()
     for plan in plans:
-        if not (plan.trains or hasattr(plan.module, "parser")):
+        if not (plan.trains or hasattr(plan.module, "Options")):
             continue  # a stage of one's own: nobody knows what its options mean
         for key, value in _leaves(plan.options):
             if key not in INPUTS or not value or value == "timm" or inside.match(str(value)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from losses.affinity import pair_label
-from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, search_directions, seam_radius
+from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, seam_radius, search_directions
 from tests.recorded import recorded
 
 

@@ -16,6 +16,7 @@ from tests.conftest import GOLDEN
 from tests.formula import Formula
 from tests.methods.authors import author_state
 from tests.mxnet import write_params
+from tests.stages import call
 from tools import convert_weights
 from utils.weights import rename_keys
 
@@ -34,7 +35,7 @@ def published(tmp_path):
 def test_converted_checkpoint_computes_the_same(published, tmp_path, capsys, target):
     method, path = published
     out = tmp_path / "ours.pth"
-    convert_weights.run({"model_path": path, "out": out, "overrides": [f"method.target={target}"]})
+    call(convert_weights, {"model_path": path, "out": out, "overrides": [f"method.target={target}"]})
     printed = capsys.readouterr().out
     assert "encoder.head.bias" in printed
     assert ("not needed for inference: proj_head_t.mlp.4.bias" in printed) == ("vit_base" in target)
@@ -45,16 +46,16 @@ def test_converted_checkpoint_computes_the_same(published, tmp_path, capsys, tar
 
 
 def test_weights_alone(published, tmp_path):
-    out = convert_weights.run({"model_path": published[1], "out": tmp_path / "ours.safetensors"})
+    out = call(convert_weights, {"model_path": published[1], "out": tmp_path / "ours.safetensors"})
     assert_close(load_file(out)["classifier.weight"], published[0].classifier.weight.detach())
 
 
 def test_bad_arguments_are_errors(published, tmp_path):
     path = published[1]
     with pytest.raises(ValueError, match="neither in"):
-        convert_weights.run({"model_path": path, "out": "x.bin"})
+        call(convert_weights, {"model_path": path, "out": "x.bin"})
     with pytest.raises(FileExistsError, match="choose another"):
-        convert_weights.run({"model_path": path, "out": path})
+        call(convert_weights, {"model_path": path, "out": path})
 
 
 def test_published_cam_network_computes_the_same_after_conversion(tmp_path):
@@ -66,7 +67,7 @@ def test_published_cam_network_computes_the_same_after_conversion(tmp_path):
     }
     listed = json.loads((GOLDEN / "state_dict_irn_cam.json").read_text())["aliases"]
     torch.save(state | {alias: state[key] for alias, key in listed.items()}, tmp_path / "theirs.pth")
-    out = convert_weights.run({"model_path": tmp_path / "theirs.pth", "out": tmp_path / "ours.pth"})
+    out = call(convert_weights, {"model_path": tmp_path / "theirs.pth", "out": tmp_path / "ours.pth"})
     ours = load_method(out, "cpu")
     assert isinstance(ours.method, PooledCAMNetwork) and len(ours.class_names) == 4
     image = torch.randn(1, 3, 37, 50)
@@ -105,7 +106,7 @@ def mxnet_file(tmp_path):
 
 def test_weights_of_mxnet_become_pretrained_weights(mxnet_file, tmp_path, capsys):
     source, path, _ = mxnet_file
-    out = convert_weights.run({"model_path": path, "out": tmp_path / "weights" / "net.safetensors"})
+    out = call(convert_weights, {"model_path": path, "out": tmp_path / "weights" / "net.safetensors"})
     assert "not used: arg:linear1000_bias" in capsys.readouterr().out
     loaded = create_backbone("resnet38d", width=2, pretrained=out)
     for key, value in source.state_dict().items():
@@ -116,11 +117,11 @@ def test_mxnet_files_of_other_networks_are_refused(mxnet_file, tmp_path):
     _, path, arrays = mxnet_file
     out = tmp_path / "x.safetensors"
     with pytest.raises(ValueError, match="--out cannot be .*x.pth"):
-        convert_weights.run({"model_path": path, "out": tmp_path / "x.pth"})
+        call(convert_weights, {"model_path": path, "out": tmp_path / "x.pth"})
     with pytest.raises(ValueError, match="method.a=1 could change"):
-        convert_weights.run({"model_path": path, "out": out, "overrides": ["method.a=1"]})
+        call(convert_weights, {"model_path": path, "out": out, "overrides": ["method.a=1"]})
     del arrays["arg:res4b3_branch2a_weight"]
     write_params(path, arrays)
     with pytest.raises(ValueError, match=r"b4_3\.conv_branch2a\.weight is missing"):
-        convert_weights.run({"model_path": path, "out": out})
+        call(convert_weights, {"model_path": path, "out": out})
     assert not out.exists()

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from engine import crf_labels
 from engine.pool import WorkerPool
 from engine.scores.records import read_scores
 from models.refiners.dense_crf import DenseCRF
 from tests.checkpoints import checkpoint, demo_folder  # noqa: F401  (fixtures)
 from tests.processes import start
+from tests.stages import call
 from tools import crf, infer_seg
 from utils.cam_files import CamFile, save_cam
 from utils.image import read_mask
@@ -53,7 +55,7 @@ def options(path, **changes):
 @pytest.mark.parametrize("recipe", ["toco", "irn", "psa", "seam"])
 def test_cams_become_confident_labels(folder, recipe):
     path, disc = folder
-    crf.run(options(path, recipe=recipe))
+    call(crf, options(path, recipe=recipe))
     label = read_mask(path / "out" / "a.png")
     assert set(np.unique(label)) <= {0, 5, 255}
     assert (label[15:25, 20:30] == 5).all()
@@ -63,7 +65,7 @@ def test_cams_become_confident_labels(folder, recipe):
 
 def test_one_value_ignores_nothing(folder):
     path, disc = folder
-    crf.run(options(path, values=[0.5]))
+    call(crf, options(path, values=[0.5]))
     assert np.array_equal(read_mask(path / "out" / "a.png") == 5, disc)
 
 
@@ -73,7 +75,7 @@ def test_probabilities_become_labels(folder):
     probs = torch.rand(3, 20, 25, generator=torch.Generator().manual_seed(0))
     np.savez(path / "cam" / "a.npz", probs=probs.numpy())
     np.savez(path / "cam" / "b.npz", probs=probs.numpy(), class_ids=np.array([0, 7, 3]))
-    crf.run(options(path, recipe="probs", preset="one_stage"))
+    call(crf, options(path, recipe="probs", preset="one_stage"))
     image = torch.from_numpy(np.array(Image.open(path / "images" / "a.png"))).permute(2, 0, 1)
     enlarged = torch.nn.functional.interpolate(probs[None], (40, 50), mode="bilinear")[0]
     expected = DenseCRF("one_stage").refine(image[None] / 255, enlarged[None])[0].argmax(0).numpy()
@@ -83,34 +85,34 @@ def test_probabilities_become_labels(folder):
 
 def test_worker_processes_write_the_same_files_and_finished_ones_stay(folder):
     path, _ = folder
-    crf.run(options(path))
+    call(crf, options(path))
     expected = {file.name: file.read_bytes() for file in (path / "out").glob("*.png")}
     kept = (path / "out" / "a.png").stat().st_mtime_ns
     (path / "out" / "b.png").unlink()
     (path / "out" / "c.png").unlink()
-    crf.run(options(path, processes=1))
+    call(crf, options(path, processes=1))
     assert {file.name: file.read_bytes() for file in (path / "out").glob("*.png")} == expected
     assert (path / "out" / "a.png").stat().st_mtime_ns == kept
 
 
 def test_other_settings_do_not_mix_with_finished_files(folder):
     path, _ = folder
-    crf.run(options(path))
+    call(crf, options(path))
     with pytest.raises(ValueError, match="steps=3"):
-        crf.run(options(path, steps=3))
+        call(crf, options(path, steps=3))
 
 
 def test_bad_input_is_one_clear_error(folder):
     path, _ = folder
     with pytest.raises(FileNotFoundError, match="no .npz files"):
-        crf.run(options(path, input=path / "images"))
+        call(crf, options(path, input=path / "images"))
     with pytest.raises(ValueError, match="one or two values"):
-        crf.run(options(path, values=[0.1, 0.2, 0.3]))
+        call(crf, options(path, values=[0.1, 0.2, 0.3]))
     with pytest.raises(ValueError, match="holds no array 'probs'"):
-        crf.run(options(path, recipe="probs", out=path / "out2"))
+        call(crf, options(path, recipe="probs", out=path / "out2"))
     (path / "images" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
-        crf.run(options(path, out=path / "out3"))
+        call(crf, options(path, out=path / "out3"))
     assert not (path / "out3").exists()
 
 
@@ -122,7 +124,7 @@ def test_crf_beside_the_network_gives_the_same_labels(checkpoint, tmp_path):  # 
             "device": "cpu",
             "num_workers": 0,
         }
-        infer_seg.run({**cfg, "crf": "toco", "crf_workers": workers})
+        call(infer_seg, {**cfg, "crf": "toco", "crf_workers": workers})
     files = sorted((tmp_path / "0").glob("*.png"))
     assert files and all(file.read_bytes() == (tmp_path / "1" / file.name).read_bytes() for file in files)
     first, second = (read_scores(tmp_path / folder)[0]["score"] for folder in "01")
@@ -186,22 +188,23 @@ def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
 def test_wrong_probabilities_are_refused_by_name(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=rf"x\.npz.*{message}"):
-        crf.read_probs(tmp_path / "x.npz")
+        crf_labels.read_probs(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(
     ("recipe", "values"), [("toco", [0.25, 0.7]), ("psa", [-3.0, 5.0]), ("irn", [float("nan"), 0.2])]
 )
 def test_wrong_values_of_a_recipe_are_refused(tmp_path, recipe, values):
-    with pytest.raises(ValueError, match=f"--values of recipe {recipe} are"):
-        crf.run(
+    with pytest.raises(ValueError, match="values"):
+        call(
+            crf,
             {
                 "input": str(tmp_path),
                 "images": str(tmp_path),
                 "out": str(tmp_path / "out"),
                 "recipe": recipe,
                 "values": values,
-            }
+            },
         )
 
 
@@ -210,5 +213,5 @@ def test_a_device_that_is_not_there_is_refused(folder, tmp_path, monkeypatch, de
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     options = {"input": str(tmp_path), "images": str(tmp_path), "out": str(tmp_path / "out"), "recipe": "irn"}
     with pytest.raises(ValueError, match=message):
-        crf.run({**options, "device": device})
+        call(crf, {**options, "device": device})
     assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.stages import call
 from tools import exchange_cams
 from utils.cam_files import CamFile, load_cam, save_cam
 from utils.exchange import NoClassError, load_foreign_cam, save_irn_cam, save_psa_cam
@@ -110,15 +111,18 @@ def test_nearly_constant_map_of_seam_is_read(tmp_path):
 def test_folder_goes_there_and_back(tmp_path, form):
     for name in ("a", "part/b"):
         save_cam(tmp_path / "ours" / f"{name}.npz", cams(), "float32")
-    there = exchange_cams.run({"input": str(tmp_path / "ours"), "out": str(tmp_path / "theirs"), "to": form})
-    back = exchange_cams.run(
-        {"input": str(there), "out": str(tmp_path / "back"), "to": "tag2mask", "dtype": "float32"}
+    there = call(
+        exchange_cams, {"input": str(tmp_path / "ours"), "out": str(tmp_path / "theirs"), "to": form}
+    )
+    back = call(
+        exchange_cams,
+        {"input": str(there), "out": str(tmp_path / "back"), "to": "tag2mask", "dtype": "float32"},
     )
     for name in ("a", "part/b"):
         file = load_cam(back / f"{name}.npz")
         assert torch.equal(file.cam, cams().cam) and torch.equal(file.class_ids, cams().class_ids)
     with pytest.raises(FileNotFoundError, match=r"no \.npy files"):
-        exchange_cams.run({"input": str(tmp_path / "ours"), "out": str(tmp_path / "x"), "to": "tag2mask"})
+        call(exchange_cams, {"input": str(tmp_path / "ours"), "out": str(tmp_path / "x"), "to": "tag2mask"})
 
 
 def test_files_without_classes_are_counted_and_left_out(tmp_path, capsys):
@@ -129,7 +133,7 @@ def test_files_without_classes_are_counted_and_left_out(tmp_path, capsys):
     with pytest.raises(NoClassError, match=r"b\.npy holds no class"):
         load_foreign_cam(tmp_path / "theirs" / "b.npy")
     options = {"input": str(tmp_path / "theirs"), "out": str(tmp_path / "ours"), "to": "tag2mask"}
-    out = exchange_cams.run(options)
+    out = call(exchange_cams, options)
     assert [path.name for path in out.glob("*.npz")] == ["a.npz"]
     printed = capsys.readouterr().out
     assert "(1 files)" in printed and "skipped  2 files that hold no class" in printed and "b.npy" in printed
@@ -138,15 +142,15 @@ def test_files_without_classes_are_counted_and_left_out(tmp_path, capsys):
 def test_folder_of_other_files_or_settings_is_refused(tmp_path):
     save_cam(tmp_path / "ours" / "a.npz", cams(), "float32")
     options = {"input": str(tmp_path / "ours"), "out": str(tmp_path / "theirs"), "to": "irn"}
-    out = exchange_cams.run(options)
+    out = call(exchange_cams, options)
     kept = (out / "a.npy").stat().st_mtime_ns
-    assert exchange_cams.run(options) == out and (out / "a.npy").stat().st_mtime_ns == kept
+    assert call(exchange_cams, options) == out and (out / "a.npy").stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="other settings .*to: irn -> psa"):
-        exchange_cams.run({**options, "to": "psa"})
+        call(exchange_cams, {**options, "to": "psa"})
     write_json(tmp_path / "ours" / "settings.json", {"checkpoint_sha256": "another"})
     with pytest.raises(ValueError, match="other settings .*input"):
-        exchange_cams.run(options)
+        call(exchange_cams, options)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "b.npy").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no run of this tool made, for example b\.npy"):
-        exchange_cams.run({**options, "out": str(tmp_path / "foreign")})
+        call(exchange_cams, {**options, "out": str(tmp_path / "foreign")})

@@ -8,6 +8,7 @@ from engine.data import load_split
 from engine.inference import load_method
 from engine.scores.records import read_scores
 from engine.validation import validate
+from tests.stages import call
 from tools import evaluate, infer_cam
 from utils.cam_files import cam_path, load_cam
 from utils.image import read_mask, write_mask
@@ -18,7 +19,7 @@ def cams(checkpoint, tmp_path_factory):
     """The output folder of a plain run on the 6 test images."""
     out = tmp_path_factory.mktemp("cam")
     options = {"model_path": str(checkpoint), "out": str(out), "dtype": "float32"}
-    return infer_cam.run({**options, "device": "cpu", "num_workers": 0})
+    return call(infer_cam, {**options, "device": "cpu", "num_workers": 0})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_best_threshold_is_the_best_of_the_sweep(cams):
 
 
 def test_evaluate_reads_the_same_scores_from_the_files(cams, checkpoint, tmp_path):
-    evaluate.run({"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path), "threshold": 0.5})
+    call(evaluate, {"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path), "threshold": 0.5})
     assert [(r["protocol"], r["score"]) for r in read_scores(tmp_path)] == [
         (r["protocol"], r["score"]) for r in read_scores(cams)
     ]
@@ -60,18 +61,18 @@ def test_evaluate_reads_the_same_scores_from_the_files(cams, checkpoint, tmp_pat
 def test_labels_of_a_foreign_folder_are_scored(split, checkpoint, tmp_path, capsys):
     for record in split.records:
         write_mask(tmp_path / f"{record.name}.png", read_mask(record.mask))
-    evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
+    call(evaluate, {"labels": str(tmp_path), "model_path": str(checkpoint)})
     (record,) = read_scores(tmp_path)
     assert record["protocol"] == "labels/test" and record["score"]["miou"] == 1.0
     data = [f"data.root={split.records[0].image.parents[1]}", "config=configs/datasets/demo.yaml"]
-    evaluate.run({"labels": str(tmp_path), "out": str(tmp_path / "out"), "overrides": data})
+    call(evaluate, {"labels": str(tmp_path), "out": str(tmp_path / "out"), "overrides": data})
     (record,) = read_scores(tmp_path / "out")
     assert record["score"]["miou"] == 1.0 and record["provenance"]["seed"] is None  # of an unknown run
     (tmp_path / f"{split.records[3].name}.png").unlink()
     with pytest.raises(
         FileNotFoundError, match=rf"1 of 6 predictions .* first .*{split.records[3].name}\.png"
     ):
-        evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
+        call(evaluate, {"labels": str(tmp_path), "model_path": str(checkpoint)})
 
 
 def test_scores_over_a_part_of_the_masks_say_so(cams, checkpoint, split, tmp_path, capsys):
@@ -82,9 +83,9 @@ def test_scores_over_a_part_of_the_masks_say_so(cams, checkpoint, split, tmp_pat
         write_mask(masks / f"{record.name}.png", read_mask(record.mask))
     some = {"model_path": str(checkpoint), "overrides": [f"data.options.masks={masks}"]}
     listed, out = str(tmp_path / "mine.txt"), tmp_path / "out"
-    infer_cam.run({**some, "infer": listed, "out": str(out), "device": "cpu", "num_workers": 0})
-    evaluate.run({**some, "split": listed, "cam": str(cams), "out": str(tmp_path / "cam")})
-    evaluate.run({**some, "split": listed, "labels": str(masks), "out": str(tmp_path / "labels")})
+    call(infer_cam, {**some, "infer": listed, "out": str(out), "device": "cpu", "num_workers": 0})
+    call(evaluate, {**some, "split": listed, "cam": str(cams), "out": str(tmp_path / "cam")})
+    call(evaluate, {**some, "split": listed, "labels": str(masks), "out": str(tmp_path / "labels")})
     assert capsys.readouterr().out.count("only 4 of 6 images have a mask: the score is theirs") == 3
     for folder in (out, tmp_path / "cam", tmp_path / "labels"):
         source = [record["provenance"] for record in read_scores(folder)]
@@ -99,7 +100,7 @@ def test_masks_that_ignore_every_object_give_no_score(cams, checkpoint, split, t
     options = {"model_path": str(checkpoint), "out": str(tmp_path), "ignored": "background"}
     options["overrides"] = [f"data.options.masks={masks}"]
     for folder in ({"cam": str(cams)}, {"labels": str(masks)}):
-        evaluate.run(options | folder)
+        call(evaluate, options | folder)
         told = (
             "no mask of test holds any of the classes; 255 means ignored, class 1 must be 1: nothing to score"
         )
@@ -107,7 +108,7 @@ def test_masks_that_ignore_every_object_give_no_score(cams, checkpoint, split, t
     # Such masks are right where no image shows an object.
     (tmp_path / "tags.csv").write_text("".join(f"{record.name},\n" for record in split.records))
     options["overrides"] += [f"data.options.tags={tmp_path / 'tags.csv'}"]
-    evaluate.run(options | {"labels": str(masks)})
+    call(evaluate, options | {"labels": str(masks)})
     assert read_scores(tmp_path)[0]["score"]["miou_classes"] == 1
 
 
@@ -119,8 +120,8 @@ def test_ignored_pixels_are_refused_unless_asked_for(split, checkpoint, tmp_path
         write_mask(tmp_path / f"{record.name}.png", label)
     options = {"labels": str(tmp_path), "model_path": str(checkpoint)}
     with pytest.raises(ValueError, match="--ignored background or skip"):
-        evaluate.run(options)
-    evaluate.run({**options, "ignored": ignored})
+        call(evaluate, options)
+    call(evaluate, {**options, "ignored": ignored})
     score = read_scores(tmp_path)[0]["score"]["miou"]
     assert score == 1.0 if miou == "perfect" else score < 1.0
 
@@ -129,23 +130,23 @@ def test_label_out_of_range_is_an_error(split, checkpoint, tmp_path):
     for record in split.records:
         write_mask(tmp_path / f"{record.name}.png", np.full((48, 48), 9, np.uint8))
     with pytest.raises(ValueError, match="none of the 7 classes"):
-        evaluate.run({"labels": str(tmp_path), "model_path": str(checkpoint)})
+        call(evaluate, {"labels": str(tmp_path), "model_path": str(checkpoint)})
 
 
 def test_what_to_score_must_be_said(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="either --labels FOLDER"):
-        evaluate.run({"model_path": str(checkpoint)})
+        call(evaluate, {"model_path": str(checkpoint)})
     with pytest.raises(FileNotFoundError, match="no folder"):
-        evaluate.run({"labels": str(tmp_path / "none"), "model_path": str(checkpoint)})
+        call(evaluate, {"labels": str(tmp_path / "none"), "model_path": str(checkpoint)})
     no_val = ["config=configs/datasets/custom.yaml"]
     with pytest.raises(ValueError, match=r"names no data\.val_set: say with --split which images to score"):
-        evaluate.run({"labels": str(tmp_path), "overrides": no_val})
+        call(evaluate, {"labels": str(tmp_path), "overrides": no_val})
 
 
 def test_untagged_photos_get_the_classes_that_the_classifier_finds(checkpoint, demo_folder, tmp_path):
     photo = next((demo_folder / "JPEGImages").glob("*.jpg"))
     options = {"model_path": str(checkpoint), "infer": str(photo), "out": str(tmp_path), "stride": 2}
-    out = infer_cam.run({**options, "device": "cpu", "num_workers": 0})
+    out = call(infer_cam, {**options, "device": "cpu", "num_workers": 0})
     stored = load_cam(cam_path(out, photo.stem))
     assert stored.cam.shape[1:] == (24, 24) and not (out / "scores.json").exists()
 
@@ -160,6 +161,6 @@ def test_inference_sums_the_sweep_over_processes_and_the_scorer_does_not(
 
     options = {"model_path": str(checkpoint), "device": "cpu", "num_workers": 0, "dtype": "float32"}
     monkeypatch.setattr("engine.scores.base.all_reduce_sum", lambda counts: 2 * counts)
-    evaluate.run({"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path / "scores")})
-    infer_cam.run({**options, "out": str(tmp_path / "cam")})
+    call(evaluate, {"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path / "scores")})
+    call(infer_cam, {**options, "out": str(tmp_path / "cam")})
     assert pixels(tmp_path / "scores") == pixels(cams) == [n // 2 for n in pixels(tmp_path / "cam")]

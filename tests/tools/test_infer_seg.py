@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.config.options import parse
 from engine.inference import load_method
 from engine.scores.base import confusion_matrix
 from engine.scores.miou import Miou
 from engine.scores.records import read_scores
 from tests.processes import TIMEOUT, free_port, launch
-from tools.infer_seg import parser, run, segment_image
-from tools.options import parse
+from tests.stages import call
+from tools import infer_seg
+from tools.infer_seg import segment_image
 from utils.image import read_image, read_mask, voc_palette
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +29,7 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "
 
 def infer(path, out, **options):
     cfg = {"model_path": str(path), "out": str(out), "device": "cpu", "num_workers": 0, **options}
-    return run(cfg)
+    return call(infer_seg, cfg)
 
 
 @pytest.fixture(scope="module")
@@ -199,12 +201,15 @@ def test_gpus_that_are_not_there_are_an_error(checkpoint, tmp_path, monkeypatch)
 
 
 def test_flags_and_overrides_come_in_any_order():
-    words = "data.root=/x --scales 1.0 0.5 infer.flip=false --model_path m.pth --no-flip"
-    cfg = parse(parser(), words.split())
-    assert cfg["scales"] == [1.0, 0.5] and cfg["model_path"] == "m.pth" and cfg["flip"] is False
-    assert cfg["overrides"] == ["data.root=/x", "infer.flip=false"]
+    words = (
+        "data.root=/x --scales 1.0 0.5 infer.flip=false --model_path m.pth --no-flip --infer lr=1.jpg --crf"
+    )
+    options = parse(infer_seg.Options, "", words.split())
+    assert options.scales == [1.0, 0.5] and options.model_path == Path("m.pth") and options.flip is False
+    assert options.overrides == ["data.root=/x", "infer.flip=false"]
+    assert options.infer == "lr=1.jpg" and options.crf == "config"
     with pytest.raises(KeyError, match="did you mean 'scales'"):
-        run({"model_path": "m.pth", "scale": [1.0]})
+        call(infer_seg, {"model_path": "m.pth", "scale": [1.0]})
 
 
 def test_large_photo_is_segmented_small(checkpoint):

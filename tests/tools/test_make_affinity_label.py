@@ -7,6 +7,7 @@ from PIL import Image
 
 from models.refiners.dense_crf import DenseCRF
 from ops.labels import merge_confident_labels
+from tests.stages import call
 from tests.tools.test_crf import folder  # noqa: F401  (fixture)
 from tools import crf, infer_cam, make_affinity_label
 from utils.cam_files import load_cam, load_scores
@@ -27,8 +28,8 @@ def options(path, **changes):
 
 def test_irn_labels_are_those_of_the_crf_recipe(folder):  # noqa: F811
     path, disc = folder
-    out = make_affinity_label.run(options(path, foreground_threshold=0.5, background_threshold=0.02))
-    crf.run({"input": path / "cam", "images": path / "images", "out": path / "crf", "recipe": "irn",
+    out = call(make_affinity_label, options(path, foreground_threshold=0.5, background_threshold=0.02))
+    call(crf, {"input": path / "cam", "images": path / "images", "out": path / "crf", "recipe": "irn",
              "values": [0.5, 0.02], "processes": 0})  # fmt: skip
     for name in "abc":
         assert (out / f"{name}.png").read_bytes() == (path / "crf" / f"{name}.png").read_bytes()
@@ -40,7 +41,7 @@ def test_irn_labels_are_those_of_the_crf_recipe(folder):  # noqa: F811
 @pytest.mark.parametrize("mode, alphas", [("psa", (4, 32)), ("seam", (4, 24))])
 def test_scores_are_the_crf_of_both_exponents(folder, mode, alphas):  # noqa: F811
     path, _ = folder
-    out = make_affinity_label.run(options(path, mode=mode))
+    out = call(make_affinity_label, options(path, mode=mode))
     cams = load_cam(path / "cam" / "a.npz")
     image = torch.from_numpy(np.array(Image.open(path / "images" / "a.png"))).permute(2, 0, 1)
     cam = torch.nn.functional.interpolate(cams.cam[None], cams.size, mode="bilinear")[0]
@@ -58,15 +59,16 @@ def test_scores_are_the_crf_of_both_exponents(folder, mode, alphas):  # noqa: F8
 
 def test_scores_of_both_runs_give_the_label_of_the_crf_recipe(folder):  # noqa: F811
     path, _ = folder
-    out = make_affinity_label.run(options(path, mode="psa"))
-    crf.run(
+    out = call(make_affinity_label, options(path, mode="psa"))
+    call(
+        crf,
         {
             "input": path / "cam",
             "images": path / "images",
             "out": path / "crf",
             "recipe": "psa",
             "processes": 0,
-        }
+        },
     )
     stored = load_scores(out / "b.npz")
     label = merge_confident_labels(*stored.scores.argmax(1))
@@ -77,9 +79,9 @@ def test_scores_of_both_runs_give_the_label_of_the_crf_recipe(folder):  # noqa: 
 
 def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     quiet = {"model_path": str(checkpoint), "device": "cpu"}
-    cam = infer_cam.run({**quiet, "out": str(tmp_path / "cam"), "num_workers": 0})
+    cam = call(infer_cam, {**quiet, "out": str(tmp_path / "cam"), "num_workers": 0})
     labels = {**quiet, "cam": cam, "split": "test", "processes": 0}
-    out = make_affinity_label.run({**labels, "out": tmp_path / "labels"})
+    out = call(make_affinity_label, {**labels, "out": tmp_path / "labels"})
     files = sorted(path.name for path in out.glob("*.png"))
     assert files == sorted(f"{path.stem}.png" for path in cam.glob("*.npz"))
     assert all(read_mask(out / name).shape == (48, 48) for name in files)
@@ -87,27 +89,27 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     assert settings["cam"] == read_json(cam / "settings.json") and settings["split"] == "test"
     write_json(cam / "settings.json", {**settings["cam"], "checkpoint_sha256": "another"})
     with pytest.raises(ValueError, match="other settings .*cam.checkpoint_sha256: .* -> another"):
-        make_affinity_label.run({**labels, "out": tmp_path / "labels"})
+        call(make_affinity_label, {**labels, "out": tmp_path / "labels"})
     with pytest.raises(ValueError, match="other settings .*split: test -> train"):
         fewer = tmp_path / "train.txt"
         fewer.write_text("\n".join(path.stem for path in cam.glob("*.npz")))
-        make_affinity_label.run({**labels, "out": tmp_path / "labels", "split": str(fewer)})
+        call(make_affinity_label, {**labels, "out": tmp_path / "labels", "split": str(fewer)})
     next(cam.glob("*.npz")).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 CAM files"):
-        make_affinity_label.run({**labels, "out": tmp_path / "other"})
+        call(make_affinity_label, {**labels, "out": tmp_path / "other"})
 
 
 def test_finished_files_stay_and_workers_write_the_same(folder):  # noqa: F811
     path, _ = folder
-    out = make_affinity_label.run(options(path, mode="psa"))
+    out = call(make_affinity_label, options(path, mode="psa"))
     expected = {file.name: load_scores(file).scores for file in out.glob("*.npz")}
     kept = (out / "a.npz").stat().st_mtime_ns
     (out / "b.npz").unlink()
-    make_affinity_label.run(options(path, mode="psa", processes=1))
+    call(make_affinity_label, options(path, mode="psa", processes=1))
     assert (out / "a.npz").stat().st_mtime_ns == kept
     assert torch.equal(load_scores(out / "b.npz").scores, expected["b.npz"])
     with pytest.raises(ValueError, match="other settings"):
-        make_affinity_label.run(options(path, mode="psa", low_alpha=2))
+        call(make_affinity_label, options(path, mode="psa", low_alpha=2))
 
 
 def test_bad_options_are_clear_errors(folder):  # noqa: F811
@@ -115,11 +117,11 @@ def test_bad_options_are_clear_errors(folder):  # noqa: F811
     with pytest.raises(
         ValueError, match=r"background_threshold=0\.4 must be below foreground_threshold=0\.3"
     ):
-        make_affinity_label.run(options(path, background_threshold=0.4))
+        call(make_affinity_label, options(path, background_threshold=0.4))
     with pytest.raises(ValueError, match="high_alpha=3.* must be above low_alpha=4"):
-        make_affinity_label.run(options(path, mode="psa", high_alpha=3))
+        call(make_affinity_label, options(path, mode="psa", high_alpha=3))
     with pytest.raises(ValueError, match="which data set"):
-        make_affinity_label.run(options(path, images=None))
+        call(make_affinity_label, options(path, images=None))
     (path / "images" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
-        make_affinity_label.run(options(path))
+        call(make_affinity_label, options(path))

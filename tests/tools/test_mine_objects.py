@@ -6,6 +6,7 @@ import pytest
 from datasets.context_decoupling import ObjectBank
 from engine.config.load import load_config
 from engine.data import load_split
+from tests.stages import call
 from tools import mine_objects
 from utils.cam_files import label_path
 from utils.files import read_json
@@ -31,7 +32,7 @@ def labels(demo_folder, tmp_path):
 
 def test_one_class_of_fair_size_is_an_object(labels, capsys):
     split, _, options = labels
-    out = mine_objects.run(options)
+    out = call(mine_objects, options)
     bank = ObjectBank(out, split.class_names)
     name = split.records[0].name
     assert bank.names == {2: (name,)} and len(bank) == 1
@@ -44,7 +45,7 @@ def test_one_class_of_fair_size_is_an_object(labels, capsys):
 
 def test_bounds_are_options(labels):
     split, _, options = labels
-    bank = ObjectBank(mine_objects.run({**options, "min_share": 0.0}), split.class_names)
+    bank = ObjectBank(call(mine_objects, {**options, "min_share": 0.0}), split.class_names)
     assert sorted(bank.names) == [2, 4]
 
 
@@ -54,12 +55,12 @@ def test_interrupted_bank_has_no_index_and_goes_on(labels, monkeypatch):
     content = broken.read_bytes()
     broken.write_bytes(b"")
     with pytest.raises(ValueError, match="cannot read mask"):
-        mine_objects.run({**options, "num_workers": 0})
+        call(mine_objects, {**options, "num_workers": 0})
     with pytest.raises(FileNotFoundError, match=r"index\.json"):
         ObjectBank(options["out"], split.class_names)
     broken.write_bytes(content)
     monkeypatch.setattr(mine_objects, "save_object", None)  # what is there is not written again
-    assert len(ObjectBank(mine_objects.run(options), split.class_names)) == 1
+    assert len(ObjectBank(call(mine_objects, options), split.class_names)) == 1
 
 
 def test_index_is_sorted_and_does_not_depend_on_the_number_of_threads(labels, tmp_path):
@@ -68,7 +69,9 @@ def test_index_is_sorted_and_does_not_depend_on_the_number_of_threads(labels, tm
         mask = np.zeros((48, 48), np.uint8)
         mask[:20] = 3
         write_mask(path, mask)
-    banks = [mine_objects.run({**options, "out": str(tmp_path / f"b{n}"), "num_workers": n}) for n in (0, 3)]
+    banks = [
+        call(mine_objects, {**options, "out": str(tmp_path / f"b{n}"), "num_workers": n}) for n in (0, 3)
+    ]
     indices = [read_json(bank / "index.json") for bank in banks]
     assert indices[0] == indices[1]
     names = indices[0]["objects"]["3"]
@@ -79,16 +82,16 @@ def test_labels_without_any_object_make_an_empty_bank(labels):
     split, folder, options = labels
     for path in folder.iterdir():
         write_mask(path, np.zeros((48, 48)))
-    assert len(ObjectBank(mine_objects.run(options), split.class_names)) == 0
+    assert len(ObjectBank(call(mine_objects, options), split.class_names)) == 0
 
 
 def test_missing_labels_and_wrong_bounds_are_clear_errors(labels):
     split, folder, options = labels
     with pytest.raises(ValueError, match="two rising shares"):
-        mine_objects.run({**options, "min_share": 0.8})
+        call(mine_objects, {**options, "min_share": 0.8})
     label_path(folder, split.records[2].name).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 4 labels of split 'train' are missing"):
-        mine_objects.run(options)
+        call(mine_objects, options)
     write_mask(label_path(folder, split.records[2].name), np.zeros((5, 5)))
     with pytest.raises(ValueError, match=r"is 5 x 5 pixels, but its image .* is 48 x 48"):
-        mine_objects.run({**options, "num_workers": 0})
+        call(mine_objects, {**options, "num_workers": 0})

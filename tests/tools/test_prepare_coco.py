@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from datasets.coco import CLASS_NAMES, coco_split
-from tools.prepare_coco import CATEGORY_IDS, UNUSED_IDS, numbering, run
+from tests.stages import call
+from tools import prepare_coco
+from tools.prepare_coco import CATEGORY_IDS, UNUSED_IDS, numbering
 from utils.files import read_json
 from utils.image import read_mask, write_mask
 
@@ -48,7 +50,7 @@ def coco(tmp_path):
 
 
 def test_masks_tags_and_lists(coco):
-    assert run({"root": coco, "any_counts": True}) == {"train": 1, "val": 1, "val_part": 1}
+    assert call(prepare_coco, {"root": coco, "any_counts": True}) == {"train": 1, "val": 1, "val_part": 1}
     record = coco_split(coco, "train").records[0]
     sheep = CLASS_NAMES.index("sheep")
     assert record.name == "COCO_train2014_000000000007" and record.tags == (1, sheep, 80)
@@ -60,15 +62,15 @@ def test_masks_tags_and_lists(coco):
 
 
 def test_the_rule_of_the_masks_can_be_chosen_and_is_recorded(coco):
-    run({"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
+    call(prepare_coco, {"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
     mask = read_mask(coco_split(coco, "train").records[0].mask)
     assert (mask[4:6, 4:6] == 80).all() and (mask[9] == CLASS_NAMES.index("sheep")).all()
     first = read_json(coco / "masks.json")
     assert first["rule"] == {"overlap": "smallest", "crowd": "class"}
-    run({"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
+    call(prepare_coco, {"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
     assert read_json(coco / "masks.json") == first, "the same masks have the same checksum"
     with pytest.raises(ValueError, match="made by another rule"):
-        run({"root": coco, "any_counts": True})
+        call(prepare_coco, {"root": coco, "any_counts": True})
 
 
 @pytest.mark.parametrize("layout", ["{part}2014/{name}.png", "{part}/{number}.png"])
@@ -80,7 +82,7 @@ def test_masks_in_circulation_are_recognised(coco, tmp_path, layout, ids):
     for part in ("train", "val"):
         name = f"COCO_{part}2014_{7:012d}"
         write_mask(tmp_path / "other" / layout.format(part=part, name=name, number=f"{7:012d}"), grid)
-    run({"root": coco, "any_counts": True, "masks": tmp_path / "other"})
+    call(prepare_coco, {"root": coco, "any_counts": True, "masks": tmp_path / "other"})
     record = coco_split(coco, "train").records[0]
     assert read_mask(record.mask).ravel().tolist() == [*range(81), *[255] * 39]
     assert record.tags == tuple(range(1, 81))
@@ -92,7 +94,7 @@ def test_masks_made_elsewhere_speak_for_themselves(coco, tmp_path):
         mask = np.full((10, 12), 80, dtype=np.uint8)
         mask[0, :2] = 12, 66  # numbers that only the 80 classes without gaps have
         write_mask(tmp_path / f"other/{part}/{7:012d}.png", mask)
-    run({"root": coco, "any_counts": True, "masks": tmp_path / "other"})
+    call(prepare_coco, {"root": coco, "any_counts": True, "masks": tmp_path / "other"})
     assert coco_split(coco, "train").records[0].tags == (12, 66, 80)
 
 
@@ -101,7 +103,7 @@ def test_an_object_smaller_than_a_pixel_keeps_its_image(coco):
     content = json.loads(file.read_text())
     content["annotations"][0]["segmentation"] = box(3.1, 3.1, 0.1, 0.1)
     file.write_text(json.dumps(content))
-    assert run({"root": coco, "any_counts": True})["val"] == 1
+    assert call(prepare_coco, {"root": coco, "any_counts": True})["val"] == 1
     record = coco_split(coco, "val").records[0]
     assert record.tags == (CLASS_NAMES.index("couch"),) and not read_mask(record.mask).any()
 
@@ -117,15 +119,15 @@ def test_a_numbering_that_is_not_clear_is_refused(tmp_path):
 
 def test_a_missing_foreign_mask_is_named(coco, tmp_path):
     with pytest.raises(FileNotFoundError, match="1 of 1 masks of train2014.*COCO_train2014_000000000007"):
-        run({"root": coco, "any_counts": True, "masks": tmp_path})
+        call(prepare_coco, {"root": coco, "any_counts": True, "masks": tmp_path})
 
 
 def test_counts_and_files_are_checked(coco):
     with pytest.raises(ValueError, match="not the whole of COCO 2014"):
-        run({"root": coco})
+        call(prepare_coco, {"root": coco})
     (coco / "annotations" / "instances_val2014.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"annotations_trainval2014\.zip"):
-        run({"root": coco, "any_counts": True})
+        call(prepare_coco, {"root": coco, "any_counts": True})
 
 
 def test_files_that_are_not_cocos_are_named(coco):
@@ -136,6 +138,6 @@ def test_files_that_are_not_cocos_are_named(coco):
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=rf"instances_train2014.json {message}"):
-            run({"root": str(coco)})
+            call(prepare_coco, {"root": str(coco)})
     with pytest.raises(FileNotFoundError, match="there is no folder /nowhere"):
-        run({"root": str(coco), "masks": "/nowhere"})
+        call(prepare_coco, {"root": str(coco), "masks": "/nowhere"})

@@ -8,8 +8,9 @@ import scipy.io
 from PIL import Image
 
 from datasets.voc import CLASS_NAMES, voc_split
+from tests.stages import call
 from tools import prepare_voc
-from tools.prepare_voc import EXPECTED, read_sbd, read_table, run, trainaug_names
+from tools.prepare_voc import EXPECTED, read_sbd, read_table, trainaug_names
 from utils.image import read_mask, write_mask
 
 TAGS = {"t1": ["cat"], "t2": ["dog", "person"], "v1": ["person"], "s1": ["aeroplane"], "s2": ["bird", "cat"]}
@@ -47,7 +48,9 @@ def voc(tmp_path):
 
 
 def prepare(root, **options):
-    return run({"root": root, "sbd": root.parent / "benchmark_RELEASE", "any_counts": True} | options)
+    return call(
+        prepare_voc, {"root": root, "sbd": root.parent / "benchmark_RELEASE", "any_counts": True} | options
+    )
 
 
 def test_sbd_release_gives_masks_list_and_tags(voc, capsys):
@@ -67,7 +70,7 @@ def test_sbd_release_gives_masks_list_and_tags(voc, capsys):
 
 
 def test_difficult_objects_can_be_left_out(voc):
-    prepare(voc, difficult=False)
+    prepare(voc, ignore_difficult=True)
     tags = {record.name: record.tags for record in voc_split(voc, "trainaug").records}
     assert tags["s2"] == (8,)
 
@@ -151,7 +154,7 @@ def test_damaged_sbd_file_is_named(voc, tmp_path):
 
 def test_wrong_folders_are_named(voc, tmp_path):
     with pytest.raises(FileNotFoundError, match="JPEGImages is missing"):
-        run({"root": tmp_path})
+        call(prepare_voc, {"root": tmp_path})
     with pytest.raises(FileNotFoundError, match="no dataset/cls"):
         prepare(voc, sbd=tmp_path)
 

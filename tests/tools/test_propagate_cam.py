@@ -10,6 +10,7 @@ from engine.data import load_split
 from engine.inference import load_method
 from engine.scores.records import read_scores
 from engine.train import build_method
+from tests.stages import call
 from tools import infer_cam, propagate_cam
 from utils.cam_files import CamFile, cam_path, label_path, load_cam, save_cam
 from utils.image import normalize, read_image, read_mask
@@ -66,7 +67,7 @@ def options(checkpoint, folder, **changes):
 
 def test_labels_are_the_strongest_walked_scores(affinity_checkpoint, cams):
     folder, split = cams
-    out = propagate_cam.run(options(affinity_checkpoint, folder))
+    out = call(propagate_cam, options(affinity_checkpoint, folder))
     method = load_method(affinity_checkpoint, "cpu").method
     for i, record in enumerate(split.records):
         label, stored = read_mask(label_path(out, record.name)), load_cam(cam_path(folder, record.name))
@@ -86,22 +87,22 @@ def test_labels_are_the_strongest_walked_scores(affinity_checkpoint, cams):
 
 def test_a_second_run_takes_over_what_is_there_and_scores_the_same(affinity_checkpoint, cams):
     folder, split = cams
-    out = propagate_cam.run(options(affinity_checkpoint, folder))
+    out = call(propagate_cam, options(affinity_checkpoint, folder))
     before = {path.name: path.read_bytes() for path in out.glob("*.png")}
     kept = label_path(out, split.records[1].name)
     stamp = kept.stat().st_mtime_ns
     label_path(out, split.records[2].name).unlink()
     first = read_scores(out)
-    propagate_cam.run(options(affinity_checkpoint, folder))
+    call(propagate_cam, options(affinity_checkpoint, folder))
     assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
     assert kept.stat().st_mtime_ns == stamp and read_scores(out) == first
     with pytest.raises(ValueError, match="other settings"):
-        propagate_cam.run(options(affinity_checkpoint, folder, overrides=["method.beta=3"]))
+        call(propagate_cam, options(affinity_checkpoint, folder, overrides=["method.beta=3"]))
 
 
 def test_crf_after_the_walk_is_part_of_the_protocol(affinity_checkpoint, cams):
     folder, _ = cams
-    out = propagate_cam.run(options(affinity_checkpoint, folder, crf_steps=1))
+    out = call(propagate_cam, options(affinity_checkpoint, folder, crf_steps=1))
     assert read_scores(out)[0]["protocol"].startswith("pseudo/test/walk+crf(psa")
 
 
@@ -109,14 +110,16 @@ def test_missing_cams_are_one_clear_error(affinity_checkpoint, cams):
     folder, split = cams
     cam_path(folder, split.records[3].name).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 CAM files of test are missing"):
-        propagate_cam.run(options(affinity_checkpoint, folder))
+        call(propagate_cam, options(affinity_checkpoint, folder))
 
 
 def test_cam_files_of_the_pooled_classifier_hold_what_the_walk_starts_from(demo_folder, tmp_path):
     method = {"target": "methods.cam.PooledCAMNetwork", "cam_size": "stride16", "cam_scales": [1.0, 0.5]}
     path = make_checkpoint(method, demo_folder, tmp_path / "last.pth")
     quiet = {"device": "cpu", "num_workers": 0, "infer": "test", "dtype": "float32"}
-    folder = infer_cam.run({"model_path": str(path), "out": str(tmp_path / "cam"), "size": "native", **quiet})
+    folder = call(
+        infer_cam, {"model_path": str(path), "out": str(tmp_path / "cam"), "size": "native", **quiet}
+    )
     network = load_method(path, "cpu").method
     split = load_split(load_config("configs/datasets/demo.yaml", [f"data.root={demo_folder}"]).data, "test")
     for record in split.records:

@@ -13,6 +13,7 @@ from engine.scores.records import read_scores
 from engine.train import run as train
 from engine.validation import validate
 from tests.checkpoints import demo_folder  # noqa: F401
+from tests.stages import call
 from tools import infer_cam, infer_seg, visualize
 from utils.cam_files import load_cam
 from utils.image import normalize, read_image, read_mask
@@ -36,7 +37,7 @@ def run_folder(request, demo_folder, tmp_path_factory):  # noqa: F811
 
 def infer(run_folder, out, **options):
     cfg = {"model_path": str(run_folder / "last.pth"), "out": str(out), "device": "cpu", "num_workers": 0}
-    return infer_seg.run(cfg | options)
+    return call(infer_seg, cfg | options)
 
 
 def test_training_logs_its_losses_and_scores(run_folder):
@@ -75,11 +76,11 @@ def test_canvas_is_part_of_the_settings_and_must_hold_the_image(run_folder, tmp_
 
 def test_masks_are_cam_files_and_pictures(run_folder, tmp_path):
     cfg = {"model_path": str(run_folder / "last.pth"), "device": "cpu"}
-    out = infer_cam.run(cfg | {"infer": "train", "out": str(tmp_path / "cam"), "num_workers": 0})
+    out = call(infer_cam, cfg | {"infer": "train", "out": str(tmp_path / "cam"), "num_workers": 0})
     for file in out.glob("*.npz"):
         cam = load_cam(file)
         assert cam.aux_cam is None and ((cam.cam >= 0) & (cam.cam <= 1)).all()
-    sheets = visualize.run(cfg | {"count": 2, "out": str(tmp_path / "sheets")})
+    sheets = call(visualize, cfg | {"count": 2, "out": str(tmp_path / "sheets")})
     assert list(sheets.glob("*.png"))
 
 
@@ -102,7 +103,7 @@ def test_untagged_images_get_the_classes_that_inference_keeps(run_folder, demo_f
     threshold = confidence.sort().values[1:3].mean().item()  # above two classes, below the others
     cfg = {"model_path": str(run_folder / "last.pth"), "device": "cpu", "num_workers": 0, "size": "native"}
     overrides = [f"method.class_threshold={threshold}"]
-    out = infer_cam.run(cfg | {"infer": str(photo), "out": str(tmp_path), "overrides": overrides})
+    out = call(infer_cam, cfg | {"infer": str(photo), "out": str(tmp_path), "overrides": overrides})
     found = load_cam(out / f"{photo.stem}.npz").class_ids
     assert found.tolist() == (confidence > threshold).nonzero()[:, 0].add(1).tolist() and len(found)
 

@@ -8,12 +8,16 @@ from datasets.base import WeakSegDataset
 from engine.data import load_split
 from engine.inference import load_method
 from engine.panels import panels_of, see
-from tools.visualize import run
+from tests.stages import call
+from tools import visualize
 from utils.drawing import PALETTE, SheetRow, cam_overlay, label_overlay, sheet
 
 
 def test_sheet_per_so_many_images(checkpoint, tmp_path):
-    out = run({"model_path": str(checkpoint), "count": 5, "rows": 3, "out": str(tmp_path), "device": "cpu"})
+    out = call(
+        visualize,
+        {"model_path": str(checkpoint), "count": 5, "rows": 3, "out": str(tmp_path), "device": "cpu"},
+    )
     names = sorted(p.name for p in out.iterdir())
     assert names == ["last_test_01.png", "last_test_02.png"]
     first, second = (Image.open(out / name) for name in names)
@@ -31,10 +35,19 @@ def test_columns_are_those_of_the_method(checkpoint):
 
 def test_unknown_image_is_a_clear_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="no image 'nobody'"):
-        run({"model_path": str(checkpoint), "names": "nobody", "out": str(tmp_path), "device": "cpu"})
+        call(
+            visualize,
+            {"model_path": str(checkpoint), "names": "nobody", "out": str(tmp_path), "device": "cpu"},
+        )
     with pytest.raises(ValueError, match="TITLE:FOLDER"):
-        run(
-            {"model_path": str(checkpoint), "labels": ["crf:/no/such"], "out": str(tmp_path), "device": "cpu"}
+        call(
+            visualize,
+            {
+                "model_path": str(checkpoint),
+                "labels": ["crf:/no/such"],
+                "out": str(tmp_path),
+                "device": "cpu",
+            },
         )
 
 

@@ -1,0 +1,52 @@
+"""Options that several tools have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config.options import option
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Whose data set a tool works on."""
+
+    model_path: Path | None = option(
+        None, "checkpoint whose config describes the data set; or give config=FILE", reads=True
+    )
+    data_root: Path | None = option(
+        None, "folder of the data set; default: that of the config", free=True, reads=True
+    )
+    overrides: list[str] = option([], "changes of the config, or config=FILE", free=True)
+
+    def changes(self) -> list[str]:
+        """``key=value`` changes of the config, ``data_root`` among them."""
+        root = [f"data.root={self.data_root.absolute()}"] if self.data_root else []
+        return [*root, *(item for item in self.overrides if not item.startswith("config="))]
+
+
+@dataclass(kw_only=True)
+class CheckpointOptions(DataOptions):
+    """Which checkpoint runs over which images."""
+
+    model_path: Path = option(
+        meaning="checkpoint (.pth, .safetensors), also of a published program (docs/evaluation.md)",
+        reads=True,
+    )
+    infer: str | None = option(
+        None, "split, list file (.txt), photo, or folder of photos; default: data.val_set", alias="infer_set"
+    )
+    overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
+
+
+@dataclass(kw_only=True)
+class ImageOptions(CheckpointOptions):
+    """How a checkpoint writes a file for each image."""
+
+    out: Path | None = option(
+        None, "output folder; default: beside the checkpoint, named after checkpoint, images and protocol"
+    )
+    device: str = option("auto", "auto, cpu or cuda", free=True)
+    precision: str = option("fp32", "of the network", choices=("fp32", "bf16", "auto"))
+    num_workers: int = option(2, "processes that decode images", free=True)

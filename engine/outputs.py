@@ -63,10 +63,10 @@ def _is_split(loaded: LoadedMethod, name: str) -> bool:
     return True
 
 
-def output_folder(out: str | None, loaded: LoadedMethod, protocol: str) -> Path:
+def output_folder(out: Path | None, loaded: LoadedMethod, protocol: str) -> Path:
     """``--out``, or a folder beside the checkpoint, named after checkpoint and protocol."""
     if out:
-        return Path(out).expanduser()
+        return out
     return (
         loaded.path.parent
         / f"{loaded.path.stem}_{re.sub('[^A-Za-z0-9.+-]+', '_', protocol).strip('_')[:100]}"

@@ -9,34 +9,31 @@ from methods.vit_base import refined_label
 from models.refiners.pixel_adaptive import PAR
 from ops.cam import ignore_outside_box, present_classes, region_mask
 from ops.crops import crop_positions, cut
-from tests.formula import stats
+from tests.formula import Formula, stats
+from tests.recorded import recorded
 from utils.image import denormalize
 
 
-@pytest.mark.parametrize("tag", ["a", "b", "c"])
-def test_refined_label_matches_reference_values(golden, tag):
-    case = golden("vit_refine")
-    b, h, w = case[f"{tag}/label"].shape
-    image = case.smooth_image(f"refine/img_{tag}", f"refine/noise_{tag}", b, h, w, 8, 1.2, 0.3)
-    class_label = case[f"{tag}/y"].float()
-    cam = case.smooth_cams(f"refine/cam_{tag}", b, class_label.shape[1], h, w, 16, 3)
-    # As in the method's pseudo_label: whole grey levels; values outside of 0..255 do not occur in real
-    # images.
-    image_rgb = denormalize(image).clamp(0, 255).floor() / 255
-    expected = case[f"{tag}/denorm_sub"]
-    in_range = (denormalize(image)[:, :, ::8, ::8] >= 0) & (denormalize(image)[:, :, ::8, ::8] < 256)
-    same = (image_rgb[:, :, ::8, ::8] - expected).abs() < 1e-6
-    assert same[in_range].float().mean() >= 0.999
-    present = present_classes(class_label)
-    # The recorded labels are of the wrapped-around image where the formula leaves the range of a byte.
-    wrapped = denormalize(image).trunc().remainder(256) / 255
-    label = refined_label(PAR(), wrapped, present.select(cam), present, 0.25, 0.7)
-    label = ignore_outside_box(label, case[f"{tag}/box"])
-    assert (label != case[f"{tag}/label"]).float().mean() <= 0.002
+@recorded("vit_refine")
+def test_refined_labels_match_reference_values(case):
+    low, high = case.setting("low_threshold|low", 0.25), case.setting("high_threshold|high", 0.7)
+    for tag in case.tags():
+        b, h, w = case[f"{tag}/label"].shape
+        image = case.smooth_image(f"refine/img_{tag}", f"refine/noise_{tag}", b, h, w, 8, 1.2, 0.3)
+        class_label = case[f"{tag}/y"].float()
+        cam = case.smooth_cams(f"refine/cam_{tag}", b, class_label.shape[1], h, w, 16, 3)
+        # The recorded labels are of the wrapped-around image where the formula leaves the range of a byte.
+        wrapped = denormalize(image).trunc().remainder(256) / 255
+        case.compare(f"{tag}/denorm_stats", stats(wrapped), rtol=1e-3)
+        near = (wrapped[:, :, ::8, ::8] - case[f"{tag}/denorm_sub"]).abs() < 1e-6
+        assert near.float().mean() >= 0.999
+        present = present_classes(class_label)
+        label = refined_label(PAR(), wrapped, present.select(cam), present, low, high)
+        case.same(f"{tag}/label", ignore_outside_box(label, case[f"{tag}/box"]), differing=0.002)
 
 
-def test_refined_label_of_images_does_not_depend_on_their_batch(golden):
-    case = golden("vit_refine")
+def test_refined_label_of_images_does_not_depend_on_their_batch():
+    case = Formula()
     class_label = torch.zeros(3, 20)
     class_label[0, [1, 5, 7]] = class_label[2, 3] = 1  # the second image shows nothing
     image = case.arr("batch/image", (3, 3, 48, 56), 0, 1)
@@ -53,18 +50,18 @@ def test_refined_label_of_images_does_not_depend_on_their_batch(golden):
     assert set(label[0].unique().tolist()) <= {0, 2, 6, 8, 255} and 255 in label[0]
 
 
-def test_crops_match_reference_values(golden):
-    case = golden("vit_toco_crops")
+@recorded("vit_toco_crops")
+def test_crops_match_reference_values(case):
     b, count = case["positions"].shape[:2]
-    h, w = case.setting("size", (160, 144))
-    size = case.setting("crop_size", 96)
-    class_label = case["y"].float()
-    cam = case.smooth_cams("crop/cam", b, class_label.shape[1], h, w, 48, 4)
+    h, w = case.setting("size|image_size|shape", (160, 144))[-2:]
+    size, class_label = case.setting("crop_size|local_crop_size", 96), case["y"].float()
+    low, high = case.setting("low_threshold|low", 0.25), case.setting("high_threshold|high", 0.7)
+    cam = case.smooth_cams("crop/cam", b, class_label.shape[1], h, w, case.setting("cell", 48), 4)
     cam[0] = cam[0] ** 0.15
-    region = region_mask(cam, class_label, 0.25, 0.7)
+    region = region_mask(cam, class_label, low, high)
     region[2] = 2
     region[2, 48:50, 50:52] = 1
-    assert_close(region.long().sum((1, 2)), case["roi_rle_sum"])
+    case.same("roi_rle_sum", region.long().sum((1, 2)))
     candidates = []
 
     def permutation(i, n):
@@ -72,12 +69,12 @@ def test_crops_match_reference_values(golden):
         return case.permutation(f"crop/perm{i}", n)
 
     positions = crop_positions(region <= 1, size, count, permutation)
-    assert candidates == case["perm_sizes"].tolist()
-    assert_close(positions, case["positions"].long())
-    assert_close(object_flags(cut(region[:, None], positions, size), 0.2), case["flags"])
+    case.same("perm_sizes", candidates)
+    case.same("positions", positions)
+    case.compare("flags", object_flags(cut(region[:, None], positions, size), 0.2))
     crops = cut(case.coordinate_image("crop/img", b, h, w), positions, size)  # (V, B, 3, s, s)
     assert_close(crops[:, :, :2, 0, 0].transpose(0, 1).long(), positions)
-    assert_close(crops[:, :, 2].abs().sum((2, 3)).T, case["crop_abs_sums"], rtol=1e-5, atol=1e-3)
+    case.compare("crop_abs_sums", crops[:, :, 2].abs().sum((2, 3)).T, rtol=1e-5, atol=1e-3)
 
 
 def test_crops_need_room():

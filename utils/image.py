@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils.files import write_atomic
+from utils.logging import warn_once
 
 # ImageNet statistics on the 0..255 scale.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -25,6 +26,8 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 IGNORE_INDEX = 255  # in masks and labels: the pixel does not count
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WHITE = 0x0119  # MaxSampleValue
+_SAVE_AS = "save it as an 8-bit grey or palette PNG whose pixel values are the class indices"
 
 
 class UnreadableImageError(ValueError):
@@ -81,38 +84,65 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read any picture that Pillow knows as RGB.
+    """Read any picture that Pillow knows, and TIFF of any kind, as RGB.
 
-    Grey, palette, CMYK and 16-bit pictures are converted, transparent parts become white, and a camera's EXIF
-    orientation is applied.
+    Grey, palette and CMYK pictures are converted, transparent parts become white, and a camera's EXIF
+    orientation is applied. Deeper pictures are scaled by their type, so by the same factor in a whole data
+    set: 16 bits from 0..65535 (or the largest value that a TIFF states), floats from 0..1.
 
     Raises:
         FileNotFoundError: no such file.
-        UnreadableImageError: the file is damaged, or is no image.
+        UnreadableImageError: the file is damaged, no image, or has values outside of the range of its type.
     """
     try:
         with Image.open(path) as image:
             image.load()
             if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
+            if image.mode == "F" or image.mode.startswith("I"):
+                return _eight_bits(np.asarray(image), white=image.getexif().get(_TIFF_WHITE))
             return _to_rgb(image)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    # Decoders raise whatever the damage makes them trip over (OSError, SyntaxError, struct.error, zlib.error,
-    # ...).
+    except Exception as error:
+        # Decoders raise whatever the damage makes them trip over (OSError, SyntaxError, struct.error, ...).
+        if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".tif", ".tiff"):
+            return _read_tiff(path)
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+
+
+def _read_tiff(path: str | Path) -> Image.Image:
+    """A TIFF of a kind that Pillow does not know, such as float colours."""
+    import imageio.v3 as iio
+
+    try:
+        return _eight_bits(iio.imread(path), white=None)
     except Exception as error:
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
 
+def _eight_bits(values: np.ndarray, white: int | None) -> Image.Image:
+    """The RGB picture of (H, W) or (H, W, 3) values, scaled by their type and not by what they are."""
+    kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
+    if kind == "i" and values.max(initial=0) > 255:
+        bits = 16  # Pillow widens some 16-bit files
+    top = white or {"u8": 255, "u16": 65535, "i16": 65535}.get(f"{kind}{bits}", 1.0 if kind == "f" else 0)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or not top:
+        raise ValueError(
+            f"{values.dtype} values of shape {values.shape}; save it as an RGB picture of 8 bits"
+        )
+    if not 0 <= values.min(initial=0) <= values.max(initial=0) <= top:
+        raise ValueError(
+            f"{values.dtype} values up to {values.max()}, expected 0 to {top}: save it with 8 bits"
+        )
+    if kind == "f" or bits > 8:
+        warn_once(f"pictures of {'floats' if kind == 'f' else f'{bits} bits'} are read as 0 to {top}")
+    # Whole numbers are cut, floats are rounded.
+    scaled = values.astype(np.float64) / (top / 255) + (0.5 if kind == "f" else 0)
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if (
-        image.mode.startswith("I") or image.mode == "F"
-    ):  # 16 bits and more: Pillow's own conversion would clip
-        values = np.asarray(image).astype(np.float64)
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0
-        return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -129,7 +159,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         FileNotFoundError: no such file.
         UnreadableImageError: the file is damaged.
-        ValueError: a colour picture with other colours, or values above 255.
+        ValueError: a JPEG; a palette with VOC's colours at other indices; a colour picture with other colours
+            or transparent parts; values above 255.
     """
     try:
         with Image.open(path) as image:
@@ -138,17 +169,41 @@ def read_mask(path: str | Path) -> np.ndarray:
         raise
     except Exception as error:
         raise UnreadableImageError(f"cannot read mask {path}: {error}") from error
-    if image.mode in ("P", "L", "1"):
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(
+            f"mask {path} is a JPEG, which changes class indices: save it as PNG, from the original"
+        )
+    if image.mode == "P":
+        return _checked_palette(image, path)
+    if image.mode in ("L", "1"):
         return np.array(image, dtype=np.uint8)
+    if image.mode == "RGBA" and image.getextrema()[3][0] < 255:
+        raise ValueError(
+            f"mask {path} has transparent parts, so its colours may be hidden: save it without them"
+        )
     if image.mode in ("RGB", "RGBA"):
         return _indices_of_voc_colours(np.asarray(image.convert("RGB")), path)
     values = np.asarray(image)
     if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise ValueError(
-            f"mask {path} (Pillow mode {image.mode}) is not a picture of class indices 0..255: "
-            "save it as an 8-bit grey or palette PNG whose pixel values are the class indices"
-        )
+        raise ValueError(f"mask {path} (Pillow mode {image.mode}) does not hold class indices: {_SAVE_AS}")
     return values.astype(np.uint8)
+
+
+def _checked_palette(image: Image.Image, path: str | Path) -> np.ndarray:
+    """The indices of a palette picture, unless a program has put VOC's colours at other indices."""
+    indices = np.array(image, dtype=np.uint8)
+    used = np.unique(indices)
+    colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    colours = colours[used[used < len(colours)]]
+    meant = _index_of_colour()[_packed(colours)]
+    is_grey = (colours == used[: len(colours), None]).all()
+    if len(colours) == len(used) and (meant >= 0).all() and not is_grey and (meant != used).any():
+        wrong = int((meant != used).argmax())
+        raise ValueError(
+            f"mask {path} has VOC's colours at other indices (class {meant[wrong]} at {used[wrong]}): a "
+            f"program has renumbered it; {_SAVE_AS}"
+        )
+    return indices
 
 
 def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
@@ -201,8 +256,6 @@ def _indices_of_voc_colours(rgb: np.ndarray, path: str | Path) -> np.ndarray:
         y, x = foreign[0]
         raise ValueError(
             f"mask {path} is a colour image and {len(foreign)} of its pixels have colours outside the VOC "
-            "palette, "
-            f"first {tuple(int(c) for c in rgb[y, x])} at row {y}, column {x}: "
-            "save it as an 8-bit grey or palette PNG whose pixel values are the class indices"
+            f"palette, first {tuple(int(c) for c in rgb[y, x])} at row {y}, column {x}: {_SAVE_AS}"
         )
     return index.astype(np.uint8)

@@ -1,3 +1,4 @@
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_foreign_colours_and_values_are_refused(tmp_path):
     ):
         read_mask(tmp_path / "rgb.png")
     Image.fromarray(np.full((2, 2), 300, dtype=np.uint16)).save(tmp_path / "u16.png")
-    with pytest.raises(ValueError, match=r"u16\.png .* is not a picture of class indices"):
+    with pytest.raises(ValueError, match=r"u16\.png .* does not hold class indices"):
         read_mask(tmp_path / "u16.png")
     with pytest.raises(ValueError, match=r"values 0\.\.255"):
         write_mask(tmp_path / "bad.png", np.full((2, 2), -1))
@@ -113,3 +114,58 @@ def test_voc_palette_is_the_published_one():
     assert colours[1] == (128, 0, 0) and colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
     assert colours[255] == (224, 224, 192) and len(set(colours)) == 256
     assert voc_palette(21) == voc_palette()[:63]
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize(
+    ("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1), (np.float64, 1)]
+)
+def test_deep_pictures_are_scaled_by_their_type(tmp_path, dtype, white, channels):
+    """A dark frame stays darker than a bright one, whatever its own maximum is."""
+    for share in (0.002, 0.25, 1.0):
+        values = np.full((4, 6, *channels), share * white).astype(dtype)
+        imageio.imwrite(tmp_path / "a.tif", values)
+        read = np.asarray(read_image(tmp_path / "a.tif"))
+        assert read.shape == (4, 6, 3) and np.abs(read.astype(float) - 255 * share).max() <= 1
+
+
+@pytest.mark.parametrize("values", [np.float32([[0, 200]]), np.float32([[np.nan, 0]]), np.int32([[0, 9]])])
+def test_values_without_a_known_white_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="8 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_tiff_may_state_its_white(tmp_path):
+    picture = Image.fromarray(np.full((2, 2), 4095, np.uint16))
+    picture.save(tmp_path / "a.tif", tiffinfo={281: 4095})
+    assert (np.asarray(read_image(tmp_path / "a.tif")) == 255).all()
+
+
+def colours(mask):
+    return np.array(voc_palette(), np.uint8).reshape(-1, 3)[mask]
+
+
+def test_masks_that_programs_have_changed_are_refused(tmp_path):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:20, 5:25], mask[22:35, 20:45] = 15, 255
+    renumbered = Image.fromarray(colours(mask)).quantize(3)
+    hidden = np.dstack([colours(mask), np.where(mask == 15, 0, 255).astype(np.uint8)])
+    grey = Image.fromarray(mask)
+    for picture, options, term in (
+        (renumbered, {}, "other indices"), (Image.fromarray(hidden), {}, "transparent"),
+        (grey, {"format": "JPEG", "quality": 90}, "JPEG"),
+    ):  # fmt: skip
+        picture.save(tmp_path / "m.png", **options)
+        with pytest.raises(ValueError, match=term):
+            read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("palette", ["voc", "grey", "own"])
+def test_a_palette_of_ones_own_keeps_its_indices(tmp_path, palette):
+    mask = np.array([[0, 1, 56], [128, 255, 2]], np.uint8)
+    picture = Image.fromarray(mask)
+    own = [(37 * k) % 251 for k in range(768)]
+    picture.putpalette({"voc": voc_palette(), "grey": np.arange(256).repeat(3).tolist(), "own": own}[palette])
+    picture.save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png") == mask).all()

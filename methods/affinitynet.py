@@ -130,7 +130,7 @@ class AffinityNet(Method):
 
 
 def pair_affinity(features: Tensor, pairs: PixelPairs) -> Tensor:
-    """(B, R, N) in (0, 1] of features (B, D, h, w): exp of minus their mean absolute difference (PSA eq. 3)."""
+    """(B, R, N) in (0, 1] of features (B, D, h, w): exp of minus their mean absolute difference."""
 
     def distance(destination: Tensor, source: Tensor) -> Tensor:
         return (destination - source).abs().mean(1, keepdim=True).flatten(2)

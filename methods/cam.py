@@ -66,12 +66,10 @@ class CAMNetwork(SingleStageViT):
 class PooledCAMNetwork(Method):
     """The multi-label classifier of PSA and IRN: pooled features, then a 1x1 classifier without bias.
 
-    The classifier applied to every pixel gives the CAM. With the mean, a logit is the mean of its
-    class's map, for pooling and classifier are linear. PSA's VGG-16 variant, which has square roots of CAMs
+    The classifier applied to every pixel gives the CAM. PSA's VGG-16 variant, which has square roots of CAMs
     and rates of its own for biases, is not offered.
 
     Args:
-        num_classes: with background.
         backbone: arguments of ``create_backbone`` for a backbone that gives a list of maps. IRN: ``resnet50``
             with ``frozen: [conv1, bn1, layer1, layer2]`` and ``train_affine: true``; PSA: ``resnet38d``.
         loss_weights: of ``cls``, 1 by default.
@@ -107,10 +105,8 @@ class PooledCAMNetwork(Method):
         if cam_size not in ("image", "stride16"):
             raise ValueError(f"cam_size '{cam_size}' is neither 'image' nor 'stride16'")
         check_pooling(pooling)
-        self.pooling = pooling
-        self.cam_size = cam_size
+        self.pooling, self.cam_size, self.colour_jitter = pooling, cam_size, colour_jitter
         self.long_side = None if long_side is None else tuple(long_side)
-        self.colour_jitter = colour_jitter
         self.backbone = create_backbone(**backbone)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes - 1, 1, bias=False)

@@ -67,21 +67,19 @@ class IRNet(Method):
         self.input_size = input_size
         self.backbone = create_backbone(**backbone).requires_grad_(False)
 
-        dims, shallow = self.backbone.dims, self.backbone.shallow
+        dims = self.backbone.dims
         # Names count from 1, like those of the authors' layers.
         self.edge_layers = nn.ModuleDict({str(i): adapter(dim, 32, 4) for i, dim in enumerate(dims, 1)})
         self.edge_output = nn.Conv2d(32 * len(dims), 1, 1)
         # Maps at stride 4 get 64, 128 channels, the deeper ones 256 each.
-        self.shallow_maps = shallow + 1
-        layers = [(adapter(dim, 64 << i, 8 << i), 64 << i) for i, dim in enumerate(dims[: self.shallow_maps])]
-        layers += [(adapter(dim, 256, 16), 256) for dim in dims[self.shallow_maps :]]
-        self.displacement_layers = nn.ModuleDict({str(i): layer for i, (layer, _) in enumerate(layers, 1)})
-        widths = [width for _, width in layers]
-        self.displacement_fusion = adapter(sum(widths[self.shallow_maps :]), 256, 16)
+        n = self.shallow_maps = self.backbone.shallow + 1
+        widths = [64 << i for i in range(n)] + [256] * (len(dims) - n)
+        groups = [8 << i for i in range(n)] + [16] * (len(dims) - n)
+        layers = enumerate(zip(dims, widths, groups), 1)
+        self.displacement_layers = nn.ModuleDict({str(i): adapter(*layer) for i, layer in layers})
+        self.displacement_fusion = adapter(sum(widths[n:]), 256, 16)
         self.displacement_output = nn.Sequential(
-            *adapter(sum(widths[: self.shallow_maps]) + 256, 256, 16),
-            nn.ReLU(),
-            nn.Conv2d(256, 2, 1, bias=False),
+            *adapter(sum(widths[:n]) + 256, 256, 16), nn.ReLU(), nn.Conv2d(256, 2, 1, bias=False)
         )
         self.register_buffer("mean_displacement", torch.zeros(2))
 

@@ -39,7 +39,6 @@ class SingleStageCNN(Method):
     """What 1-stage-wseg, its baseline and WS-FCN share: groups, augmentation and the rules of test time.
 
     Args:
-        num_classes: with background.
         backbone: arguments of ``create_backbone``, for a backbone that gives a list of maps.
         class_loss: ``soft_margin`` or ``hinge``.
         class_threshold: a class counts as present at test time if its confidence exceeds this in any view.
@@ -47,19 +46,16 @@ class SingleStageCNN(Method):
             ``[score, s]`` (s everywhere).
         crf_background_power: the CRF's background is ``(1 - largest foreground score)`` to this power; None:
             the background's score.
-        lr_scales: factors of the learning rate for ``backbone_weight, backbone_bias, new_weight, new_bias``.
-            The published ones depend on the backbone.
+        lr_scales: factors of the learning rate of the parameter groups; the published ones depend on the
+            backbone.
         background_threshold, cam_scales: of ``Method``; ``cam`` is the foreground masks, mean over scales and
             mirror images.
     """
 
     crf_preset = "one_stage"
-    LR_SCALES: Mapping[str, float] = {
-        "backbone_weight": 1.0,
-        "backbone_bias": 2.0,
-        "new_weight": 10.0,
-        "new_bias": 20.0,
-    }
+    LR_SCALES: Mapping[str, float] = dict(
+        backbone_weight=1.0, backbone_bias=2.0, new_weight=10.0, new_bias=20.0
+    )
 
     def __init__(
         self,
@@ -77,10 +73,10 @@ class SingleStageCNN(Method):
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
         if class_loss not in CLASS_LOSSES:
             raise ValueError(f"class_loss is {' or '.join(CLASS_LOSSES)}, not '{class_loss}'")
-        self.class_loss = CLASS_LOSSES[class_loss]
-        self.class_threshold = class_threshold
         if len(background) != 2 or background[0] not in ("power", "score"):
             raise ValueError(f"background is [power, p] or [score, s], not {background}")
+        self.class_loss = CLASS_LOSSES[class_loss]
+        self.class_threshold = class_threshold
         self.background_rule, self.background_value = background
         self.crf_background_power = crf_background_power
         self.lr_scales = {**self.LR_SCALES, **(lr_scales or {})}
@@ -89,24 +85,29 @@ class SingleStageCNN(Method):
         self.backbone = create_backbone(**backbone)
         if not hasattr(self.backbone, "dims"):
             raise ValueError(
-                f"{type(self).__name__} needs a backbone that gives maps from shallow to deep, such as "
-                f"resnet38d, or a ViT with method.backbone.pyramid=true; '{backbone['name']}' does not"
+                f"{type(self).__name__} needs a backbone that gives maps, such as resnet38d, or a ViT with "
+                f"method.backbone.pyramid=true; '{backbone['name']}' gives tokens"
             )
 
     def read(self, image: Tensor) -> Reading:
         """Class scores and masks of normalised images (B, 3, H, W)."""
         raise NotImplementedError
 
-    # -- test time
-
     @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
-        """``seg_logits`` are masks (B, K, H, W) in [0, 1]: the papers merge masks."""
+        """``seg_logits`` are masks (B, K, H, W) in [0, 1], because the papers merge masks."""
         if not scales:
             out = self.read(image)
             return Prediction(None, None, out.class_logits, out.masks)
-        cam, first = self.mean_masks(image, scales)
-        return Prediction(cam, None, first.class_logits, first.masks)
+        readings: list[Reading] = []  # scale 1 comes first: the images, then their mirror images
+
+        def foreground(views: Tensor) -> Tensor:
+            readings.append(self.read(views))
+            return readings[-1].masks[:, 1:]
+
+        total = summed_cam(foreground, image, scales, [(image.shape[-2], image.shape[-1])])[0]
+        class_logits, masks = (x[: len(image)] for x in readings[0])
+        return Prediction(total / (2 * len(readings)), None, class_logits, masks)
 
     def present(self, class_logits: Tensor) -> Tensor:
         return class_logits.sigmoid() > self.class_threshold
@@ -117,12 +118,12 @@ class SingleStageCNN(Method):
         """Keep the classes that any view is confident of, or the true ones, and set the background."""
         if class_label is None:
             class_label = self.present(class_logits).any(1)
-        mean_background, foreground = scores[:, :1], scores[:, 1:]
+        background, foreground = scores[:, :1], scores[:, 1:] * class_label[:, :, None, None]
         if self.background_rule == "power":
-            background = mean_background**self.background_value
+            background = background**self.background_value
         else:
-            background = torch.full_like(mean_background, self.background_value)
-        return torch.cat([background, foreground * class_label[:, :, None, None]], 1)
+            background = torch.full_like(background, self.background_value)
+        return torch.cat([background, foreground], 1)
 
     def crf_probs(self, scores: Tensor) -> Tensor:
         if self.crf_background_power is None:
@@ -130,24 +131,6 @@ class SingleStageCNN(Method):
         foreground = scores[:, 1:]
         background = (1 - foreground.amax(1, keepdim=True)) ** self.crf_background_power
         return torch.cat([background, foreground], 1)
-
-    def mean_masks(self, image: Tensor, scales: Sequence[float]) -> tuple[Tensor, Reading]:
-        """Foreground masks (B, C, H, W), mean over scales and mirror images; and the reading of ``image``."""
-        readings: list[Reading] = []
-
-        def foreground(views: Tensor) -> Tensor:
-            with torch.no_grad():
-                out = self.read(views)
-            if not readings:  # scale 1 comes first: the images, then their mirror images
-                readings.append(Reading(*(x[: len(image)] for x in out)))
-            return out.masks[:, 1:]
-
-        size = image.shape[-2], image.shape[-1]
-        total = summed_cam(foreground, image, scales, [size])[0]
-        passes = 1 + sum(scale != 1 for scale in scales)
-        return total / (2 * passes), readings[0]
-
-    # -- training
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [g | {"lr_scale": self.lr_scales[g["name"]]} for g in groups_by_origin(self)]
@@ -163,8 +146,7 @@ class OneStage(SingleStageCNN):
     program: numbers change with the number of processes.
 
     Args:
-        loss_weights: of ``cls`` and ``mask``. The log also shows ``fg``, the mean mask of the present
-            classes, which trains nothing.
+        loss_weights: of ``cls`` and ``mask``.
         focal_power, focal_floor: p and lambda of the focal mask penalty.
         gate: psi of the stochastic gate, the share of the shallow branch.
         foreground_share, background_share: a pixel is confident above this share of its class's maximum.
@@ -231,8 +213,7 @@ class OneStage(SingleStageCNN):
     def network(self, image: Tensor) -> Tensor:
         """Logits (B, K, h, w) float32; that of the background is the constant 1."""
         maps = self.backbone(image)
-        deep, shallow = self.branches(maps[self.backbone.shallow], maps[-1])
-        foreground = self.head(self.gate(deep, shallow)).float()
+        foreground = self.head(self.gate(*self.branches(maps[self.backbone.shallow], maps[-1]))).float()
         return torch.cat([torch.ones_like(foreground[:, :1]), foreground], 1)
 
     def class_scores(self, logits: Tensor, masks: Tensor) -> Tensor:
@@ -274,9 +255,8 @@ class OneStage(SingleStageCNN):
         present = present_classes(class_label)
         refined = self.refine(image, masks, present)
         class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is the background
-        return confident_label(
-            refined, class_ids, self.foreground_share, self.background_share, self.confidence_floor
-        )
+        shares = self.foreground_share, self.background_share
+        return confident_label(refined, class_ids, *shares, self.confidence_floor)
 
     @torch.no_grad()
     def refine(self, image: Tensor, masks: Tensor, present: PresentClasses) -> Tensor:
@@ -295,10 +275,8 @@ class CAMBaseline(SingleStageCNN):
     """The baseline of both papers: a classifier on averaged features; its CAMs are the masks.
 
     Args:
-        loss_weights: of ``cls``, 1 by default.
         background_score: constant mask of the background.
         dropout: of the features, channel by channel.
-        **options: of ``SingleStageCNN``.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class SEAM(Method):
     """Classifier, pixel correlation module and a second, smaller view.
 
     Args:
-        backbone: arguments of ``create_backbone``; any with ``dims``, published is ``resnet38d``.
+        backbone: arguments of ``create_backbone``; any with maps, published is ``resnet38d``.
         loss_weights: of ``cls, min_pool, er, ecr``, 1 by default.
         small_scale: of the second view.
         hard_share: of the entries of an image that enter the cross regularisation, the worst ones.
@@ -82,12 +82,10 @@ class SEAM(Method):
         weights = loss_weights or dict.fromkeys(("cls", "min_pool", "er", "ecr"), 1.0)
         super().__init__(num_classes, weights, background_threshold, cam_scales)
         if not 0 < small_scale < 1:
-            raise ValueError(f"small_scale, of the second view, lies between 0 and 1, not at {small_scale}")
+            raise ValueError(f"small_scale must be in (0, 1), got {small_scale}")
         check_pooling(pooling)
-        self.pooling = pooling
-        self.small_scale = small_scale
-        self.hard_share = hard_share
-        self.quiet_share = quiet_share
+        self.pooling, self.small_scale = pooling, small_scale
+        self.hard_share, self.quiet_share = hard_share, quiet_share
         self.long_side = None if long_side is None else tuple(long_side)
         self.colour_jitter = colour_jitter
         self.backbone = create_backbone(**backbone)
@@ -96,8 +94,6 @@ class SEAM(Method):
         self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes, 1, bias=False)
         nn.init.xavier_uniform_(self.classifier.weight)
         self.correlation = PixelCorrelation(low_level(self.backbone.dims), branch_dims, embed_dim)
-
-    # -- forward passes
 
     def network(self, image: Tensor) -> Output:
         """Raw and refined maps of normalised images (B, 3, H, W).
@@ -126,17 +122,16 @@ class SEAM(Method):
         small_cam, small_refined = (max_norm(m) * present for m in (small.cam, small.refined))
         target, small_target = (with_background(m[:, 1:]) for m in (cam, small_cam))
 
+        views = out, small
+        cls = [multilabel_loss(view.class_logits, class_label) for view in views]
+        min_pool = [min_pool_loss((view.refined * present)[:, 1:], self.quiet_share) for view in views]
         return {
-            "cls": _mean(multilabel_loss(view.class_logits, class_label) for view in (out, small)),
-            "min_pool": _mean(
-                min_pool_loss((view.refined * present)[:, 1:], self.quiet_share) for view in (out, small)
-            ),
+            "cls": torch.stack(cls).mean(),
+            "min_pool": torch.stack(min_pool).mean(),
             "er": equivariant_regularization(cam[:, 1:], small_cam[:, 1:]),
             "ecr": equivariant_cross_regularization(refined, small_target, self.hard_share)
             + equivariant_cross_regularization(small_refined, target, self.hard_share),
         }, {}
-
-    # -- inference
 
     @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
@@ -171,9 +166,7 @@ class PixelCorrelation(nn.Module):
     def __init__(self, dims: Sequence[int], branch_dims: Sequence[int], embed_dim: int) -> None:
         super().__init__()
         if len(branch_dims) != len(dims):
-            raise ValueError(
-                f"branch_dims={list(branch_dims)} must name {len(dims)} widths, one for each map"
-            )
+            raise ValueError(f"branch_dims must be {len(dims)} widths, one for each map, got {branch_dims}")
         self.branches = nn.ModuleList(
             nn.Conv2d(dim, branch_dim, 1, bias=False) for dim, branch_dim in zip(dims, branch_dims)
         )
@@ -206,10 +199,7 @@ class PixelCorrelation(nn.Module):
 
 
 def low_level(values: Sequence[Any]) -> Sequence[Any]:
-    """Of the entries of a backbone's maps those that pixels are compared by: the two before the deepest.
-
-    A backbone with two maps gives both.
-    """
+    """What pixels are compared by: of a backbone's maps the two before the deepest, or both of two."""
     return values[-3:-1] if len(values) > 2 else values[-2:]
 
 
@@ -233,7 +223,3 @@ def stretch(total: Tensor, eps: float = 1e-5) -> Tensor:
     total = total.relu()
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     return (total.masked_fill(total < low + eps, 0.0) - low - eps) / (high - low + eps)
-
-
-def _mean(values: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, resize_like
 from models.backbones import create_backbone
 from models.backbones.vit import ViT
+from models.blocks import conv_norm_relu
 from models.heads import DECODERS, create_decoder
 from utils.build import build_part, suggest
 from utils.distributed import global_mean
@@ -61,32 +63,24 @@ class Segmentor(Method):
         super().__init__(num_classes, loss_weights or {"seg": 1.0})
         if head not in HEADS:
             raise ValueError(f"there is no head '{head}'{suggest(head, HEADS)}")
-        self.balanced = balanced
-        self.head_lr_scale = head_lr_scale
+        self.balanced, self.head_lr_scale = balanced, head_lr_scale
         self.backbone = create_backbone(**backbone)
         is_vit = isinstance(self.backbone, ViT)
         dims = (self.backbone.embed_dim,) if is_vit else self.backbone.dims
-        self.skip: int | None = None  # index of the shallow map that the head reads as well
+        self.skip: int | None = None  # index of the shallow map that the head takes as well
+        key = "method.head_options"
         if head == "deeplab":
             if is_vit:
                 raise ValueError("the head 'deeplab' needs a shallow map: set method.backbone.pyramid=true")
             self.skip = self.backbone.shallow
-            self.head: nn.Module = build_part(
-                DeepLabHead,
-                head_options,
-                dims[-1],
-                dims[self.skip],
-                num_classes,
-                key="method.head_options",
-            )
+            widths = dims[-1], dims[self.skip], num_classes
+            self.head: nn.Module = build_part(DeepLabHead, head_options, *widths, key=key)
         elif head == "linear":
             if head_options:
-                raise ValueError(
-                    f"the head 'linear' has no method.head_options, but got {sorted(head_options)}"
-                )
+                raise ValueError(f"the head 'linear' has no {key}, but got {sorted(head_options)}")
             self.head = nn.Conv2d(dims[-1], num_classes, 1)
         else:
-            self.head = create_decoder(head, dims[-1], num_classes, head_options, key="method.head_options")
+            self.head = create_decoder(head, dims[-1], num_classes, head_options, key=key)
 
     @classmethod
     def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -150,10 +144,9 @@ class DeepLabHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pyramid = with_group_norms(ASPP(deep_dim, list(dilations), hidden))
-        self.skip = conv_norm_relu(shallow_dim, skip_dim, 1)
-        self.fuse = nn.Sequential(
-            conv_norm_relu(hidden + skip_dim, hidden, 3), conv_norm_relu(hidden, hidden, 3)
-        )
+        block = partial(conv_norm_relu, norm=group_norm)
+        self.skip = block(shallow_dim, skip_dim, 1)
+        self.fuse = nn.Sequential(block(hidden + skip_dim, hidden, 3), block(hidden, hidden, 3))
         self.output = nn.Conv2d(hidden, num_classes, 1)
 
     def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
@@ -161,12 +154,6 @@ class DeepLabHead(nn.Module):
         context = self.pyramid(deep)
         context = F.interpolate(context, size=shallow.shape[-2:], mode="bilinear", align_corners=False)
         return self.output(self.fuse(torch.cat([context, self.skip(shallow)], 1)))
-
-
-def conv_norm_relu(in_dim: int, out_dim: int, size: int) -> nn.Sequential:
-    """Convolution that keeps the map's size, group norm, ReLU."""
-    conv = nn.Conv2d(in_dim, out_dim, size, padding=size // 2, bias=False)
-    return nn.Sequential(conv, group_norm(out_dim), nn.ReLU())
 
 
 def group_norm(dim: int) -> nn.GroupNorm:

@@ -24,35 +24,20 @@ class WSFCN(OneStage):
     """Flexible context aggregation (FCA) and semantically consistent feature fusion (SF2).
 
     Args:
-        loss_weights, background, crf_background_power: of ``OneStage``, with the values of this paper.
-        **options: of ``OneStage``.
+        background, crf_background_power, **options: of ``OneStage``; the former with values of this paper.
     """
 
     crf_preset = "ws_fcn"
-    LR_SCALES: Mapping[str, float] = {
-        "backbone_weight": 1.0,
-        "backbone_bias": 2.0,
-        "new_weight": 20.0,
-        "new_bias": 40.0,
-    }
+    LR_SCALES: Mapping[str, float] = OneStage.LR_SCALES | {"new_weight": 20.0, "new_bias": 40.0}
 
     def __init__(
         self,
-        num_classes: int,
-        backbone: Mapping[str, Any],
-        loss_weights: Mapping[str, Any] | None = None,
+        *args: Any,
         background: tuple[str, float] = ("score", 0.25),
         crf_background_power: float | None = 5.0,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            backbone,
-            loss_weights,
-            background=background,
-            crf_background_power=crf_background_power,
-            **options,
-        )
+        super().__init__(*args, background=background, crf_background_power=crf_background_power, **options)
 
     def build_decoder(self, shallow: int, deep: int, width: int, dilations: tuple[int, ...]) -> None:
         self.context = ContextAggregation(deep, width, dilations)
@@ -138,17 +123,14 @@ class FlowAlignment(nn.Module):
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         flow = self.flow_field(shallow, deep)
         with full_precision(flow):  # whole pixels are lost in half-precision coordinates
-            place = self.regular_grid(flow) + flow.float().permute(0, 2, 3, 1) / flow.new_tensor(
-                [flow.shape[3], flow.shape[2]], dtype=torch.float32
-            )
-            # The gradient of grid_sample has no deterministic form on a GPU.
-            exact = torch.are_deterministic_algorithms_enabled()
-            sampled = (
-                sample_corners(deep.float(), place)
-                if exact
-                else F.grid_sample(deep.float(), place, align_corners=True)
-            )
-            return sampled.to(deep.dtype)
+            flow = flow.float().permute(0, 2, 3, 1)  # (B, h, w, 2)
+            height, width = flow.shape[1:3]
+            y, x = (torch.linspace(-1, 1, n, device=flow.device) for n in (height, width))
+            regular = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+            place = regular + flow / flow.new_tensor([width, height])
+            if torch.are_deterministic_algorithms_enabled():  # grid_sample's gradient has no such form
+                return sample_corners(deep.float(), place).to(deep.dtype)
+            return F.grid_sample(deep.float(), place, align_corners=True).to(deep.dtype)
 
     def flow_field(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Offsets (B, 2, h, w), horizontal first.
@@ -159,12 +141,6 @@ class FlowAlignment(nn.Module):
         size = shallow.shape[-2:]
         deep = F.interpolate(self.deep(deep), size=size, mode="bilinear", align_corners=False)
         return self.flow(torch.cat([deep, self.shallow(shallow)], 1))
-
-    @staticmethod
-    def regular_grid(like: Tensor) -> Tensor:
-        """Coordinates (h, w, 2) in [-1, 1], x first, of the places of a map (..., h, w)."""
-        y, x = (torch.linspace(-1, 1, n, device=like.device) for n in like.shape[-2:])
-        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
 def sample_corners(maps: Tensor, place: Tensor) -> Tensor:
@@ -213,7 +189,5 @@ class ConsistentFusion(nn.Module):
     def forward(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         shallow1, deep1 = self.shallow[0](shallow), self.deep[0](deep)
         fused = self.shallow[1](shallow1) * self.deep[1](deep1)
-        branches = []
-        for stream, own in ((self.deep, deep1), (self.shallow, shallow1)):
-            branches.append(stream[3](stream[2](fused) + own))
-        return branches[0], branches[1]
+        deep = self.deep[3](self.deep[2](fused) + deep1)
+        return deep, self.shallow[3](self.shallow[2](fused) + shallow1)

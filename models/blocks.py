@@ -5,7 +5,7 @@ B images, F and D channels before and after, (h, w) places of a map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -24,9 +24,9 @@ def conv_norm_relu(
     kernel: int,
     dilation: int = 1,
     bias: bool = False,
-    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
 ) -> nn.Sequential:
-    """Convolution that keeps the size, batch norm, ReLU."""
+    """Convolution that keeps the size, norm, ReLU."""
     conv = nn.Conv2d(dim_in, dim_out, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
     return nn.Sequential(conv, norm(dim_out), nn.ReLU(inplace=True))
 

@@ -236,7 +236,7 @@ def test_mixed_precision_gives_finite_float32_losses():
 
 
 def test_impossible_options_are_named():
-    with pytest.raises(ValueError, match="branch_dims=.* must name 2 widths"):
+    with pytest.raises(ValueError, match="branch_dims"):
         SEAM(4, SMALL, branch_dims=(8, 8, 8))
     with pytest.raises(ValueError, match="small_scale"):
         SEAM(4, SMALL, small_scale=1.0)
@@ -254,5 +254,5 @@ def test_features_of_a_vit_are_pooled_by_their_maximum():
     assert_close(a.class_logits, a.cam[:, 1:].mean((2, 3)))
     assert_close(b.class_logits, features.amax((2, 3)) @ weight.T)
     assert_close(a.cam, b.cam)
-    with pytest.raises(ValueError, match="pooling 'sum' is neither"):
+    with pytest.raises(ValueError, match="pooling"):
         SEAM(4, VIT, pooling="sum")

@@ -14,6 +14,7 @@ REFINERS = {
     "par": "models.refiners.pixel_adaptive.PAR",
     "pamr": "models.refiners.pixel_adaptive.PAMR",
     "dense_crf": "models.refiners.dense_crf.DenseCRF",
+    "pydensecrf": "models.refiners.compiled_crf.CompiledCRF",
 }
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from models.refiners import dense_crf
+from models.refiners.base import create_refiner
 from models.refiners.crf_columns import Columns
 from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_probs
 from ops.labels import merge_confident_labels
@@ -299,3 +300,15 @@ def test_gpu_equals_cpu():
     image, probs = scene(3, labels=21, height=120, width=160)
     on_gpu = CRF.refine(image.cuda(), probs.cuda()).cpu()
     torch.testing.assert_close(on_gpu, CRF.refine(image, probs), rtol=0, atol=2e-5)
+
+
+def test_the_compiled_crf_gives_the_same_probabilities():
+    pytest.importorskip("pydensecrf.densecrf")
+    generator = torch.Generator().manual_seed(0)
+    image_rgb = torch.rand(1, 3, 40, 50, generator=generator)
+    probs = torch.rand(1, 3, 40, 50, generator=generator).softmax(1)
+    ours, compiled = (
+        create_refiner(name, preset="toco", steps=3).refine(image_rgb, probs)
+        for name in ("dense_crf", "pydensecrf")
+    )
+    torch.testing.assert_close(compiled, ours, rtol=0, atol=1e-3)

@@ -11,24 +11,26 @@ histogram).
 The rule. Mask value k is the k-th category by ascending id. Instances are drawn in the order of the file, and
 where they overlap the first one stays (``--overlap smallest``: the smallest area). Crowd regions show what
 instances leave free, as 255 (``--crowd class``: as their class). An image is tagged with the classes of its
-mask and of its crowd regions. Can be stopped and run again; masks that are there are kept.
+mask and of its crowd regions. An interrupted run continues; masks that are there are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from pycocotools.coco import COCO
+from pycocotools import mask as rle
 
 from datasets.coco import CLASS_NAMES
+from datasets.lists import refuse_hidden, some
 from datasets.tags import write_tags
 from engine.config.options import command_line, option
 from utils.files import read_json, write_atomic, write_json
@@ -62,45 +64,55 @@ class Options:
     any_counts: bool = option(False, "accept a part of COCO")
 
 
+class Annotation(NamedTuple):
+    """One object, or one crowd of objects."""
+
+    value: int  # of the mask, 1..80
+    is_crowd: bool
+    area: float
+    region: Any  # run-length code of pycocotools
+
+
+class Photo(NamedTuple):
+    """One annotated image."""
+
+    size: tuple[int, int]  # height, width
+    annotations: list[Annotation]
+
+
 def run(options: Options) -> dict[str, int]:
     """Prepare the folder ``root``; returns the number of images of each list.
 
     Raises:
         FileNotFoundError: an annotation file, or a mask of ``masks``, is missing.
-        ValueError: the counts are not those of COCO 2014 (``any_counts`` accepts them), other classes, masks
-            of another rule in the way, or ``masks`` that are of neither known numbering.
+        ValueError: the counts are not those of COCO 2014 (``any_counts`` accepts them), annotations that are
+            not COCO's, masks of another rule in the way, or ``masks`` of neither known numbering.
     """
     root, foreign = options.root, options.masks
     rule = {"overlap": options.overlap, "crowd": options.crowd}
     rule = rule if foreign is None else {"masks": str(foreign.absolute())}
-    files = {part: root / "annotations" / f"instances_{part}2014.json" for part in PARTS}
-    for file in files.values():
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: unpack annotations_trainval2014.zip in {root}")
-    if foreign is not None and not foreign.is_dir():
-        raise FileNotFoundError(f"there is no folder {foreign} (--masks)")
+    parts = {part: read_annotations(root / "annotations" / f"instances_{part}2014.json") for part in PARTS}
     _claim(root, rule)
     lists: dict[str, list[str]] = {}
     tags: dict[str, list[str]] = {}
-    histogram: dict[str, np.ndarray] = {}
-    for part, file in files.items():
-        coco, out = _annotations(file), root / "SegmentationClass" / f"{part}2014"
+    checksums: dict[str, str] = {}
+    for part, photos in parts.items():
+        out = root / "SegmentationClass" / f"{part}2014"
         if foreign is not None:
-            adopt(foreign, part, image_names(coco), out)
-        found, histogram[part] = convert(coco, out, **(rule if foreign is None else {"is_foreign": True}))
-        lists[part] = sorted(found)
+            adopt(foreign, part, photos, out)
+        found, histogram = convert(photos, out, options)
+        checksums[part], lists[part] = checksum(histogram), sorted(found)
         tags |= {name: found[name] for name in lists[part]}
     lists["val_part"] = lists["val"][: EXPECTED["val_part"]]
     for split, names in lists.items():
         write_atomic(root / "ImageSets" / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
     write_tags(root / "tags.csv", tags)
     counts = {split: len(names) for split, names in lists.items()}
-    checksums = {part: checksum(values) for part, values in histogram.items()}
     write_json(root / "masks.json", {"rule": rule, "images": counts, "label_histogram_sha256": checksums})
     for split, count in counts.items():
         verdict = "as expected" if count == EXPECTED[split] else f"EXPECTED {EXPECTED[split]}"
-        told = f"   label histogram {checksums[split]}" if split in checksums else ""
-        print(f"{split:<9} {count:>6} images, {verdict}{told}")
+        histogram_of = f"   label histogram {checksums[split]}" if split in checksums else ""
+        print(f"{split:<9} {count:>6} images, {verdict}{histogram_of}")
     if counts != EXPECTED and not options.any_counts:
         raise ValueError(
             f"this is not the whole of COCO 2014: {counts} instead of {EXPECTED}; everything was written, "
@@ -109,89 +121,152 @@ def run(options: Options) -> dict[str, int]:
     return counts
 
 
+def read_annotations(file: Path) -> dict[str, Photo]:
+    """Annotated image name -> its annotations, in ascending order of the image ids.
+
+    A name is that of the file, or its path where two folders have files of one name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no file of COCO's instances; names the annotation or image at fault.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: unpack annotations_trainval2014.zip")
+    content = read_json(file)
+    if not isinstance(content, dict) or (lacking := {"images", "annotations", "categories"} - set(content)):
+        what = ", ".join(sorted(lacking)) if isinstance(content, dict) else "images"
+        raise ValueError(f"{file} has no {what}: it is no list of COCO's instances")
+    categories = {_number(c, "id", f"{file}, category"): str(c.get("name")) for c in content["categories"]}
+    if ("background", *(categories[k] for k in sorted(categories))) != CLASS_NAMES:
+        raise ValueError(f"{file} has {len(categories)} other classes than the 80 of COCO")
+    value_of = {category: value for value, category in enumerate(sorted(categories), start=1)}
+
+    photos: dict[int, Photo] = {}
+    paths: dict[int, Path] = {}
+    for image in content["images"]:
+        place = f"{file}, image {image.get('id')!r}"
+        key, size = (
+            _number(image, "id", place),
+            tuple(_number(image, side, place) for side in ("height", "width")),
+        )
+        refuse_hidden(str(image.get("file_name")), place)
+        if key in photos or "file_name" not in image:
+            raise ValueError(f"{place} is there twice, or has no file_name")
+        photos[key], paths[key] = Photo(size, []), Path(image["file_name"]).with_suffix("")
+    orphans = []
+    for entry in content["annotations"]:
+        place = f"{file}, annotation {entry.get('id')!r}"
+        key, category = _number(entry, "image_id", place), _number(entry, "category_id", place)
+        if key not in photos:
+            orphans.append(str(entry.get("id")))
+        elif category not in value_of or (is_crowd := _number({"iscrowd": 0, **entry}, "iscrowd", place)) > 1:
+            raise ValueError(
+                f"{place}: category_id {category} or iscrowd {entry.get('iscrowd')!r} is unknown"
+            )
+        else:
+            region = _region(entry, photos[key].size, place)
+            area = float(entry.get("area", rle.area(region)))
+            photos[key].annotations.append(Annotation(value_of[category], is_crowd == 1, area, region))
+    if orphans:
+        what = some(orphans, len(content["annotations"]), "annotations")
+        raise ValueError(f"{file}: {what} are of images that the file does not list")
+    stems = Counter(path.name for path in paths.values())
+    named = {key: path.as_posix() if stems[path.name] > 1 else path.name for key, path in paths.items()}
+    if len(set(named.values())) < len(named):
+        raise ValueError(f"{file} lists two images of one file_name")
+    return {named[key]: photos[key] for key in sorted(photos) if photos[key].annotations}
+
+
+def _number(entry: Mapping[str, Any], key: str, place: str) -> int:
+    value = entry.get(key)
+    if not isinstance(value, (int, str)) or not str(value).isdecimal():
+        raise ValueError(f"{place}: {key} is {value!r}, expected a whole number")
+    return int(value)
+
+
+def _region(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> Any:
+    """The run-length code of an annotation: polygons, or a run-length code of its own."""
+    shape = entry.get("segmentation")
+    if isinstance(shape, list):
+        # pycocotools takes a list of four numbers for a box.
+        if not shape or not all(
+            isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in shape
+        ):
+            raise ValueError(f"{place}: segmentation needs polygons [[x, y, x, y, x, y, ...], ...]")
+        return rle.merge(rle.frPyObjects(shape, *size))
+    try:
+        region = rle.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{place}: segmentation is neither polygons nor a run-length code") from error
+    if list(region["size"]) != list(size):
+        raise ValueError(f"{place}: segmentation is of size {region['size']}, its image of {list(size)}")
+    return region
+
+
 def convert(
-    coco: COCO,
-    out: Path,
-    overlap: Literal["first", "smallest"] = "first",
-    crowd: Literal["ignore", "class"] = "ignore",
-    is_foreign: bool = False,
+    photos: Mapping[str, Photo], out: Path, options: Options
 ) -> tuple[dict[str, list[str]], np.ndarray]:
-    """Write the masks of one annotation file that are not there yet.
+    """Write the masks that are not there yet.
 
     A class is a tag of an image when a pixel of the mask, or a crowd region, is of it. Masks made elsewhere
-    (``is_foreign``) speak for themselves. Where a mask holds no class at all, its objects being smaller than
-    a pixel, the annotations say which there are.
+    (``options.masks``) speak for themselves. Where a mask holds no class at all, its objects being smaller
+    than a pixel, the annotations say which there are.
 
     Returns:
-        Annotated image name -> its classes, and the number of pixels of every mask value (256,).
+        Image name -> its classes, and the number of pixels of every mask value (256,).
     """
-    value_of = _values(coco)
     tags, histogram = {}, np.zeros(256, dtype=np.int64)
-    for image_id in progress_bar(sorted(coco.imgs), desc=out.name, unit="image"):
-        annotations = coco.imgToAnns[image_id]
-        if not annotations:
-            continue
-        info = coco.imgs[image_id]
-        name = Path(info["file_name"]).stem
+    for name, photo in progress_bar(photos.items(), desc=out.name, unit="image"):
         path = out / f"{name}.png"
         if path.is_file():
             mask = read_mask(path)
         else:
-            mask = draw(coco, annotations, (info["height"], info["width"]), value_of, overlap, crowd)
+            mask = draw(photo, options.overlap, options.crowd)
             write_mask(path, mask)
         histogram += np.bincount(mask.ravel(), minlength=256)
         present = set(np.unique(mask).tolist()) - {0, IGNORE_INDEX}
-        if not is_foreign:
-            present |= {value_of[a["category_id"]] for a in annotations if a.get("iscrowd")}
-        present = present or {value_of[a["category_id"]] for a in annotations}
+        if options.masks is None:
+            present |= {item.value for item in photo.annotations if item.is_crowd}
+        present = present or {item.value for item in photo.annotations}
         tags[name] = [CLASS_NAMES[value] for value in sorted(present)]
     return tags, histogram
 
 
-def draw(
-    coco: COCO,
-    annotations: Sequence[Mapping[str, Any]],
-    size: tuple[int, int],
-    value_of: Mapping[int, int],
-    overlap: str = "first",
-    crowd: str = "ignore",
-) -> np.ndarray:
+def draw(photo: Photo, overlap: str = "first", crowd: str = "ignore") -> np.ndarray:
     """The mask (H, W) uint8 of one image, by the rule that the module states."""
-    instances = [a for a in annotations if not a.get("iscrowd")]
+    instances = [item for item in photo.annotations if not item.is_crowd]
     if overlap == "smallest":
-        instances = sorted(instances, key=lambda annotation: annotation["area"])
-    crowds = [a for a in annotations if a.get("iscrowd")]
-    mask = np.zeros(size, dtype=np.uint8)
-    for annotation in [*instances, *crowds]:
-        value = value_of[annotation["category_id"]]
-        if annotation.get("iscrowd") and crowd == "ignore":
-            value = IGNORE_INDEX
-        mask[coco.annToMask(annotation).astype(bool) & (mask == 0)] = value
+        instances.sort(key=lambda item: item.area)
+    mask = np.zeros(photo.size, dtype=np.uint8)
+    for item in [*instances, *(item for item in photo.annotations if item.is_crowd)]:
+        value = IGNORE_INDEX if item.is_crowd and crowd == "ignore" else item.value
+        mask[rle.decode(item.region).astype(bool) & (mask == 0)] = value
     return mask
 
 
-def adopt(masks: Path, part: str, names: Sequence[str], out: Path) -> None:
+def adopt(masks: Path, part: str, names: Collection[str], out: Path) -> None:
     """Write masks that were made elsewhere under our names and numbers; those that are there are kept.
 
     Two layouts are known, ``{part}2014/COCO_{part}2014_000000000009.png`` and ``{part}/000000000009.png``,
-    and two numberings, told apart by the values that occur: the 80 classes without gaps, and category ids.
+    and two numberings, which the values that occur tell apart: the 80 classes without gaps, and category ids.
     """
-    paths = {name: _foreign_mask(masks, part, name) for name in names}
-    missing = [name for name, path in paths.items() if path is None]
-    if missing:
+    places = {
+        name: (masks / f"{part}2014" / f"{name}.png", masks / part / f"{name.rpartition('_')[2]}.png")
+        for name in names
+    }
+    paths = {name: path for name, both in places.items() for path in both[::-1] if path.is_file()}
+    if missing := [name for name in names if name not in paths]:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} masks of {part}2014 are missing in {masks}, first that of "
-            f"{missing[0]}; looked for {part}2014/NAME.png and {part}/NUMBER.png"
+            f"{some(missing, len(names), 'masks')} of {part}2014 are missing in {masks}: looked for "
+            f"{part}2014/NAME.png and {part}/NUMBER.png"
         )
-    left = {name: path for name, path in paths.items() if not (out / f"{name}.png").is_file()}
     used = np.zeros(256, dtype=bool)
     for path in progress_bar(paths.values(), desc=f"numbering of {part}2014", unit="image"):
-        assert path is not None
         used[np.unique(read_mask(path))] = True
     table = numbering(np.flatnonzero(used).tolist(), masks)
-    for name, path in progress_bar(left.items(), desc=out.name, unit="image"):
-        assert path is not None
-        write_mask(out / f"{name}.png", table[read_mask(path)])
+    for name, path in progress_bar(paths.items(), desc=out.name, unit="image"):
+        if not (out / f"{name}.png").is_file():
+            write_mask(out / f"{name}.png", table[read_mask(path)])
 
 
 def numbering(values: Iterable[int], source: str | Path) -> np.ndarray:
@@ -224,35 +299,6 @@ def checksum(histogram: np.ndarray) -> str:
     """16 hex digits of the number of pixels of every mask value."""
     text = "\n".join(f"{value} {count}" for value, count in enumerate(histogram.tolist()) if count)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def image_names(coco: COCO) -> list[str]:
-    """Names of the annotated images, in ascending order of their ids."""
-    return [Path(coco.imgs[k]["file_name"]).stem for k in sorted(coco.imgs) if coco.imgToAnns[k]]
-
-
-def _values(coco: COCO) -> dict[int, int]:
-    """Mask value of every category id."""
-    categories = sorted(coco.loadCats(coco.getCatIds()), key=lambda category: category["id"])
-    names = ("background", *(category["name"] for category in categories))
-    if names != CLASS_NAMES:
-        raise ValueError(f"the annotations have {len(categories)} other classes than the 80 of COCO")
-    return {category["id"]: value for value, category in enumerate(categories, start=1)}
-
-
-def _foreign_mask(masks: Path, part: str, name: str) -> Path | None:
-    candidates = (masks / f"{part}2014" / f"{name}.png", masks / part / f"{name.rpartition('_')[2]}.png")
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _annotations(file: Path) -> COCO:
-    try:
-        coco = COCO(file)
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); unpack it again") from error
-    if lacking := {"images", "annotations", "categories"} - set(coco.dataset):
-        raise ValueError(f"{file} has no {', '.join(sorted(lacking))}: it is no list of COCO's instances")
-    return coco
 
 
 def _claim(root: Path, rule: Mapping[str, str]) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,8 +50,12 @@ def coco(tmp_path):
     return tmp_path
 
 
+def prepare(root, **options):
+    return call(prepare_coco, {"root": root, "any_counts": True} | options)
+
+
 def test_masks_tags_and_lists(coco):
-    assert call(prepare_coco, {"root": coco, "any_counts": True}) == {"train": 1, "val": 1, "val_part": 1}
+    assert prepare(coco) == {"train": 1, "val": 1, "val_part": 1}
     record = coco_split(coco, "train").records[0]
     sheep = CLASS_NAMES.index("sheep")
     assert record.name == "COCO_train2014_000000000007" and record.tags == (1, sheep, 80)
@@ -62,15 +67,15 @@ def test_masks_tags_and_lists(coco):
 
 
 def test_the_rule_of_the_masks_can_be_chosen_and_is_recorded(coco):
-    call(prepare_coco, {"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
+    prepare(coco, overlap="smallest", crowd="class")
     mask = read_mask(coco_split(coco, "train").records[0].mask)
     assert (mask[4:6, 4:6] == 80).all() and (mask[9] == CLASS_NAMES.index("sheep")).all()
     first = read_json(coco / "masks.json")
     assert first["rule"] == {"overlap": "smallest", "crowd": "class"}
-    call(prepare_coco, {"root": coco, "any_counts": True, "overlap": "smallest", "crowd": "class"})
+    prepare(coco, overlap="smallest", crowd="class")
     assert read_json(coco / "masks.json") == first, "the same masks have the same checksum"
     with pytest.raises(ValueError, match="made by another rule"):
-        call(prepare_coco, {"root": coco, "any_counts": True})
+        prepare(coco)
 
 
 @pytest.mark.parametrize("layout", ["{part}2014/{name}.png", "{part}/{number}.png"])
@@ -82,7 +87,7 @@ def test_masks_in_circulation_are_recognised(coco, tmp_path, layout, ids):
     for part in ("train", "val"):
         name = f"COCO_{part}2014_{7:012d}"
         write_mask(tmp_path / "other" / layout.format(part=part, name=name, number=f"{7:012d}"), grid)
-    call(prepare_coco, {"root": coco, "any_counts": True, "masks": tmp_path / "other"})
+    prepare(coco, masks=tmp_path / "other")
     record = coco_split(coco, "train").records[0]
     assert read_mask(record.mask).ravel().tolist() == [*range(81), *[255] * 39]
     assert record.tags == tuple(range(1, 81))
@@ -94,7 +99,7 @@ def test_masks_made_elsewhere_speak_for_themselves(coco, tmp_path):
         mask = np.full((10, 12), 80, dtype=np.uint8)
         mask[0, :2] = 12, 66  # numbers that only the 80 classes without gaps have
         write_mask(tmp_path / f"other/{part}/{7:012d}.png", mask)
-    call(prepare_coco, {"root": coco, "any_counts": True, "masks": tmp_path / "other"})
+    prepare(coco, masks=tmp_path / "other")
     assert coco_split(coco, "train").records[0].tags == (12, 66, 80)
 
 
@@ -103,7 +108,7 @@ def test_an_object_smaller_than_a_pixel_keeps_its_image(coco):
     content = json.loads(file.read_text())
     content["annotations"][0]["segmentation"] = box(3.1, 3.1, 0.1, 0.1)
     file.write_text(json.dumps(content))
-    assert call(prepare_coco, {"root": coco, "any_counts": True})["val"] == 1
+    assert prepare(coco)["val"] == 1
     record = coco_split(coco, "val").records[0]
     assert record.tags == (CLASS_NAMES.index("couch"),) and not read_mask(record.mask).any()
 
@@ -118,26 +123,83 @@ def test_a_numbering_that_is_not_clear_is_refused(tmp_path):
 
 
 def test_a_missing_foreign_mask_is_named(coco, tmp_path):
-    with pytest.raises(FileNotFoundError, match="1 of 1 masks of train2014.*COCO_train2014_000000000007"):
-        call(prepare_coco, {"root": coco, "any_counts": True, "masks": tmp_path})
+    with pytest.raises(FileNotFoundError, match="1 of 1 masks .*COCO_train2014_000000000007"):
+        prepare(coco, masks=tmp_path)
 
 
 def test_counts_and_files_are_checked(coco):
     with pytest.raises(ValueError, match="not the whole of COCO 2014"):
-        call(prepare_coco, {"root": coco})
+        prepare(coco, any_counts=False)
     (coco / "annotations" / "instances_val2014.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"annotations_trainval2014\.zip"):
-        call(prepare_coco, {"root": coco, "any_counts": True})
+        prepare(coco)
 
 
-def test_files_that_are_not_cocos_are_named(coco):
-    file = coco / "annotations" / "instances_train2014.json"
-    for content, message in (
-        ("[1, 2", "is not valid JSON"),
-        ('{"images": []}', "has no annotations, categories"),
-    ):
-        file.write_text(content)
-        with pytest.raises(ValueError, match=rf"instances_train2014.json {message}"):
-            call(prepare_coco, {"root": str(coco)})
-    with pytest.raises(FileNotFoundError, match="there is no folder /nowhere"):
-        call(prepare_coco, {"root": str(coco), "masks": "/nowhere"})
+def edit(coco, change):
+    """Change the annotations of train."""
+    file = coco / "annotations/instances_train2014.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "term"),
+    [
+        ("annotations", "segmentation", None, "annotation 2: segmentation"),
+        ("annotations", "segmentation", [], "annotation 2: segmentation"),
+        ("annotations", "segmentation", [[1, 2, 3, 4]], "annotation 2: segmentation"),
+        ("annotations", "segmentation", [0, 0, 5, 0, 5, 5], "annotation 2: segmentation"),
+        ("annotations", "segmentation", {"counts": [0, 4], "size": [2, 2]}, "annotation 2: segmentation"),
+        ("annotations", "image_id", 99, r"1 of 3 annotations \(2\)"),
+        ("annotations", "image_id", None, "annotation 2: image_id"),
+        ("annotations", "category_id", 12, "annotation 2: category_id"),
+        ("annotations", "iscrowd", "no", "annotation 2: iscrowd"),
+        ("images", "height", None, "image 8: height"),
+        ("images", "id", 7, "image 7 is there twice"),
+        ("images", "file_name", "a\0.jpg", "image 8"),
+        ("images", "file_name", "COCO_train2014_000000000007.jpg", "two images of one file_name"),
+        ("categories", "name", "giraffe", "other classes"),
+    ],
+)
+def test_annotations_that_are_not_cocos_are_named_by_their_id(coco, where, key, value, term):
+    edit(coco, lambda content: content[where][1].update({key: value}))
+    with pytest.raises(ValueError, match=rf"instances_train2014\.json.*{term}"):
+        prepare(coco)
+
+
+@pytest.mark.parametrize("content", ["[1, 2", '{"images": []}', "[]"])
+def test_files_that_are_not_cocos_are_named(coco, content):
+    (coco / "annotations/instances_train2014.json").write_text(content)
+    with pytest.raises(ValueError, match=r"instances_train2014\.json"):
+        prepare(coco)
+
+
+def test_numbers_may_be_text(coco):
+    prepare(coco)
+    mask, tags = read_mask(coco_split(coco, "train").records[0].mask), (coco / "tags.csv").read_text()
+    shutil.rmtree(coco / "SegmentationClass")
+
+    def as_text(content):
+        for image in content["images"]:
+            image["id"] = str(image["id"])
+        for annotation in content["annotations"]:
+            annotation |= {key: str(annotation[key]) for key in ("image_id", "category_id", "iscrowd")}
+
+    edit(coco, as_text)
+    prepare(coco)
+    assert np.array_equal(read_mask(coco_split(coco, "train").records[0].mask), mask)
+    assert (coco / "tags.csv").read_text() == tags
+
+
+def test_images_of_one_name_in_two_folders_stay_two(coco):
+    def two_folders(content):
+        for image, folder in zip(content["images"], "ab"):
+            image["file_name"] = f"{folder}/0001.jpg"
+        content["annotations"][2]["image_id"] = 8
+
+    edit(coco, two_folders)
+    assert prepare(coco)["train"] == 2
+    assert (coco / "ImageSets/train.txt").read_text().split() == ["a/0001", "b/0001"]
+    masks = [read_mask(coco / f"SegmentationClass/train2014/{folder}/0001.png") for folder in "ab"]
+    assert [set(np.unique(mask)) for mask in masks] == [{1, 255}, {0, 80}]

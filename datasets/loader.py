@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +45,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
-        assert (
-            length > 0 and batch_size % (self.world_size * accumulate) == 0
-        )  # `check_batch` of engine/train.py
+        assert length > 0 and batch_size % (self.world_size * accumulate) == 0  # engine/checks.py
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
@@ -84,7 +82,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 def train_batches(
     dataset: Dataset[Any], sampler: StepSampler, num_workers: int, pin_memory: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers.
 
     A stop signal reaches the workers too (Ctrl-C in a terminal, a cluster's end of the time). They ignore it,

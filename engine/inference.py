@@ -23,7 +23,7 @@ from datasets.base import Record, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from engine.config.load import CHOICES, load_config, override_config
-from engine.train import build_method
+from engine.method import build_method
 from engine.validation import single
 from methods.base import Method, Predicts, finish_scores
 from methods.published import recognise

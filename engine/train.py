@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,21 +15,19 @@ from datasets.base import Batch, Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_batches
 from engine.checkpoint import BEST, LAST, Checkpoint
+from engine.checks import check_masks, check_training, unreached
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
+from engine.method import build_method
 from engine.optim import build_optimizer, poly_warmup_factor
 from engine.run_folder import find_start, foreign_start, run_folder
-from engine.scores.base import ImagePrediction
-from engine.scores.evaluation import Evaluation
 from engine.scores.records import provenance, write_scores
 from engine.trainer import Trainer
 from engine.validation import protocols, validate
-from methods.base import LearnsFromLabels, Method, Predicts
-from models.refiners.dense_crf import DenseCRF
-from utils.build import build, suggest
+from methods.base import Method, Predicts
+from utils.build import suggest
 from utils.distributed import init_process_group, is_main, rank, world_size
 from utils.files import alone_in
-from utils.image import IGNORE_INDEX
 from utils.logging import LOGGER, setup_logging
 from utils.seed import seed_everything, seed_process
 
@@ -132,81 +129,6 @@ def _train(
     )
 
 
-def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrained: bool = True) -> Method:
-    """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows).
-
-    Options of the backbone that are null are left out, so that a config can undo what its base sets.
-    """
-    spec = to_plain(OmegaConf.create(cfg["method"]))
-    backbone = spec.get("backbone")
-    if isinstance(backbone, dict):
-        weights = backbone.get("pretrained") if pretrained else None
-        backbone = spec["backbone"] = {key: value for key, value in backbone.items() if value is not None}
-        backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
-    return build(spec, num_classes=num_classes)
-
-
-def check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Raise a ValueError if a batch cannot be divided equally over processes and micro-batches."""
-    batch_size, processes, parts = cfg["train"]["batch_size"], world_size(), cfg["train"]["accumulate"]
-    pasted = 2 if cfg["data"]["context_decoupling"]["bank"] else 1
-    if batch_size % (processes * parts * pasted):
-        raise ValueError(
-            f"train.batch_size={batch_size} (images per step over all processes) cannot be divided equally "
-            f"over {processes} processes x {parts} micro-batches"
-            + (" x 2 (originals and their pasted versions, data.context_decoupling)" if pasted == 2 else "")
-            + f": choose a multiple of {processes * parts * pasted}"
-        )
-
-
-def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> None:
-    """Find mistakes before the folder of a training is made, and before the first stage of a pipeline.
-
-    Raises:
-        KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
-            parts do not have, a crop that the method cannot take, no loss to train with, an unknown CRF.
-    """
-    check_batch(cfg)
-    if cfg["infer"]["crf"] not in (None, "none"):
-        DenseCRF.from_config(cfg["infer"]["crf"])
-    try:
-        with torch.device("meta"):  # no memory; weights are read when the training begins
-            method = build_method(cfg, num_classes, pretrained=False)
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
-            raise
-        return  # its constructor reads values of tensors, which the meta device does not have
-    if not method.loss_weights:
-        raise ValueError("method.loss_weights is empty, so that nothing would be trained")
-    name, label_dir = type(method).__name__, cfg["data"]["label_dir"]
-    if isinstance(method, LearnsFromLabels):
-        if not label_dir:
-            raise ValueError(f"{name} learns from labels: set data.label_dir to a folder of {method.labels}")
-    elif label_dir:
-        raise ValueError(f"{name} learns from tags and does not use labels: set data.label_dir to null")
-    method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
-
-
-def check_masks(dataset: WeakSegDataset) -> None:
-    """Read a few of the masks to score against.
-
-    Raises:
-        ValueError: one has another size than its image, or values that are no classes; or all of them ignore
-            what their images are tagged with.
-    """
-    split = dataset.split
-    truth, tagged = Evaluation(split, ()), []
-    for index in range(0, len(split), max(len(split) // 8, 1)):
-        truth.update(dataset[index], ImagePrediction())
-        if split.records[index].tags:
-            tagged.append(split.records[index].mask)
-    if truth.lacks_classes and tagged:
-        raise ValueError(
-            f"no mask of split '{split.name}' that was tried (first {tagged[0]}) holds any of the classes; "
-            f"{IGNORE_INDEX} means ignored, class 1 must be 1"
-        )
-
-
 def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDataset | ContextDecoupledDataset:
     """Images with the method's transform and, where the config says so, labels and pasted objects."""
     data = cfg.data
@@ -244,10 +166,8 @@ def _batches(
 def _validation(
     cfg: DictConfig, method: Method, split: Split, device: torch.device, work_dir: Path
 ) -> Callable[[Method, int], dict[str, float]]:
+    """Scores of the split; what would end the first validation, or make it worthless, is an error now."""
     dataset = WeakSegDataset(split, with_mask=True)
-    # What would end the first validation, or make its scores worthless, ends the run now and not after hours:
-    # masks of other classes, as far as a few tell, a slip in the method's prediction, a score to select by
-    # that it does not have.
     check_masks(dataset)
     run = partial(
         validate,
@@ -284,12 +204,6 @@ def _validation(
     return score
 
 
-def _names(classes: Sequence[str], most: int = 6) -> str:
-    """Number and names of classes: the first lines of the log then show a tag file that was read wrongly."""
-    shown = ", ".join(classes[:most]) + (", ..." if len(classes) > most else "")
-    return f"{len(classes)} class{'' if len(classes) == 1 else 'es'} ({shown})"
-
-
 def _log_start(
     cfg: DictConfig,
     method: Method,
@@ -298,29 +212,25 @@ def _log_start(
     device: torch.device,
     work_dir: Path,
 ) -> None:
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    else:
-        where = f"cpu ({torch.get_num_threads()} threads)"
+    """The first lines of the log; classes and counts show a tag file that was read wrongly."""
+    on_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
     processes, parts = world_size(), cfg.train.accumulate
+    classes = train_split.class_names[1:]
     counts = Counter(tag for record in train_split.records for tag in record.tags or ())
     rarest = sorted(range(1, train_split.num_classes), key=lambda k: (counts[k], k))[:8]
     LOGGER.info(f"run      {work_dir}")
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")
-    backbone = to_plain(cfg.method).get("backbone")
-    if isinstance(backbone, dict):
-        weights = backbone.get("pretrained")
-        LOGGER.info(f"backbone {backbone.get('name')}   weights {weights or 'drawn, not pretrained'}")
+    if isinstance(backbone := to_plain(cfg.method).get("backbone"), dict):
+        weights = backbone.get("pretrained") or "drawn, not pretrained"
+        LOGGER.info(f"backbone {backbone.get('name')}   weights {weights}")
     LOGGER.info(
         f"data     {cfg.data.name}: {len(train_split)} training images ({cfg.data.train_set}), "
-        f"{_names(train_split.class_names[1:])}"
+        f"{len(classes)} classes ({', '.join(classes[:6])}{', ...' if classes[6:] else ''})"
         + (f", {len(val_split)} to score ({cfg.data.val_set})" if val_split else "")
     )
-    LOGGER.info(  # where a mistyped tag shows
-        "         rarest: "
-        + ", ".join(f"{train_split.class_names[k]} {counts[k]}" for k in rarest)
-        + " images"
-    )
+    fewest = ", ".join(f"{train_split.class_names[k]} {counts[k]}" for k in rarest)
+    LOGGER.info(f"         rarest: {fewest} images")
     LOGGER.info(
         f"batch    {cfg.train.batch_size} = {processes} processes x {parts} micro-batches x "
         f"{cfg.train.batch_size // (processes * parts)} images on {where}"
@@ -330,15 +240,5 @@ def _log_start(
             "         accumulation: losses that count pixels or pairs over the batch are normalised per "
             "micro-batch, so numbers differ from accumulate=1"
         )
-    if unreached := _unreached(method, cfg.train.steps, cfg.optim.warmup_steps):
-        LOGGER.info(f"note     train.steps={cfg.train.steps} ends before {unreached}")
-
-
-def _unreached(method: Method, steps: int, warmup_steps: int) -> str:
-    """What the schedules of a run have behind its last step: losses, and the end of the warm-up."""
-    parts = ["the end of the warm-up (optim.warmup_steps)"] if steps <= warmup_steps else []
-    for name, weight in method.loss_weights.items():
-        on = [start for start, value in zip(weight.starts, weight.values) if value]
-        if on and on[0] >= steps:
-            parts.append(f"the loss {name} (step {on[0]})")
-    return ", ".join(parts)
+    if late := unreached(method, cfg.train.steps, cfg.optim.warmup_steps):
+        LOGGER.info(f"note     train.steps={cfg.train.steps} ends before {late}")

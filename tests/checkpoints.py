@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.config.load import load_config, to_plain
-from engine.train import build_method
+from engine.method import build_method
 from methods.vit_base import SingleStageViT
 from tools.make_demo_data import generate
 from utils.weights import save_checkpoint

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets.voc import CLASS_NAMES
 from engine.config.load import load_config, to_plain
-from engine.train import build_method
+from engine.method import build_method
 from tests.checkpoints import demo_folder  # noqa: F401
 from tests.processes import launch
 from tests.stages import call

@@ -16,7 +16,7 @@ from engine.config.load import (
     load_stages,
     to_plain,
 )
-from engine.train import build_method
+from engine.method import build_method
 from utils.build import build
 from utils.files import differences
 from utils.schedule import Schedule

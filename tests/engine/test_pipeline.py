@@ -26,8 +26,8 @@ from engine.config.load import (
     override_config,
     to_plain,
 )
+from engine.method import build_method
 from engine.pipeline import runner as pipeline
-from engine.train import build_method
 from engine.train import run as train
 from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
@@ -551,7 +551,7 @@ def test_stages_of_a_shipped_pipeline_fit_their_tools(name, monkeypatch):
         built.append(NETWORKS[key])
         return built[-1]
 
-    monkeypatch.setattr("engine.train.build_method", record)
+    monkeypatch.setattr("engine.checks.build_method", record)
     plans = pipeline.make_plans(cfg, load_stages(name), pipeline._tool_overrides(name, []), num_classes=21)
     folders = [str(plan.options["data"]["label_dir"]) for plan in plans if plan.trains]
     assert any(folder.endswith("/pseudo") for folder in folders) and len(built) >= len(folders)

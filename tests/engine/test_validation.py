@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from datasets.base import Record, Split, WeakSegDataset
+from engine.checks import check_masks
 from engine.scores.miou import matrix_of
 from engine.scores.records import protocol_id, provenance
-from engine.train import check_masks
 from engine.validation import protocols, validate
 from methods.base import Method, Prediction
 from ops.cam import normalize_cam

@@ -8,8 +8,8 @@ from torch.nn.functional import interpolate
 from engine.config.load import load_config, to_plain
 from engine.data import load_split
 from engine.inference import load_method
+from engine.method import build_method
 from engine.scores.records import read_scores
-from engine.train import build_method
 from tests.stages import call
 from tools import infer_cam, propagate_cam
 from utils.cam_files import CamFile, cam_path, label_path, load_cam, save_cam

@@ -1,0 +1,89 @@
+"""Mistakes that would show late, found before a training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from datasets.base import WeakSegDataset
+from engine.method import build_method
+from engine.scores.base import ImagePrediction
+from engine.scores.evaluation import Evaluation
+from methods.base import LearnsFromLabels, Method
+from models.refiners.dense_crf import DenseCRF
+from utils.distributed import world_size
+from utils.image import IGNORE_INDEX
+
+
+def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> None:
+    """Find mistakes before the folder of a training is made, and before the first stage of a pipeline.
+
+    Raises:
+        KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
+            parts do not have, a crop that the method cannot take, no loss to train with, an unknown CRF.
+    """
+    _check_batch(cfg)
+    if cfg["infer"]["crf"] not in (None, "none"):
+        DenseCRF.from_config(cfg["infer"]["crf"])
+    try:
+        with torch.device("meta"):  # no memory; weights are read when the training begins
+            method = build_method(cfg, num_classes, pretrained=False)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        return  # its constructor reads values of tensors, which the meta device does not have
+    if not method.loss_weights:
+        raise ValueError("method.loss_weights is empty, so that nothing would be trained")
+    name, label_dir = type(method).__name__, cfg["data"]["label_dir"]
+    if isinstance(method, LearnsFromLabels):
+        if not label_dir:
+            raise ValueError(f"{name} learns from labels: set data.label_dir to a folder of {method.labels}")
+    elif label_dir:
+        raise ValueError(f"{name} learns from tags and does not use labels: set data.label_dir to null")
+    method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
+
+
+def _check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """Raise a ValueError if a batch cannot be divided equally over processes and micro-batches."""
+    batch_size, processes, parts = cfg["train"]["batch_size"], world_size(), cfg["train"]["accumulate"]
+    pasted = 2 if cfg["data"]["context_decoupling"]["bank"] else 1
+    if batch_size % (processes * parts * pasted):
+        raise ValueError(
+            f"train.batch_size={batch_size} (images per step over all processes) cannot be divided equally "
+            f"over {processes} processes x {parts} micro-batches"
+            + (" x 2 (originals and their pasted versions, data.context_decoupling)" if pasted == 2 else "")
+            + f": choose a multiple of {processes * parts * pasted}"
+        )
+
+
+def check_masks(dataset: WeakSegDataset) -> None:
+    """Read a few of the masks to score against.
+
+    Raises:
+        ValueError: one has another size than its image, or values that are no classes; or all of them ignore
+            what their images are tagged with.
+    """
+    split = dataset.split
+    truth, tagged = Evaluation(split, ()), []
+    for index in range(0, len(split), max(len(split) // 8, 1)):
+        truth.update(dataset[index], ImagePrediction())
+        if split.records[index].tags:
+            tagged.append(split.records[index].mask)
+    if truth.lacks_classes and tagged:
+        raise ValueError(
+            f"no mask of split '{split.name}' that was tried (first {tagged[0]}) holds any of the classes; "
+            f"{IGNORE_INDEX} means ignored, class 1 must be 1"
+        )
+
+
+def unreached(method: Method, steps: int, warmup_steps: int) -> str:
+    """What the schedules of a run place after its last step: losses, and the end of the warm-up."""
+    parts = ["the end of the warm-up (optim.warmup_steps)"] if steps <= warmup_steps else []
+    for name, weight in method.loss_weights.items():
+        on = [start for start, value in zip(weight.starts, weight.values) if value]
+        if on and on[0] >= steps:
+            parts.append(f"the loss {name} (step {on[0]})")
+    return ", ".join(parts)

@@ -1,0 +1,26 @@
+"""From the ``method`` section of a config to a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from engine.config.load import project_path, to_plain
+from methods.base import Method
+from utils.build import build
+
+
+def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrained: bool = True) -> Method:
+    """The method of a config; without ``pretrained`` no weight file is read (a checkpoint follows).
+
+    Options of the backbone that are null are left out, so that a config can undo what its base sets.
+    """
+    spec = to_plain(OmegaConf.create(cfg["method"]))
+    backbone = spec.get("backbone")
+    if isinstance(backbone, dict):
+        weights = backbone.get("pretrained") if pretrained else None
+        backbone = spec["backbone"] = {key: value for key, value in backbone.items() if value is not None}
+        backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
+    return build(spec, num_classes=num_classes)

@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from datasets.base import WeakSegDataset
 from engine.method import build_method
-from engine.scores.base import ImagePrediction
-from engine.scores.evaluation import Evaluation
 from methods.base import LearnsFromLabels, Method
 from models.refiners.dense_crf import DenseCRF
 from utils.distributed import world_size
-from utils.image import IGNORE_INDEX
 
 
 def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> None:
@@ -56,26 +52,6 @@ def _check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
             f"over {processes} processes x {parts} micro-batches"
             + (" x 2 (originals and their pasted versions, data.context_decoupling)" if pasted == 2 else "")
             + f": choose a multiple of {processes * parts * pasted}"
-        )
-
-
-def check_masks(dataset: WeakSegDataset) -> None:
-    """Read a few of the masks to score against.
-
-    Raises:
-        ValueError: one has another size than its image, or values that are no classes; or all of them ignore
-            what their images are tagged with.
-    """
-    split = dataset.split
-    truth, tagged = Evaluation(split, ()), []
-    for index in range(0, len(split), max(len(split) // 8, 1)):
-        truth.update(dataset[index], ImagePrediction())
-        if split.records[index].tags:
-            tagged.append(split.records[index].mask)
-    if truth.lacks_classes and tagged:
-        raise ValueError(
-            f"no mask of split '{split.name}' that was tried (first {tagged[0]}) holds any of the classes; "
-            f"{IGNORE_INDEX} means ignored, class 1 must be 1"
         )
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from datasets.agreement import compare_masks_with_tags
 from datasets.base import Batch, Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_batches
 from engine.checkpoint import BEST, LAST, Checkpoint
-from engine.checks import check_masks, check_training, unreached
+from engine.checks import check_training, unreached
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
 from engine.method import build_method
@@ -168,7 +169,7 @@ def _validation(
 ) -> Callable[[Method, int], dict[str, float]]:
     """Scores of the split; what would end the first validation, or make it worthless, is an error now."""
     dataset = WeakSegDataset(split, with_mask=True)
-    check_masks(dataset)
+    compare_masks_with_tags(split)
     run = partial(
         validate,
         size=cfg.eval.size,

@@ -5,8 +5,7 @@
 Reads ``Annotations/*.xml``, ``SegmentationClass``, ``ImageSets/Segmentation`` and, for the masks that VOC
 itself has not, either a folder ``SegmentationClassAug`` or SBD's ``.mat`` files. Writes below root
 ``tags.csv``, ``ImageSets/Segmentation/trainaug.txt`` and, from SBD, ``SegmentationClassAug``: VOC's own mask
-for the images of VOC train and val, SBD's for the others. Can be stopped and run again; masks that are there
-are kept.
+for the images of VOC train and val, SBD's for the others. An interrupted run continues.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import scipy.io
 
+from datasets.agreement import compare_masks_with_tags
 from datasets.lists import read_list, some
 from datasets.tags import read_tags, write_tags
-from datasets.voc import CLASS_NAMES, tags_from_xml
+from datasets.voc import CLASS_NAMES, tags_from_xml, voc_split
 from engine.config.options import command_line, option
 from utils.files import require_files, write_atomic
 from utils.image import read_mask, write_mask
@@ -81,6 +81,8 @@ def run(options: Options) -> dict[str, int]:
 
     tags = image_tags(root, sorted({*trainaug, *val}), not options.ignore_difficult)
     write_tags(root / "tags.csv", tags)
+    for split in ("trainaug", "val"):
+        compare_masks_with_tags(voc_split(root, split))
     counts = {"train": len(train), "val": len(val), "trainaug": len(trainaug)}
     if (root / LISTS / "test.txt").is_file():
         counts["test"] = len(read_list(root / LISTS / "test.txt"))
@@ -127,8 +129,9 @@ def convert_sbd(sbd: Path, root: Path, own: list[str]) -> None:
     voc_masks = [root / "SegmentationClass" / f"{name}.png" for name in own]
     require_files(voc_masks, "masks of VOC train and val", "unpack VOCtrainval_11-May-2012.tar again")
     for path in progress_bar(voc_masks, desc="masks of VOC", unit="image"):
-        if not (out / path.name).is_file():
-            write_atomic(out / path.name, path.read_bytes())
+        content, copy = path.read_bytes(), out / path.name
+        if not copy.is_file() or copy.read_bytes() != content:  # SBD's are there in some archives
+            write_atomic(copy, content)
     others = sorted(_names_in(folder, "*.mat") - set(own))
     for name in progress_bar(others, desc="masks of SBD", unit="image"):
         if not (out / f"{name}.png").is_file():

@@ -23,9 +23,20 @@ def annotation(words):
     return f"<annotation>{objects}</annotation>"
 
 
+def mask_of(name, border):
+    mask = np.full((4, 5), CLASS_NAMES.index(TAGS[name][0]), np.uint8)
+    mask[0] = 255 if border else 0
+    return mask
+
+
+def is_own(path):
+    """Whether a mask is VOC's."""
+    return 255 in read_mask(path)
+
+
 @pytest.fixture
 def voc(tmp_path):
-    """Train t1, t2 and val v1 with VOC's masks (value 1); SBD labels t2, v1, s1, s2 (value 3)."""
+    """Train t1, t2 and val v1 with VOC's masks, which have a border of 255; SBD labels t2, v1, s1, s2."""
     root = tmp_path / "VOC2012"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -35,12 +46,12 @@ def voc(tmp_path):
     for split, names in {"train": ["t1", "t2"], "val": ["v1"]}.items():
         (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
         for name in names:
-            write_mask(root / "SegmentationClass" / f"{name}.png", np.full((4, 5), 1))
+            write_mask(root / "SegmentationClass" / f"{name}.png", mask_of(name, border=True))
     cls = tmp_path / "benchmark_RELEASE" / "dataset" / "cls"
     cls.mkdir(parents=True)
     for name in ("t2", "v1", "s1", "s2"):
         structure = {
-            "Segmentation": np.full((4, 5), 3, dtype=np.uint8),
+            "Segmentation": mask_of(name, border=False),
             "Boundaries": np.zeros((20, 1), dtype=object),
         }
         scipy.io.savemat(cls / f"{name}.mat", {"GTcls": structure})
@@ -56,8 +67,9 @@ def prepare(root, **options):
 def test_sbd_release_gives_masks_list_and_tags(voc, capsys):
     assert prepare(voc) == {"train": 2, "val": 1, "trainaug": 4}
     masks = voc / "SegmentationClassAug"
-    values = {path.stem: int(read_mask(path).max()) for path in masks.glob("*.png")}
-    assert values == {"t1": 1, "t2": 1, "v1": 1, "s1": 3, "s2": 3}
+    own = {path.stem: is_own(path) for path in masks.glob("*.png")}
+    assert own == {"t1": True, "t2": True, "v1": True, "s1": False, "s2": False}
+    assert np.array_equal(read_mask(masks / "s2.png"), mask_of("s2", border=False))
     with Image.open(masks / "s1.png") as image:
         assert image.mode == "P" and image.size == (5, 4)
 
@@ -75,13 +87,23 @@ def test_difficult_objects_can_be_left_out(voc):
     assert tags["s2"] == (8,)
 
 
-def test_running_again_keeps_finished_masks(voc):
+def test_running_again_keeps_finished_masks_but_those_of_voc_are_its_own(voc):
+    """Archives in circulation hold SBD's masks of VOC's images too."""
     prepare(voc)
-    kept = voc / "SegmentationClassAug" / "s1.png"
-    write_mask(kept, np.full((4, 5), 7))
-    (voc / "SegmentationClassAug" / "s2.png").unlink()
+    folder = voc / "SegmentationClassAug"
+    write_mask(folder / "s1.png", np.full((4, 5), 7))
+    write_mask(folder / "v1.png", mask_of("v1", border=False))
+    (folder / "s2.png").unlink()
     prepare(voc)
-    assert read_mask(kept).max() == 7 and read_mask(kept.with_name("s2.png")).max() == 3
+    assert read_mask(folder / "s1.png").max() == 7 and (folder / "s2.png").is_file()
+    assert is_own(folder / "v1.png")
+
+
+def test_masks_of_another_order_of_classes_are_an_error(voc):
+    for name in TAGS:
+        write_mask(voc / "SegmentationClassAug" / f"{name}.png", mask_of(name, border=False) // 2)
+    with pytest.raises(ValueError, match="disagree"):
+        prepare(voc, sbd=None)
 
 
 def test_a_folder_of_augmented_masks_is_enough(voc):
@@ -90,7 +112,7 @@ def test_a_folder_of_augmented_masks_is_enough(voc):
     ):
         prepare(voc, sbd=None)
     for name in TAGS:
-        write_mask(voc / "SegmentationClassAug" / f"{name}.png", np.zeros((4, 5)))
+        write_mask(voc / "SegmentationClassAug" / f"{name}.png", mask_of(name, border=True))
     assert prepare(voc, sbd=None)["trainaug"] == 4
 
 
@@ -98,7 +120,7 @@ def test_image_without_annotation_takes_the_tags_of_its_mask(voc, capsys):
     (voc / "Annotations" / "s1.xml").unlink()
     prepare(voc)
     tags = {record.name: record.tags for record in voc_split(voc, "trainaug").records}
-    assert tags["s1"] == (3,)
+    assert tags["s1"] == (1,)
     assert "1 of 5 images (s1) have no XML annotation" in capsys.readouterr().out
 
 

@@ -1,0 +1,51 @@
+"""Whether masks and tags of a split speak of the same classes, before anything is scored."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datasets.base import Split, WeakSegDataset
+from utils.image import IGNORE_INDEX
+from utils.logging import warn_once
+
+
+def compare_masks_with_tags(split: Split, most: int = 200) -> None:
+    """Read some of the masks and compare the classes they show with the tags of their images.
+
+    Masks of another order of classes, or that a program has renumbered, show classes without the tag. Tags
+    may lack objects, so a warning tells of a class that fewer than half of its images have as a tag.
+
+    Args:
+        most: masks to read, spread evenly over the split.
+
+    Raises:
+        ValueError: a mask of another size than its image, or with values that are no classes; no mask shows
+            any class though images have tags; fewer than half of what all masks show are tags.
+    """
+    dataset = WeakSegDataset(split, with_mask=True)
+    shown, agreed = np.zeros(split.num_classes, int), np.zeros(split.num_classes, int)
+    tagged = []
+    for index in range(0, len(split), -(-len(split) // most)):
+        record, mask = split.records[index], dataset[index]["mask"]
+        if record.tags:
+            classes = np.setdiff1d(mask, [0, IGNORE_INDEX])
+            shown[classes] += 1
+            agreed[np.intersect1d(classes, record.tags)] += 1
+            tagged.append(record.mask)
+    if tagged and not shown.any():
+        raise ValueError(
+            f"no mask of split '{split.name}' that was tried (first {tagged[0]}) holds any of the classes; "
+            f"{IGNORE_INDEX} means ignored, class 1 must be 1"
+        )
+    advice = "are mask values in the order of the class names (data.options.class_names)?"
+    if 2 * agreed.sum() < shown.sum() >= 3:
+        raise ValueError(
+            f"masks of split '{split.name}' (first {tagged[0]}) and tags disagree: {agreed.sum()} of "
+            f"{shown.sum()} classes that masks show are tags of their images; {advice}"
+        )
+    wrong = np.flatnonzero((shown >= 3) & (2 * agreed < shown))
+    if len(wrong):
+        few = ", ".join(f"{split.class_names[k]} {agreed[k]} of {shown[k]}" for k in wrong[:5])
+        warn_once(
+            f"few images of split '{split.name}' whose masks show a class have it as tag ({few}): {advice}"
+        )

@@ -1,69 +1,81 @@
-"""Networks of recorded cases: formula weights under the authors' names, no dropout, gradients as stored."""
+"""Networks of recorded cases of PSA, SEAM and IRN: weights under the authors' names, and gradients."""
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.testing import assert_close
 
 from methods.base import Method
-from tests.conftest import GoldenCase
-from tests.formula import formula_weight
+from methods.published import PROGRAMS
+from ops.pairs import search_directions
+from tests.recorded import GOLDEN, GoldenCase
 from utils.weights import rename_keys
 
-PREFIX = re.compile(r"formula_weight\('([^']*)'")
+# Programs whose list of keys has another name.
+LISTS = {"psa_cam": "psa_cls", "psa_affinity": "psa_aff", "irn": "irn_irn", "seam": "seam_seam"}
+
+
+def author_names(program: str) -> dict[str, str]:
+    """Our names -> the authors'; entries that are held twice count once."""
+    listed = json.loads((GOLDEN / f"state_dict_{LISTS.get(program, program)}.json").read_text())["canonical"]
+    ours = rename_keys(dict.fromkeys(listed), PROGRAMS[program]["rules"].items())
+    return dict(zip(ours, listed, strict=True))
 
 
 def recorded_network(
-    build: Callable[[], Method],
-    case: GoldenCase,
-    published: tuple[tuple[str, str], ...],
-    authors: list[str],
+    build: Callable[[], Method], case: GoldenCase, program: str, dtype: torch.dtype = torch.float64
 ) -> Method:
-    """A method in training mode with the weights of a case, strictly, and without dropout.
+    """A method in training mode with the weights of a case and without dropout.
+
+    In double precision, because gradients that hang on the sign of a tiny number differ between machines.
 
     Args:
         build: makes the method; without memory, because a random start of 100 million weights takes seconds.
-        published: rules from the authors' names to ours.
-        authors: the names of the authors' program.
     """
     with torch.device("meta"):
         method = build().train()
-    match = PREFIX.search(str(case.meta.get("weights", "")))
-    prefix = match.group(1) if match else ""
-    names = dict(zip(rename_keys(dict.fromkeys(authors), published), authors, strict=True))
-    own = method.state_dict()
-    state = {
-        key: torch.as_tensor(formula_weight(prefix + names[key], value.shape)).to(value.dtype)
-        for key, value in own.items()
-    }
-    method.load_state_dict(state, assign=True)
-    for module in method.modules():
-        if isinstance(module, nn.Dropout2d):
-            module.p = 0.0
-    return method
+    case.load_author_weights(method, author_names(program))
+    no_dropout(method)
+    return method.to(dtype)
 
 
-def assert_recorded_gradients(
-    method: nn.Module,
-    case: GoldenCase,
-    published: tuple[tuple[str, str], ...],
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
+def no_dropout(module: nn.Module) -> None:
+    """Let every dropout layer pass all."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout | nn.Dropout2d):
+            layer.p = 0.0
+
+
+def class_labels(case: GoldenCase) -> Tensor:
+    return (case.input("label_u") > case.noted(r"label_u > ([\d.]+)", 0.8)).double()
+
+
+def check_gradients(
+    case: GoldenCase, method: Method, program: str, rtol: float = 1e-3, atol: float = 1e-6
 ) -> None:
-    """Compare every gradient that a case stores: norm, and up to 64 values."""
-    parameters = dict(method.named_parameters())
-    for key in (key for key in case if key.startswith("grad_norm:")):
+    """Compare every gradient that a case stores, norm and up to 64 values, and how many there are."""
+    ours = {theirs: name for name, theirs in author_names(program).items()}
+    for key in case.starting("grad_norm:"):
         author = key.removeprefix("grad_norm:")
-        (name,) = rename_keys({author: None}, published)
-        gradient = parameters[name].grad
-        assert_close(gradient.norm().float(), case[key].float(), rtol=rtol, atol=atol)
-        assert_close(sample(gradient).float(), case[f"grad_sub:{author}"], rtol=rtol, atol=atol)
+        gradient = method.get_parameter(ours[author]).grad
+        case.compare(key, gradient.norm(), rtol=rtol, atol=atol)
+        part = gradient.flatten()[:: max(1, gradient.numel() // 64)][:64]
+        case.compare(f"grad_sub:{author}", part, rtol=rtol, atol=atol)
+    if "n_params_with_grad" in case.meta:
+        assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
 
 
-def sample(gradient: Tensor) -> Tensor:
-    """The stored values of a gradient."""
-    return gradient.flatten()[:: max(1, gradient.numel() // 64)][:64]
+def radius_of(count: int) -> int:
+    """The radius whose pixel pairs lie in that many directions."""
+    return next(r for r in range(2, 30) if len(search_directions(r)) == count)
+
+
+def scale_pairs(case: GoldenCase, rectify: bool) -> dict[float, Tensor]:
+    """Recorded maps of image and mirrored image by scale, in the order in which a method asks for them."""
+    scales = case.meta["scales"]
+    maps = [case.input(f"cam{i}") for i in range(2 * len(scales))]
+    pairs = {s: torch.cat(maps[2 * i : 2 * i + 2]) for i, s in enumerate(scales)}
+    return {s: pairs[s].relu() if rectify else pairs[s] for s in sorted(scales, key=lambda s: s != 1.0)}

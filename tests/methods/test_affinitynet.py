@@ -1,7 +1,5 @@
 """PSA's classifier, affinity network and random walk: the authors' values, and promises for any input."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,28 +10,21 @@ from losses.affinity import PairLabel, pair_affinity_loss, pair_label
 from losses.classification import multilabel_loss
 from methods.affinitynet import AffinityNet, AffinityView, merge_readings, pair_affinity
 from methods.cam import PooledCAMNetwork
-from methods.published import PROGRAMS
 from ops.cam import background_score, divide_by_maximum, summed_cam
 from ops.pairs import PixelPairs
 from tests.cams import scored_label
-from tests.conftest import GOLDEN
-from tests.methods.recorded import assert_recorded_gradients, recorded_network
+from tests.methods.recorded import check_gradients, class_labels, radius_of, recorded_network, scale_pairs
+from tests.recorded import GOLDEN, GoldenCase, recorded
 from utils.cam_files import ScoreFile, load_scores, save_scores
 
 RESNET = {"name": "resnet38d"}
-PUBLISHED_KEYS = PROGRAMS["psa_affinity"]["rules"].items()
 SMALL = {"name": "resnet38d", "width": 4}
 PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-TIGHT = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def authors(program):
-    return list(json.loads((GOLDEN / f"state_dict_psa_{program}.json").read_text())["canonical"])
-
-
-def recorded_affinity_net(case, num_classes=21):
-    return recorded_network(lambda: AffinityNet(num_classes, RESNET), case, PUBLISHED_KEYS, authors("aff"))
+def recorded_affinity_net(case, dtype=torch.float64):
+    return recorded_network(lambda: AffinityNet(21, RESNET), case, "psa_affinity", dtype)
 
 
 def drawn_labels(case):
@@ -49,95 +40,89 @@ def weighted(losses):
 # -- the classifier
 
 
-def test_classifier_matches_the_authors(golden):
-    case = golden("ms_psa_cls_net")
+@recorded("ms_psa_cls_net")
+def test_classifier_matches_the_authors(case):
     classes = case["logits"].shape[1] + 1
-    rules = PROGRAMS["psa_cam"]["rules"].items()
-    method = recorded_network(lambda: PooledCAMNetwork(classes, RESNET), case, rules, authors("cls"))
-    image, label = case.input("image"), (case.input("label_u") > 0.8).float()
-    maps = []
+    method = recorded_network(lambda: PooledCAMNetwork(classes, RESNET), case, "psa_cam")
+    image, maps = case.input("image").double(), []
     method.backbone.register_forward_hook(lambda module, inputs, outputs: maps.extend(outputs))
     logits = method.class_logits(image)
     for features, name in zip(maps[1:], ("conv4", "conv5", "conv6"), strict=True):
-        assert_close(features.double().mean((2, 3))[:, ::16], case[f"feat_mean_{name}"], **CLOSE)
-    assert_close(logits, case["logits"], **CLOSE)
-    loss = multilabel_loss(logits, label)
-    assert_close(loss, case["loss"], **CLOSE)
+        case.compare(f"feat_mean_{name}", features.mean((2, 3))[:, ::16], **CLOSE)
+    case.compare("logits", logits, **CLOSE)
+    loss = multilabel_loss(logits, class_labels(case))
+    case.compare("loss", loss, **CLOSE)
     loss.backward()
-    assert_recorded_gradients(method, case, rules)
-    assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
-    assert_close(method.activation_of(image), case["cam"], **CLOSE)
+    check_gradients(case, method, "psa_cam")
+    case.compare("cam", method.activation_of(image), **CLOSE)
 
 
-def test_merging_of_scales_matches_the_authors(golden):
-    case = golden("ms_psa_cam_merge")
-    scales = case.meta["scales"]
-    maps = [case.input(f"cam{i}").relu() for i in range(2 * len(scales))]
-    pairs = {scale: torch.cat(maps[2 * i : 2 * i + 2]) for i, scale in enumerate(scales)}
-    outputs = iter(pairs[scale] for scale in sorted(scales, key=lambda scale: scale != 1.0))
-    size = tuple(case.meta["size"])
-    (total,) = summed_cam(lambda views: next(outputs), torch.zeros(1, 3, *size), scales, [size])
+@recorded("ms_psa_cam_merge")
+def test_merging_of_scales_matches_the_authors(case):
+    pairs, size = scale_pairs(case, rectify=True), tuple(case.meta["size"])
+    outputs = iter(pairs.values())
+    (total,) = summed_cam(lambda views: next(outputs), torch.zeros(1, 3, *size), case.meta["scales"], [size])
     cam, label = divide_by_maximum(total), case["label"][None].float()
     present = label[0] > 0
-    assert_close(cam[0, present], case["norm_cam"], **TIGHT)
-    for name, threshold in (("020", 0.20), ("060", 0.60)):
-        assert torch.equal(scored_label(cam, label, threshold)[0], case[f"pred_{name}"].long())
-    for key in (key for key in case if key.startswith("bg_alpha")):
+    case.compare("norm_cam", cam[0, present], atol=1e-5)
+    for key in case.starting("pred_"):
+        case.same(key, scored_label(cam, label, int(key.removeprefix("pred_")) / 100)[0])
+    for key in case.starting("bg_alpha"):
         score = background_score(cam[0, present], float(key.removeprefix("bg_alpha")))
-        assert_close(score[::2, ::2], case[key], **TIGHT)
+        case.compare(key, score[::2, ::2], atol=1e-5)
 
 
 # -- the affinity network
 
 
-def test_labels_match_the_authors(golden):
-    case = golden("ms_psa_aff_label")
+@recorded("ms_psa_aff_label")
+def test_labels_match_the_authors(case):
     volume, jitter = case.input("volume"), case.input("jitter")
     step = jitter.shape[0] // volume.shape[0]
     volume = volume.repeat_interleave(step, 0).repeat_interleave(step, 1) + jitter
-    volume[:, :17] = 0
+    volume[:, : 1 + case.noted(r"columns 0\.\.(\d+)", 16)] = 0
     scores = F.avg_pool2d(volume.permute(2, 0, 1).unflatten(0, (2, -1)), step)
-    assert_close(scores.flatten(0, 1).permute(1, 2, 0), case["pooled"], rtol=0, atol=1e-6)
+    case.compare("pooled", scores.flatten(0, 1).permute(1, 2, 0), rtol=0)
     label = merge_readings(scores)
-    assert torch.equal(label, case["label"].long())
-    for name, found in pair_label(label[None], PixelPairs(5))._asdict().items():
-        assert torch.equal(found[0], case[name] > 0)
+    case.same("label", label)
+    pairs = PixelPairs(radius_of(len(case["neg"])))
+    for name, found in pair_label(label[None], pairs)._asdict().items():
+        case.same(name, found[0])
 
 
-def test_loss_matches_reference_values_and_gradient(golden):
-    case = golden("ms_psa_aff_loss")
+@recorded("ms_psa_aff_loss")
+def test_loss_matches_reference_values_and_gradient(case):
     affinity = case.input("aff").requires_grad_()
     losses = pair_affinity_loss(affinity, drawn_labels(case))
     for name, ours in {"bg": "bg_pos", "fg": "fg_pos", "neg": "neg"}.items():
-        assert_close(losses[ours], case[name], **TIGHT)
+        case.compare(name, losses[ours], atol=1e-5)
     total = weighted(losses)
-    assert_close(total, case["total"], **TIGHT)
-    assert_close(torch.autograd.grad(total, affinity)[0][:, ::4, ::6], case["grad_sub"], **TIGHT)
+    case.compare("total", total, atol=1e-5)
+    case.compare("grad_sub", torch.autograd.grad(total, affinity)[0][:, ::4, ::6], atol=1e-5)
 
 
-def test_affinities_match_the_authors(golden):
-    case = golden("ms_psa_aff_net")
+@recorded("ms_psa_aff_net")
+def test_affinities_match_the_authors(case, double_precision):
     method = recorded_affinity_net(case)
-    features = method.features(case.input("image"))
-    pairs = method.pairs(features.shape[-2:])
-    affinity = pair_affinity(features, pairs)
-    assert_close(affinity, case["aff"], **CLOSE)
-    loss = weighted(pair_affinity_loss(affinity, drawn_labels(case)))
-    assert_close(loss, case["loss"], **CLOSE)
-    loss.backward()
-    assert_recorded_gradients(method, case, PUBLISHED_KEYS, **CLOSE)
-
+    features = method.features(case.input("image").double())
     size = features.shape[-2:]
+    pairs = method.pairs(size)
+    affinity = pair_affinity(features, pairs)
+    case.compare("aff", affinity, **CLOSE)
+    loss = weighted(pair_affinity_loss(affinity, drawn_labels(case)))
+    case.compare("loss", loss, **CLOSE)
+    loss.backward()
+    check_gradients(case, method, "psa_affinity", **CLOSE)
+
     dense = torch.eye(size.numel())
     source, destination = pairs.indices(tuple(size))
-    dense[source.expand_as(destination), destination] = affinity[0].detach()
-    dense = torch.maximum(dense, dense.T)
-    assert_close(dense[::3, ::3], case["dense_sub"], **CLOSE)
+    dense[source.expand_as(destination), destination] = affinity[0].detach().to(dense.dtype)
+    case.compare("dense_sub", torch.maximum(dense, dense.T)[::3, ::3], **CLOSE)
 
 
-def test_random_walk_matches_the_authors(golden):
-    case = golden("ms_psa_random_walk")
-    method = recorded_affinity_net(case).eval()
+@recorded("ms_psa_random_walk")
+def test_random_walk_matches_the_authors(case):
+    method = recorded_affinity_net(case, torch.float32).eval()
     image, keys = case.input("image"), sorted(case.meta["keys"])
     size = tuple(image.shape[-2:])
     cam = torch.cat(
@@ -148,13 +133,11 @@ def test_random_walk_matches_the_authors(golden):
     with torch.no_grad():
         features = method.features(padded)
     method.features = lambda image: features  # of one image, for all settings of the walk
-    for key in (key for key in case if key.startswith("rw_")):
-        numbers = [int(part[1:]) for part in key.split("_")[1:]]
-        method.alpha, method.beta, method.exp_times = numbers
-        assert_close(method.walk(image, cam), case[key], **CLOSE)
-        scores = method.propagate(image, cam)
-        label = F.pad(class_ids, (1, 0))[scores.argmax(0)]
-        assert (label == case[key.replace("rw", "label")]).float().mean() >= 0.999
+    for key in case.starting("rw_"):
+        method.alpha, method.beta, method.exp_times = (int(part[1:]) for part in key.split("_")[1:])
+        case.compare(key, method.walk(image, cam), **CLOSE)
+        label = F.pad(class_ids, (1, 0))[method.propagate(image, cam).argmax(0)]
+        case.same(key.replace("rw", "label"), label, differing=0.001)
 
 
 # -- any input
@@ -244,8 +227,8 @@ def test_new_layers_learn_ten_times_as_fast():
     assert sorted(grouped) == sorted(id(p) for p in method.parameters() if p.requires_grad)
 
 
-def test_published_network_has_the_published_groups(golden):
-    sizes = golden("ms_psa_cls_net").meta["group_sizes_after_train"]
+def test_published_network_has_the_published_groups():
+    sizes = GoldenCase(GOLDEN / "ms_psa_cls_net.npz").meta["group_sizes_after_train"]
     with torch.device("meta"):
         groups = AffinityNet(21, RESNET).parameter_groups()
     assert [(g["name"], len(g["params"])) for g in groups] == [

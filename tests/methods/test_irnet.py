@@ -1,25 +1,20 @@
 """IRN: the pooled classifier with its CAMs, and the boundary and displacement network."""
 
-import json
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
+from engine.optim import build_optimizer
 from losses.affinity import pair_label
 from methods.cam import PooledCAMNetwork
 from methods.irnet import IRNet
-from methods.published import PROGRAMS
 from ops.labels import merge_confident_labels
-from tests.conftest import GOLDEN
-from tests.methods.recorded import assert_recorded_gradients, recorded_network
+from tests.methods.recorded import check_gradients, class_labels, recorded_network
+from tests.recorded import recorded
 from utils import distributed
-from utils.weights import rename_keys
 
-CAM_KEYS, IRN_KEYS = (PROGRAMS[name]["rules"].items() for name in ("irn_cam", "irn"))
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 FROZEN = {"name": "resnet50", "frozen": "all"}
 CLASSIFIER = {"name": "resnet50", "frozen": ["conv1", "bn1", "layer1", "layer2"], "train_affine": True}
 # Backbones with few and many maps, small enough to train here.
@@ -27,73 +22,53 @@ VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64
 
 
 def recorded_classifier(case, num_classes):
-    build = lambda: PooledCAMNetwork(num_classes, CLASSIFIER)  # noqa: E731
-    return recorded_network(build, case, CAM_KEYS, authors("cam"))
-
-
-def recorded_irnet(case, radius):
-    build = lambda: IRNet(21, FROZEN, radius=radius)  # noqa: E731
-    return recorded_network(build, case, IRN_KEYS, authors("irn"))
-
-
-def authors(program):
-    """The names of the authors' weights; entries that are held twice count once."""
-    return list(json.loads((GOLDEN / f"state_dict_irn_{program}.json").read_text())["canonical"])
-
-
-def class_labels(case):
-    threshold = float(re.search(r"label_u > ([\d.]+)", case.meta["label"])[1])
-    return (case.input("label_u") > threshold).float()
+    return recorded_network(lambda: PooledCAMNetwork(num_classes, CLASSIFIER), case, "irn_cam")
 
 
 # -- the classifier
 
 
-def test_classifier_matches_reference_values_and_gradients(golden):
-    case = golden("ms_irn_cam_net")
-    image, cam_image = case.input("image"), case.input("cam_image")
+@recorded("ms_irn_cam_net")
+def test_classifier_matches_reference_values_and_gradients(case):
+    image, cam_image = case.input("image").double(), case.input("cam_image").double()
     class_label = class_labels(case)
     method = recorded_classifier(case, class_label.shape[1] + 1)
     loss = method({"image": image, "class_label": class_label}, 0)[0]["cls"]
     loss.backward()
-    assert_close(loss.detach(), case["loss"], rtol=1e-4, atol=1e-4)
-    assert_close(method.class_logits(image).detach(), case["logits"], rtol=1e-4, atol=1e-4)
-    assert_recorded_gradients(method, case, CAM_KEYS)
-    frozen = rename_keys(
-        dict.fromkeys(case.meta["params_without_grad_prefixes"]), [(r"^resnet50\.", "backbone.")]
-    )
+    case.compare("loss", loss, **CLOSE)
+    case.compare("logits", method.class_logits(image), **CLOSE)
+    check_gradients(case, method, "irn_cam")
+    frozen = case.meta["params_without_grad_prefixes"]
+    frozen = tuple(name.replace("resnet50.", "backbone.") for name in frozen)
     for name, parameter in method.named_parameters():
-        assert (parameter.grad is None) == name.startswith(tuple(frozen)), name
-    assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
+        assert (parameter.grad is None) == name.startswith(frozen), name
 
     upright, mirrored = method.activation_of(torch.stack([cam_image, cam_image.flip(-1)]))
-    assert_close(upright + mirrored.flip(-1), case["cam"], rtol=1e-4, atol=1e-4)
+    case.compare("cam", upright + mirrored.flip(-1), **CLOSE)
 
 
-def test_step_on_originals_and_pasted_images_matches_reference_values(golden):
-    case = golden("ms_cda_step")
-    image = torch.cat([case.input("image"), case.input("aug_image")])
+@recorded("ms_cda_step")
+def test_step_on_originals_and_pasted_images_matches_reference_values(case):
+    image = torch.cat([case.input("image"), case.input("aug_image")]).double()
     class_label = class_labels(case)
     pasted = class_label.clone()
     pasted[torch.arange(len(pasted)), torch.tensor(case.meta["added"])] = 1
-    # In double precision, because small gradients of a deep network differ between machines in float32.
-    image, class_label = image.double(), torch.cat([class_label, pasted]).double()
-    method = recorded_classifier(case, class_label.shape[1] + 1).double()
-    assert_close(method.class_logits(image).detach().float(), case["logits"], rtol=1e-4, atol=1e-4)
-    optimizer = build_optimizer(
-        method.parameter_groups(), name="sgd", lr=0.1, weight_decay=1e-4, momentum=1e-4
-    )
-    set_learning_rate(optimizer, poly_warmup_factor(0, steps=100, warmup_steps=0, warmup_ratio=0, power=0.9))
+    class_label = torch.cat([class_label, pasted])
+    method = recorded_classifier(case, class_label.shape[1] + 1)
+    case.compare("logits", method.class_logits(image), **CLOSE)
+    # "poly sgd lr .1/1.0, wd 1e-4, max_step 100, one step"; the first step has the whole rate.
+    lr, decay = case.noted(r"lr (\d*\.?\d+)", 0.1), case.noted(r"wd ([\d.e-]+\d)", 1e-4)
+    groups = method.parameter_groups()
+    optimizer = build_optimizer(groups, name="sgd", lr=lr, weight_decay=decay, momentum=decay)
     loss = method({"image": image, "class_label": class_label}, 0)[0]["cls"]
     loss.backward()
     optimizer.step()
-    assert_close(loss.detach().float(), case["loss"], rtol=1e-4, atol=1e-4)
-    assert_recorded_gradients(method, case, CAM_KEYS)
-    for key in (key for key in case if key.startswith("after_step_")):
+    case.compare("loss", loss, **CLOSE)
+    check_gradients(case, method, "irn_cam")
+    for key in case.starting("after_step_"):
         name = key.removeprefix("after_step_")
         layer = name if name == "classifier" else f"backbone.{name}"
-        found = method.get_parameter(f"{layer}.weight").detach().flatten().float()
-        assert_close(found[: len(case[key])], case[key], rtol=1e-4, atol=1e-4)
+        case.compare(key, method.get_parameter(f"{layer}.weight").flatten()[: len(case[key])], **CLOSE)
 
 
 def stored_outputs(case, scales):
@@ -108,32 +83,30 @@ def stored_outputs(case, scales):
     return activation
 
 
-def test_cams_are_merged_as_in_the_reference(golden):
-    case = golden("ms_irn_cam_merge")
+@recorded("ms_irn_cam_merge")
+def test_cams_are_merged_as_in_the_reference(case):
     scales, (height, width) = case.meta["scales"], case.meta["size"]
     method = PooledCAMNetwork(len(case["label"]) + 1, VIT, cam_size="stride16")
     method.activation_of = stored_outputs(case, scales)
     stored = method.predict(torch.zeros(1, 3, height, width), scales)
     keys = case["label"].nonzero()[:, 0]
-    assert torch.equal(keys, case["keys"])
-    maps, strided = stored.cam[0, keys], stored.strided_cam[0, keys]
-    assert_close(strided, case["cam"], rtol=1e-5, atol=1e-5)
-    assert_close(maps, case["high_res"], rtol=1e-5, atol=1e-5)
+    case.same("keys", keys)
+    maps = stored.cam[0, keys]
+    case.compare("cam", stored.strided_cam[0, keys], atol=1e-5)
+    case.compare("high_res", maps, atol=1e-5)
 
     names = F.pad(keys + 1, (1, 0))
 
-    def argmax(threshold):
-        return torch.cat([torch.full_like(maps[:1], threshold), maps]).argmax(0)
+    def argmax(percent):
+        return torch.cat([torch.full_like(maps[:1], int(percent) / 100), maps]).argmax(0)
 
-    assert torch.equal(names[argmax(0.15)], case["pred_015"].long())
-    for key in (key for key in case if key.startswith("argmax_")):
-        found = argmax(int(key.removeprefix("argmax_")) / 100)
-        assert torch.equal(found, case[key].long())
-    (key,) = (key for key in case if key.startswith("conf_nocrf_"))
-    strict, lax = (int(percent) / 100 for percent in key.split("_")[-2:])
-    label = merge_confident_labels(argmax(strict), argmax(lax))
-    label = torch.where(label == 255, label, names[label.clamp(max=len(keys))])
-    assert torch.equal(label, case[key].long())
+    for key in case.starting("pred_"):
+        case.same(key, names[argmax(key.removeprefix("pred_"))])
+    for key in case.starting("argmax_"):
+        case.same(key, argmax(key.removeprefix("argmax_")))
+    for key in case.starting("conf_nocrf_"):
+        label = merge_confident_labels(*(argmax(percent) for percent in key.split("_")[-2:]))
+        case.same(key, torch.where(label == 255, label, names[label.clamp(max=len(keys))]))
 
 
 @pytest.mark.parametrize("cam_size", ["image", "stride16"])
@@ -167,47 +140,48 @@ def test_pixels_average_to_the_logits():
 # -- boundaries and displacements
 
 
-def test_irnet_matches_reference_values_and_gradients(golden):
-    case = golden("ms_irn_net")
-    image, infer_image = case.input("image"), case.input("infer_image")
-    method = recorded_irnet(case, case.meta["radius"])
+@recorded("ms_irn_net")
+def test_irnet_matches_reference_values_and_gradients(case, double_precision):
+    image, infer_image = case.input("image").double(), case.input("infer_image").double()
+    radius = case.meta["radius"]
+    method = recorded_network(lambda: IRNet(21, FROZEN, radius=radius), case, "irn")
     mean = method.mean_displacement.clone()
     edge_logits, displacement = method.network(image)
-    assert_close(edge_logits.detach(), case["edge_logits"], rtol=1e-4, atol=1e-4)
-    assert_close(displacement.detach(), case["dp_train"], rtol=1e-4, atol=1e-4)
+    case.compare("edge_logits", edge_logits, **CLOSE)
+    case.compare("dp_train", displacement, **CLOSE)
 
     pairs, label_map = method.pairs, case["label_map"].long()
     label = pair_label(label_map, pairs)
-    assert [x.sum().item() for x in label] == case["counts"].tolist()
-    affinity = (1 - pairs.path_max(edge_logits.sigmoid()[:, 0])).detach()
-    difference = (pairs.source(displacement)[..., None, :] - pairs.destination(displacement)).detach()
+    case.same("counts", [x.sum() for x in label])
+    affinity = 1 - pairs.path_max(edge_logits.sigmoid()[:, 0])
+    difference = pairs.source(displacement)[..., None, :] - pairs.destination(displacement)
     offset = pairs.directions.T[:, :, None]
     for name, values in {
-        "pos_aff_sub": -(affinity + 1e-5).log()[:, ::8, ::4],
-        "neg_aff_sub": -(1 + 1e-5 - affinity).log()[:, ::8, ::4],
-        "dp_fg_sub": (difference - offset).abs()[:, :, ::8, ::4],
-        "dp_bg_sub": difference.abs()[:, :, ::8, ::4],
+        "pos_aff_sub": -(affinity + 1e-5).log(),
+        "neg_aff_sub": -(1 + 1e-5 - affinity).log(),
+        "dp_fg_sub": (difference - offset).abs(),
+        "dp_bg_sub": difference.abs(),
     }.items():
-        assert_close(values, case[name], rtol=1e-4, atol=1e-4)
+        case.compare(name, values[..., ::8, ::4], **CLOSE)
 
     # Nearest reduction takes these labels back to the recorded ones.
-    mask = label_map.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    times = image.shape[-1] // label_map.shape[-1]
+    mask = label_map.repeat_interleave(times, 1).repeat_interleave(times, 2)
     losses, _ = method({"image": image, "pseudo_label": mask}, 0)
     for name, loss in losses.items():
-        assert_close(loss.detach(), case[f"{name}_loss"], rtol=1e-4, atol=1e-4)
+        case.compare(f"{name}_loss", loss, **CLOSE)
     total = sum(method.loss_weight(name, 0) * loss for name, loss in losses.items())
-    assert_close(total.detach(), case["total"], rtol=1e-4, atol=1e-4)
+    case.compare("total", total, **CLOSE)
     total.backward()
-    assert_recorded_gradients(method, case, IRN_KEYS)
-    assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
+    check_gradients(case, method, "irn")
 
     method.eval().mean_displacement.copy_(mean)
     with torch.no_grad():
         _, displacement = method.network(image)
-    assert_close(displacement[:, :, ::3, ::3], case["dp_eval_sub"], rtol=1e-4, atol=1e-4)
+    case.compare("dp_eval_sub", displacement[:, :, ::3, ::3], **CLOSE)
     edge, displacement = method.boundaries(infer_image[None])
-    assert_close(edge[None], case["infer_edge"], rtol=1e-4, atol=1e-4)
-    assert_close(displacement, case["infer_dp"], rtol=1e-4, atol=1e-4)
+    case.compare("infer_edge", edge[None], **CLOSE)
+    case.compare("infer_dp", displacement, **CLOSE)
 
 
 @pytest.mark.parametrize("backbone", [VIT, {"name": "resnet50"}])

@@ -1,22 +1,17 @@
 """SEAM: the authors' network, losses and merging of scales, and what must hold for any input."""
 
-import json
-
 import pytest
 import torch
 from torch.testing import assert_close
 
 import methods.seam
-from methods.published import PROGRAMS
 from methods.seam import SEAM, Output, PixelCorrelation, stretch
 from ops.cam import background_score
 from tests.cams import scored_label
-from tests.conftest import GOLDEN
-from tests.methods.recorded import assert_recorded_gradients, recorded_network
+from tests.methods.recorded import check_gradients, recorded_network, scale_pairs
+from tests.recorded import GOLDEN, GoldenCase, recorded
 
-AUTHORS = list(json.loads((GOLDEN / "state_dict_seam_seam.json").read_text())["canonical"])
 RESNET = {"name": "resnet38d"}
-PUBLISHED_KEYS = PROGRAMS["seam"]["rules"].items()
 SMALL = {"name": "resnet38d", "width": 4, "dropout": (0.0, 0.0)}
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64, "pyramid": True}
 PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
@@ -44,8 +39,15 @@ def parts(case):
     }
 
 
-def test_loss_of_given_maps_matches_the_authors(golden):
-    case = golden("ms_seam_loss")
+def check_losses(case, losses, rtol, atol):
+    for name, value in parts(case).items():
+        assert_close(losses[name].to(value.dtype), value, rtol=rtol, atol=atol)
+    case.compare("loss_cls", losses["cls"] + losses["min_pool"], rtol=rtol, atol=atol)
+    case.compare("total", sum(losses.values()), rtol=rtol, atol=atol)
+
+
+@recorded("ms_seam_loss")
+def test_loss_of_given_maps_matches_the_authors(case):
     cam, rv, small_cam, small_rv = maps = [
         case.input(key).requires_grad_() for key in ("cam1", "rv1", "cam2", "rv2")
     ]
@@ -54,84 +56,71 @@ def test_loss_of_given_maps_matches_the_authors(golden):
         *(Output(m, refined, m[:, 1:].mean((2, 3))) for m, refined in ((cam, rv), (small_cam, small_rv)))
     )
     losses, _ = method({"image": torch.zeros(b, 3, h, w), "class_label": case["label"][:, 1:].float()}, 0)
-    for name, value in parts(case).items():
-        assert_close(losses[name], value, rtol=1e-5, atol=1e-5)
-    assert_close(losses["cls"] + losses["min_pool"], case["loss_cls"], rtol=1e-5, atol=1e-5)
-    assert_close(sum(losses.values()), case["total"], rtol=1e-5, atol=1e-5)
+    check_losses(case, losses, rtol=1e-5, atol=1e-5)
     channels = case.meta["grad_channels"]
     gradients = torch.autograd.grad(sum(losses.values()), maps)
     for name, gradient, stride in zip(("cam1", "rv1", "cam2", "rv2"), gradients, (4, 4, 2, 2)):
-        expected = case[f"grad_{name}"]
-        assert_close(gradient[:, channels, ::stride, ::stride], expected, rtol=1e-4, atol=1e-7)
+        case.compare(f"grad_{name}", gradient[:, channels, ::stride, ::stride], rtol=1e-4, atol=1e-7)
 
 
-def test_pixel_correlation_matches_reference_values_and_gradient(golden):
-    case = golden("ms_seam_pcm")
+@recorded("ms_seam_pcm")
+def test_pixel_correlation_matches_reference_values_and_gradient(case):
     cam, features = case.input("cam"), case.input("f").requires_grad_()
     widths = (64, features.shape[1] - 3 - 64)
     module = PixelCorrelation((8, 8), widths, case.setting("embed_dim", 192))
-    module.embed.weight.data = case.weight("f9.weight", module.embed.weight.shape)
+    case.load_author_weights(module.embed, {"weight": "f9.weight"})
     out = module.correlate(cam, features)
-    assert_close(out, case["out"], rtol=1e-5, atol=1e-5)
-    assert_close(
-        module.correlate(cam[:, :, ::2, ::2], features), case["out_low_res_cam"], rtol=1e-5, atol=1e-5
-    )
+    case.compare("out", out, atol=1e-5)
+    case.compare("out_low_res_cam", module.correlate(cam[:, :, ::2, ::2], features), atol=1e-5)
     (out * case.input("w")).sum().backward()
-    assert_close(features.grad[:, ::13], case["grad_f_sub"], rtol=1e-4, atol=1e-5)
+    case.compare("grad_f_sub", features.grad[:, ::13], rtol=1e-4, atol=1e-5)
     gradient = module.embed.weight.grad
-    assert_close(gradient.norm(), case["grad_f9_norm"].float(), rtol=1e-5, atol=1e-5)
-    assert_close(gradient.flatten()[::585][:64], case["grad_f9_sub"], rtol=1e-4, atol=1e-5)
+    case.compare("grad_f9_norm", gradient.norm(), atol=1e-5)
+    case.compare("grad_f9_sub", gradient.flatten()[::585][:64], rtol=1e-4, atol=1e-5)
 
 
-def test_network_matches_the_authors(golden):
-    case = golden("ms_seam_net")
+@recorded("ms_seam_net")
+def test_network_matches_the_authors(case):
     classes = case["cam_mean"].shape[1]
-    method = recorded_network(lambda: SEAM(classes, RESNET), case, PUBLISHED_KEYS, AUTHORS)
+    method = recorded_network(lambda: SEAM(classes, RESNET), case, "seam", torch.float32)
     with torch.no_grad():
         out = method.network(case.input("image"))
     for maps, name in ((out.cam, "cam"), (out.refined, "cam_rv")):
-        assert_close(maps[:, :, ::6, ::6], case[f"{name}_sub"], **CLOSE)
-        assert_close(maps.double().mean((2, 3)), case[f"{name}_mean"], **CLOSE)
+        case.compare(f"{name}_sub", maps[:, :, ::6, ::6], **CLOSE)
+        case.compare(f"{name}_mean", maps.double().mean((2, 3)), **CLOSE)
 
 
-def test_step_matches_the_authors(golden):
-    case = golden("ms_seam_step")
-    classes = case["label"].shape[1]
-    method = recorded_network(lambda: SEAM(classes, RESNET), case, PUBLISHED_KEYS, AUTHORS)
+@recorded("ms_seam_step")
+def test_step_matches_the_authors(case):
+    classes, class_label = case["label"].shape[1], case["label"][:, 1:].float()
+    method = recorded_network(lambda: SEAM(classes, RESNET), case, "seam", torch.float32)
     views = []
     method.backbone.register_forward_pre_hook(lambda module, inputs: views.append(inputs[0]))
-    losses, _ = method({"image": case.input("image"), "class_label": case["label"][:, 1:].float()}, 0)
-    assert list(views[1].shape) == case["img2_shape"].tolist()
-    assert_close(views[1][:, :, ::3, ::3], case["img2_sub"], **CLOSE)
-    for name, value in parts(case).items():
-        assert_close(losses[name], value, **CLOSE)
-    total = sum(losses.values())
-    assert_close(losses["cls"] + losses["min_pool"], case["loss_cls"], **CLOSE)
-    assert_close(total, case["total"], **CLOSE)
-    total.backward()
-    assert_recorded_gradients(method, case, PUBLISHED_KEYS, rtol=2e-3)
-    assert sum(p.grad is not None for p in method.parameters()) == case.meta["n_params_with_grad"]
+    losses, _ = method({"image": case.input("image"), "class_label": class_label}, 0)
+    case.same("img2_shape", views[1].shape)
+    case.compare("img2_sub", views[1][:, :, ::3, ::3], **CLOSE)
+    check_losses(case, losses, **CLOSE)
+    sum(losses.values()).backward()
+    check_gradients(case, method, "seam", rtol=2e-3)
 
 
-def test_merging_of_scales_matches_the_authors(golden):
-    case = golden("ms_seam_cam_merge")
-    scales = case.meta["scales"]
-    maps = [case.input(f"cam{i}") for i in range(2 * len(scales))]
-    pairs = {scale: torch.cat(maps[2 * i : 2 * i + 2]) for i, scale in enumerate(scales)}
-    order = sorted(scales, key=lambda scale: scale != 1.0)
-    method = GivenMaps(maps[0].shape[1], SMALL).given(*(Output(None, pairs[scale], None) for scale in order))
-    total = method.summed_maps(torch.zeros(1, 3, *case.meta["size"]), scales)
+@recorded("ms_seam_cam_merge")
+def test_merging_of_scales_matches_the_authors(case):
+    pairs = scale_pairs(case, rectify=False)
+    classes = next(iter(pairs.values())).shape[1]
+    method = GivenMaps(classes, SMALL).given(*(Output(None, maps, None) for maps in pairs.values()))
+    total = method.summed_maps(torch.zeros(1, 3, *case.meta["size"]), case.meta["scales"])
     label = case["label"][None].float()
     published = stretch(total * label[:, :, None, None])
     present = label[0] > 0
-    assert_close(published[0, present], case["norm_cam"], rtol=1e-5, atol=1e-5)
+    case.compare("norm_cam", published[0, present], atol=1e-5)
     absent = published[0, ~present]
-    assert_close(torch.stack([absent.min(), absent.max()]), case["absent_value"], rtol=0, atol=1e-5)
-    for name, threshold in (("026", 0.26), ("060", 0.60)):
-        assert torch.equal(scored_label(published, label, threshold)[0], case[f"pred_{name}"].long())
-    for key in (key for key in case if key.startswith("bg_alpha")):
+    case.compare("absent_value", torch.stack([absent.min(), absent.max()]), rtol=0, atol=1e-5)
+    for key in case.starting("pred_"):
+        case.same(key, scored_label(published, label, int(key.removeprefix("pred_")) / 100)[0])
+    for key in case.starting("bg_alpha"):
         score = background_score(published[0, present], float(key.removeprefix("bg_alpha")))
-        assert_close(score[::2, ::2], case[key], rtol=1e-5, atol=1e-5)
+        case.compare(key, score[::2, ::2], atol=1e-5)
 
 
 # -- any input
@@ -217,8 +206,8 @@ def test_large_images_are_correlated_block_by_block(monkeypatch):
     assert_close(module.correlate(attention, features), whole)
 
 
-def test_new_layers_learn_ten_times_as_fast_as_published(golden):
-    (weights, _, new, _) = golden("ms_seam_net").meta["group_sizes_before_train"]
+def test_new_layers_learn_ten_times_as_fast_as_published():
+    weights, _, new, _ = GoldenCase(GOLDEN / "ms_seam_net.npz").meta["group_sizes_before_train"]
     with torch.device("meta"):
         groups = SEAM(21, RESNET).parameter_groups()
     sizes = {group["name"]: (len(group["params"]), group["lr_scale"]) for group in groups}

@@ -233,8 +233,8 @@ def test_steps_of_seco_match_reference_values(case, monkeypatch):
         # Of queries, keys and queue.
         flags = 2 * method.tags.sum() + method.queue_tags.sum()
         case.same(f"{phase}/feats_flags_sum", [2 * len(query) + len(method.queue), flags])
-        # Records were overwritten by the phases after them. They show the teacher before its update, and where
-        # no prototype moves the moved ones of the next phase.
+        # Records were overwritten by the phases after them. They show the teacher before its update, and
+        # where no prototype moves the moved ones of the next phase.
         if step >= method.prototype_from_step:
             case.compare(f"{phase}/proto_sub", method.prototypes[::2, ::24])
             case.compare(f"{phase}/proto_stats", stats(method.prototypes), rtol=1e-4)

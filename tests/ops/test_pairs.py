@@ -5,6 +5,7 @@ import torch
 
 from losses.affinity import pair_label
 from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, seam_radius, search_directions
+from tests.methods.recorded import radius_of
 from tests.recorded import recorded
 
 
@@ -50,9 +51,8 @@ def test_labels_of_path_pairs_match_reference_values(case):
 
 
 def check_labels(case, pairs_of):
-    """Recorded labels of the pairs of a label map, whose radius their number tells."""
-    count = len(case["neg"])
-    pairs = pairs_of(next(r for r in range(2, 30) if len(search_directions(r)) == count))
+    """Recorded labels of the pairs of a label map."""
+    pairs = pairs_of(radius_of(len(case["neg"])))
     for kind, found in pair_label(case["label_map"].long()[None], pairs)._asdict().items():
         case.same(kind, found[0])
 

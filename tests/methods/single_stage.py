@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from methods import one_stage
-from methods.one_stage import OneStage, SingleStageCNN
+from methods import cnn_base
+from methods.cnn_base import SingleStageCNN
+from methods.one_stage import OneStage
 from methods.published import PROGRAMS
 from ops.cam import present_classes
 from tests.conftest import GOLDEN, GoldenCase
@@ -164,7 +165,7 @@ def small_method(method_class: type[SingleStageCNN], num_classes: int, **options
         options = {"loss_weights": weights, "width": 8, "context_dilations": (2, 3, 4)} | options
     with pytest.MonkeyPatch.context() as patch:
         if "backbone" not in options:
-            patch.setattr(one_stage, "create_backbone", Maps)
+            patch.setattr(cnn_base, "create_backbone", Maps)
         return method_class(num_classes, options.pop("backbone", {}), **options)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from methods import one_stage
+from losses.classification import multilabel_hinge_loss
+from losses.segmentation import mask_loss
 from methods.one_stage import (
     AtrousPyramid,
     CAMBaseline,
@@ -126,7 +127,7 @@ def test_everything_behind_the_logits_matches_reference_values(golden, system):
     losses, metrics = method.train()(batch, step=10**6)
     assert set(losses) == {"cls", "mask"} and losses["mask"] > 0 and method(batch, step=0)[0]["mask"] == 0
     assert set(metrics) == {"fg"}
-    per_image = one_stage.mask_loss(
+    per_image = mask_loss(
         resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
     )
     assert_stored(case, "loss_mask_per_image", per_image, **close)
@@ -270,7 +271,7 @@ def test_baseline_learns_from_its_averaged_features(class_loss):
     if class_loss == "soft_margin":
         expected = torch.nn.functional.multilabel_soft_margin_loss(logits, labels)
     else:
-        expected = one_stage.multilabel_hinge_loss(logits, labels)
+        expected = multilabel_hinge_loss(logits, labels)
     losses, _ = method(batch, 0)
     assert set(losses) == {"cls"}
     assert_close(losses["cls"], expected)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import methods.one_stage
 from engine.inference import multi_scale_segment
 from engine.optim import build_optimizer
+from losses.segmentation import mask_loss
+from methods import cnn_base
 from methods.one_stage import CAMBaseline, OneStage, mean_foreground
 from methods.ws_fcn import WSFCN
 from models.backbones import create_backbone
@@ -72,7 +73,7 @@ def make():
         backbone.float()  # a test may have made it double
         num_classes = case["cls"].shape[1] + 1
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(methods.one_stage, "create_backbone", lambda: backbone)
+            patch.setattr(cnn_base, "create_backbone", lambda: backbone)
             method = (method_class or system.method)(
                 num_classes, {}, {"cls": 1.0, "mask": [[0, 0.0], [2, 1.0]]}
             )
@@ -171,7 +172,7 @@ def test_training_step_matches_reference_values(golden, make, system):
     assert_stored(case, "dec", all_classes(method, image, masks, labels), rtol=1e-3, atol=1e-4)
     pseudo_label = method.pseudo_ground_truth(image, masks, labels)
     assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.005
-    per_image = methods.one_stage.mask_loss(
+    per_image = mask_loss(
         resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
     )
     assert_stored(case, "loss_mask_per_image", per_image, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,131 @@
+"""What single-stage CNN methods share (1-stage-wseg, WS-FCN): parameter groups and the rules of test time.
+
+B images, V views of each, C foreground classes, K = C + 1, (H, W) pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from datasets.transforms import ResizedView
+from losses.classification import multilabel_hinge_loss, multilabel_loss
+from methods.base import Method, Prediction, Transform, groups_by_origin
+from models.backbones import create_backbone
+from ops.cam import summed_cam
+
+CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
+
+
+class Reading(NamedTuple):
+    """What a network says about images in one pass."""
+
+    class_logits: Tensor  # (B, C)
+    masks: Tensor  # (B, K, H, W) in [0, 1], background first
+
+
+class SingleStageCNN(Method):
+    """A classifier that predicts masks: what differs is in ``read`` and the training step.
+
+    Args:
+        backbone: arguments of ``create_backbone``, for a backbone that gives a list of maps.
+        class_loss: ``soft_margin`` or ``hinge``.
+        class_threshold: a class counts as present at test time if its confidence exceeds this in any view.
+        background: the background's score at test time: ``[power, p]`` (its mean mask to the power p) or
+            ``[score, s]`` (s everywhere).
+        crf_background_power: the CRF's background is ``(1 - largest foreground score)`` to this power; None:
+            the background's score.
+        lr_scales: factors of the learning rate of the parameter groups; the published ones depend on the
+            backbone.
+        background_threshold, cam_scales: of ``Method``; ``cam`` is the foreground masks, mean over scales and
+            mirror images.
+    """
+
+    crf_preset = "one_stage"
+    LR_SCALES: Mapping[str, float] = dict(
+        backbone_weight=1.0, backbone_bias=2.0, new_weight=10.0, new_bias=20.0
+    )
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        loss_weights: Mapping[str, Any] | None,
+        class_loss: Literal["soft_margin", "hinge"] = "soft_margin",
+        class_threshold: float = 0.1,
+        background: tuple[str, float] = ("power", 3.0),
+        crf_background_power: float | None = None,
+        lr_scales: Mapping[str, float] | None = None,
+        background_threshold: float = 0.25,
+        cam_scales: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
+        if class_loss not in CLASS_LOSSES:
+            raise ValueError(f"class_loss is {' or '.join(CLASS_LOSSES)}, not '{class_loss}'")
+        if len(background) != 2 or background[0] not in ("power", "score"):
+            raise ValueError(f"background is [power, p] or [score, s], not {background}")
+        self.class_loss = CLASS_LOSSES[class_loss]
+        self.class_threshold = class_threshold
+        self.background_rule, self.background_value = background
+        self.crf_background_power = crf_background_power
+        self.lr_scales = {**self.LR_SCALES, **(lr_scales or {})}
+        if unknown := set(self.lr_scales) - set(self.LR_SCALES):
+            raise ValueError(f"lr_scales has no '{unknown.pop()}', only {', '.join(self.LR_SCALES)}")
+        self.backbone = create_backbone(**backbone)
+        if not hasattr(self.backbone, "dims"):
+            raise ValueError(
+                f"{type(self).__name__} needs a backbone that gives maps, such as resnet38d, or a ViT with "
+                f"method.backbone.pyramid=true; '{backbone['name']}' gives tokens"
+            )
+
+    def read(self, image: Tensor) -> Reading:
+        """Class scores and masks of normalised images (B, 3, H, W)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
+        """``seg_logits`` are masks (B, K, H, W) in [0, 1], because the papers merge masks."""
+        if not scales:
+            out = self.read(image)
+            return Prediction(None, None, out.class_logits, out.masks)
+        readings: list[Reading] = []  # scale 1 comes first: the images, then their mirror images
+
+        def foreground(views: Tensor) -> Tensor:
+            readings.append(self.read(views))
+            return readings[-1].masks[:, 1:]
+
+        total = summed_cam(foreground, image, scales, [(image.shape[-2], image.shape[-1])])[0]
+        class_logits, masks = (x[: len(image)] for x in readings[0])
+        return Prediction(total / (2 * len(readings)), None, class_logits, masks)
+
+    def present(self, class_logits: Tensor) -> Tensor:
+        return class_logits.sigmoid() > self.class_threshold
+
+    def finish_scores(
+        self, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
+    ) -> Tensor:
+        """Keep the classes that any view is confident of, or the true ones, and set the background."""
+        if class_label is None:
+            class_label = self.present(class_logits).any(1)
+        background, foreground = scores[:, :1], scores[:, 1:] * class_label[:, :, None, None]
+        if self.background_rule == "power":
+            background = background**self.background_value
+        else:
+            background = torch.full_like(background, self.background_value)
+        return torch.cat([background, foreground], 1)
+
+    def crf_probs(self, scores: Tensor) -> Tensor:
+        if self.crf_background_power is None:
+            return scores
+        foreground = scores[:, 1:]
+        background = (1 - foreground.amax(1, keepdim=True)) ** self.crf_background_power
+        return torch.cat([background, foreground], 1)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [g | {"lr_scale": self.lr_scales[g["name"]]} for g in groups_by_origin(self)]
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return ResizedView(crop_size, scale_range)

@@ -7,7 +7,6 @@ this process, M keys, C classes, D projection size. Every normaliser counts over
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ def local_to_local_contrast(
     temperature: float,
     copies: Tensor | None = None,
     revise_ratio: float = 10.0,
-    revise_among: Literal["keys", "positives"] = "keys",
     eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor]:
     """Pull tokens of the same tag together and push all others apart (SeCo, LIL); revise unlikely tags.
@@ -50,10 +48,8 @@ def local_to_local_contrast(
             queue first and append the queue to them, so they count twice.
         revise_ratio: a query most of whose positives are unlike it is taken to be tagged wrongly: where the
             entries of l+ below their mean outnumber the others by more than this factor, it becomes
-            background.
-        revise_among: ``keys``, as published, counts and averages over all keys. l+ is 0, the largest value,
-            for every key of another tag, and those are the majority, so no tag was revised in 1,000 steps of
-            the authors' program. ``positives`` looks at the row's positives alone.
+            background. l+ is 0, the largest value, for every key of another tag, and those are the majority,
+            so no tag was revised in 1,000 steps of the authors' program.
 
     Returns:
         Scalar, at least 0, and the revised tags (R,), a new tensor.
@@ -68,10 +64,9 @@ def local_to_local_contrast(
         number = copies.sum()
 
         with torch.no_grad():
-            compared = copies * positive if revise_among == "positives" else copies.expand_as(positive)
-            mean = (logits * positive * copies).sum(1) / compared.sum(1).clamp(min=1)
-            below = (compared * (logits * positive < mean[:, None])).sum(1)
-            revised = below / (compared.sum(1) - below + 1e-6) > revise_ratio
+            mean = (logits * positive * copies).sum(1) / number
+            below = (copies * (logits * positive < mean[:, None])).sum(1)
+            revised = below / (number - below + 1e-6) > revise_ratio
             counted = copies * (positive & ~revised[:, None])
             # The authors drop the entries whose exponential is exactly 1: the maximum, and what was set to
             # zero.

@@ -6,7 +6,7 @@ each, P classes present in an image, D width, (H, W) pixels, (h, w) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,15 +18,18 @@ from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Metrics, resize_like
-from methods.toco import ToCo
-from methods.vit_base import label_shares
+from methods.contrastive_vit import ContrastiveViT
+from methods.vit_base import cam_schedule, label_shares
 from models.backbones.vit import ViT
-from ops.cam import PresentClasses, present_classes, region_mask
-from utils.schedule import Schedule
+from models.heads import ProjectionHead
+from models.memory import momentum_copy
+from ops.cam import PresentClasses
+from ops.labels import region_mask
+from utils.build import build_part, check_number
 from utils.seed import sample_generator
 
 
-class MCC(ToCo):
+class MCC(ContrastiveViT):
     """Class tokens of masked images are contrasted with those of whole ones, by what the visible part shows.
 
     Args:
@@ -39,11 +42,13 @@ class MCC(ToCo):
             them.
         object_share: a masked view is negative when the mean of the region mask (0 background, 1 uncertain, 2
             foreground) over its visible tokens is not above this.
-        **options: of ``ToCo``: ``temperature``, ``momentum``, ``head``, and of ``SingleStageViT``.
+        temperature: of the contrast.
+        momentum: of the teacher's projection head. The encoder has no teacher.
+        head: widths of the projection head.
+        **options: of ``ContrastiveViT``.
     """
 
     crf_preset = "mcc"
-    refused = ("local_crop_size", "num_local_crops", "start")
 
     def __init__(
         self,
@@ -55,45 +60,34 @@ class MCC(ToCo):
         mask_scale: int = 4,
         flag_source: Any = ((0, "aux_cam"), (12001, "cam")),
         object_share: float = 0.2,
+        temperature: float = 0.5,
+        momentum: float = 0.9,
+        head: Mapping[str, int] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            backbone,
-            loss_weights=loss_weights,
-            object_share=object_share,
-            **options,
-        )
-        if not 0 <= mask_rate <= 1:
-            raise ValueError(f"mask_rate is a probability, not {mask_rate}")
+        super().__init__(num_classes, backbone, momentum, loss_weights=loss_weights, **options)
+        check_number("method.mask_rate", mask_rate)
+        check_number("method.object_share", object_share, 0, 2)
         self.num_masks = num_masks
         self.mask_rate = mask_rate
         self.mask_scale = mask_scale
-        self.flag_source = Schedule(flag_source)
-        if unused := set(self.refused) & set(options):
-            raise ValueError(
-                f"MCC masks whole images and has no local crops: leave method.{unused.pop()} out"
-            )
-        if unknown := set(self.flag_source.values) - {"cam", "aux_cam"}:
-            raise ValueError(f"flag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
+        self.flag_source = cam_schedule("flag_source", flag_source)
+        self.object_share = object_share
+        self.temperature = temperature
+        self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
+        self.teacher_head = momentum_copy(self.proj_head)
+
+    @classmethod
+    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
+        yield from super().parts(options)
+        yield "head", ProjectionHead
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
-        present = present_classes(class_label)
+        views, out, present, cams, pseudo_label, affinity = self.begin(batch, step)
 
-        # One pass over main image and second view serves classifiers, decoder, CAM, student and teacher, as
-        # in ToCo.
-        views = self.backbone(torch.cat([image, batch["global_view"]]))
-        out = self.read_out(views.images(0, len(image)))
-        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
-        cams = {"cam": cam, "aux_cam": aux_cam}
-        label_cam, flag_cam = cams[self.label_source(step)], cams[self.flag_source(step)]
-        pseudo_label = self.pseudo_label(image, label_cam, present, valid_box)  # (B, H, W)
-        size = out.tokens.patch_tokens.shape[-2:]
-        affinity = self.affinity_label(aux_cam, present, valid_box, size)  # (B, hw, hw)
-
-        masks = self.sample_masks(batch, size)  # (B, V, h, w), True where hidden
-        is_positive = self.visible_objects(flag_cam, present, masks)  # (B, 2 + V)
+        masks = self.sample_masks(batch, out.tokens.patch_tokens.shape[-2:])  # (B, V, h, w), True: hidden
+        is_positive = self.visible_objects(cams[self.flag_source(step)], present, masks)  # (B, 2 + V)
         masked = masked_class_token(self.backbone, batch["strong_view"], masks)  # (V * B, D)
         student = self.proj_head(torch.cat([views.cls_token, masked]))
         teacher = self.teach(views.cls_token, step)

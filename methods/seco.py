@@ -20,20 +20,21 @@ from losses.classification import multilabel_loss
 from losses.segmentation import balanced_cross_entropy
 from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_contrast
 from methods.base import Batch, Losses, Metrics, resize_like
-from methods.vit_base import SingleStageViT, label_shares
-from models.ema import momentum_copy, update_momentum_copy
+from methods.contrastive_vit import ContrastiveViT
+from methods.vit_base import cam_schedule, label_shares
 from models.heads import ProjectionHead
-from ops.cam import PresentClasses, cam_to_confident_label, ignore_outside_box, present_classes
+from models.memory import enqueue_, momentum_copy, moved_prototypes, update_momentum_copy
+from ops.cam import PresentClasses
 from ops.crops import crop_positions, cut
+from ops.labels import cam_to_confident_label, ignore_outside_box
 from utils.build import build_part, check_number
 from utils.distributed import gather_batch
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
-from utils.schedule import Schedule
 from utils.seed import sample_generator
 
 
-class SeCo(SingleStageViT):
+class SeCo(ContrastiveViT):
     """Images are decomposed into local crops with category tags; class tokens are contrasted by tag.
 
     Two teachers: a momentum encoder with its head fills the queue of tagged keys (LIL), and class prototypes
@@ -45,17 +46,7 @@ class SeCo(SingleStageViT):
         num_local_crops: local crops per image.
         tag_source: which CAM tags are read from, ``cam`` or ``aux_cam``, or a schedule of them.
         tag_threshold: a crop is background when not more than this share of it is uncertain or object.
-        tag_mass: ``ids``, as published, lets an object pixel of class c weigh c in that share, so that
-            objects of late classes are never background; ``pixels`` counts every pixel once.
-        tag_without_class: tag of the global views of an image whose CAM shows no confident class. 1, as
-            published, takes it for the first class (aeroplane, or person on COCO); -1 leaves it out.
-        crop_centres: ``uncertain``, as published, centres crops on uncertain pixels. With crops of two to
-            four tokens more than ``tag_threshold`` of each is then uncertain or object: even ideal CAMs give
-            no background tag, and class crops that show 43 % of their class. ``anywhere`` in the image gives
-            half background and 64 %.
-        crop_order: ``fixed``, as published, draws the crops of every image in every step from a generator
-            seeded with 0; ``sample`` from the sample's own seed.
-        revise_ratio: see ``local_to_local_contrast``; also ``revise_among``.
+        revise_ratio: see ``local_to_local_contrast``.
         prototype_from_step: first step that updates the prototypes.
         prototype_momentum: their moving average's factor. Class tokens are much longer than the unit
             prototypes they are mixed into, so the prototypes follow faster than the factor says.
@@ -64,7 +55,7 @@ class SeCo(SingleStageViT):
         temperature_lil: of the contrast with the queue.
         temperature_lig: of the contrast with the prototypes.
         head: ``hidden_dim`` of the projection heads.
-        **options: of ``SingleStageViT``.
+        **options: of ``ContrastiveViT``. ``follow: paper`` changes tags and crops too, see ``decompose``.
     """
 
     crf_preset = "seco"
@@ -73,19 +64,14 @@ class SeCo(SingleStageViT):
         self,
         num_classes: int,
         backbone: Mapping[str, Any],
-        decoder: str | None = "aspp",
+        decoder: str = "aspp",
         loss_weights: Mapping[str, Any] | None = None,
         cam_scales: Sequence[float] = (1.0, 0.5, 0.75, 1.5),
         local_crop_size: int = 64,
         num_local_crops: int = 10,
         tag_source: Any = ((0, "aux_cam"), (10000, "cam")),
         tag_threshold: float = 0.2,
-        tag_mass: Literal["ids", "pixels"] = "ids",
-        tag_without_class: Literal[1, -1] = 1,
-        crop_centres: Literal["uncertain", "anywhere"] = "uncertain",
-        crop_order: Literal["fixed", "sample"] = "fixed",
         revise_ratio: float = 10.0,
-        revise_among: Literal["keys", "positives"] = "keys",
         prototype_from_step: int = 600,
         prototype_momentum: float = 0.9,
         queue_size: int = 4608,
@@ -96,37 +82,24 @@ class SeCo(SingleStageViT):
         main_view: Literal["augmented", "plain"] = "plain",
         **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            backbone,
-            main_view=main_view,
-            decoder=decoder,
-            loss_weights=loss_weights,
-            cam_scales=cam_scales,
-            **options,
-        )
+        shared = {"loss_weights": loss_weights, "cam_scales": cam_scales, "main_view": main_view}
+        super().__init__(num_classes, backbone, momentum, decoder, **shared, **options)
+        check_number("method.num_local_crops", num_local_crops, 1, math.inf)
+        check_number("method.prototype_momentum", prototype_momentum)
         self.local_crop_size = local_crop_size
         self.num_local_crops = num_local_crops
-        self.tag_source = Schedule(tag_source)
+        self.tag_source = cam_schedule("tag_source", tag_source)
         self.tag_threshold = tag_threshold
-        self.tag_mass = tag_mass
-        self.tag_without_class = tag_without_class
-        self.crop_centres = crop_centres
-        self.crop_order = crop_order
         self.revise_ratio = revise_ratio
-        self.revise_among = revise_among
         self.prototype_from_step = prototype_from_step
         self.prototype_momentum = prototype_momentum
-        self.momentum = momentum
         self.temperature_lil = temperature_lil
         self.temperature_lig = temperature_lig
-        self.check_options()
 
         width = self.backbone.embed_dim
         self.proj_head = build_part(key_head, head, width, key="method.head")
         self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_backbone = momentum_copy(self.backbone)
-        self.teacher_step = -1
         self.register_buffer("prototypes", torch.randn(num_classes - 1, width))
         # Noise until real keys have replaced it (96 steps of 48): on VOC and COCO long before LIL has weight.
         # As published, prototypes start unnormalised, so the logged LIG begins at 10 and not at 3, and the
@@ -140,44 +113,16 @@ class SeCo(SingleStageViT):
         yield from super().parts(options)
         yield "head", key_head
 
-    def check_options(self) -> None:
-        """Raise a ValueError that names the first option with an impossible value."""
-        allowed: dict[str, tuple[Any, ...]] = {
-            "tag_mass": ("ids", "pixels"),
-            "tag_without_class": (1, MIXED),
-            "crop_centres": ("uncertain", "anywhere"),
-            "crop_order": ("fixed", "sample"),
-            "revise_among": ("keys", "positives"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {values[0]!r} or {values[1]!r}, not {getattr(self, name)!r}")
-        for name in ("momentum", "prototype_momentum"):
-            check_number(f"method.{name}", getattr(self, name))
-        check_number("method.num_local_crops", self.num_local_crops, 1, math.inf)
-        if unknown := set(self.tag_source.values) - {"cam", "aux_cam"}:
-            raise ValueError(f"tag_source is 'cam' or 'aux_cam', not {unknown.pop()!r}")
-
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
-        present = present_classes(class_label)
-
-        # The main image is the first global view as well, so one pass over both views serves classifiers,
-        # decoder, CAM and contrast. The authors' program encodes it three times, with equal results.
-        views = self.backbone(torch.cat([image, batch["global_view"]]))
-        out = self.read_out(views.images(0, len(image)))
-        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
-        cams = {"cam": cam, "aux_cam": aux_cam}
-        label_cam, tag_cam = cams[self.label_source(step)], cams[self.tag_source(step)]
-        pseudo_label = self.pseudo_label(image, label_cam, present, valid_box)  # (B, H, W)
-        size = out.tokens.patch_tokens.shape[-2:]
-        affinity = self.affinity_label(aux_cam, present, valid_box, size)  # (B, hw, hw)
+        views, out, present, cams, pseudo_label, affinity = self.begin(batch, step)
 
         # Separate: crops of one category each, as far as the CAM can tell.
-        positions, tags = self.decompose(batch, tag_cam, present)  # (B, V, 2), (B, 2 + V)
+        positions, tags = self.decompose(batch, cams[self.tag_source(step)], present)  # (B, V, 2), (B, 2 + V)
         tags = tags.flatten()  # ((2 + V) * B,), image-major like everything below
-        side = self.local_crop_size
-        crops, key_crops = (cut(v, positions, side).flatten(0, 1) for v in (image, batch["strong_view"]))
+        crops, key_crops = (
+            cut(view, positions, self.local_crop_size).flatten(0, 1) for view in (image, batch["strong_view"])
+        )
 
         # Conquer: class tokens against remembered tokens and against prototypes.
         if step >= self.prototype_from_step:
@@ -186,8 +131,9 @@ class SeCo(SingleStageViT):
         # The queue keeps the tags as they are, LIG gets the revised ones.
         keys, key_tags, copies = self.remember(self.teach(views.cls_token, key_crops, step), tags)
         lil, revised_tags = local_to_local_contrast(
-            query, keys, tags, key_tags, self.temperature_lil, copies, self.revise_ratio, self.revise_among
+            query, keys, tags, key_tags, self.temperature_lil, copies, self.revise_ratio
         )
+        lig = local_to_global_contrast(query, self.prototypes.clone(), revised_tags, self.temperature_lig)
         seg_logits = resize_like(out.seg_logits, pseudo_label)
 
         return {
@@ -195,9 +141,7 @@ class SeCo(SingleStageViT):
             "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
             "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
             "lil": lil,
-            "lig": local_to_global_contrast(
-                query, self.prototypes.clone(), revised_tags, self.temperature_lig
-            ),
+            "lig": lig,
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
             "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
         }, label_shares(pseudo_label)
@@ -207,6 +151,10 @@ class SeCo(SingleStageViT):
     @torch.no_grad()
     def decompose(self, batch: Batch, cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
         """Corners (B, V, 2) of the local crops, and tags (B, 2 + V) of the two global views and the crops.
+
+        The program centres crops on uncertain pixels. With crops of two to four tokens more than
+        ``tag_threshold`` of each is then uncertain or object: even ideal CAMs give no background tag. The
+        paper's crops are anywhere in the image; half of them are background then.
 
         Args:
             batch: ``valid_box`` and ``sample_seed`` are read.
@@ -221,20 +169,16 @@ class SeCo(SingleStageViT):
             uncertain=MIXED,
         )
         label = ignore_outside_box(label, batch["valid_box"])
+        centres = label == MIXED if self.follow == "program" else label != IGNORE_INDEX
+        size = self.local_crop_size
         positions = crop_positions(
-            label == MIXED if self.crop_centres == "uncertain" else label != IGNORE_INDEX,
-            self.local_crop_size,
-            self.num_local_crops,
-            permutation=lambda i, n: self.permutation(batch, i, n),
+            centres, size, self.num_local_crops, lambda i, n: self.permutation(batch, i, n)
         )
-        tags = category_tags(
-            label, positions, self.local_crop_size, self.tag_threshold, self.tag_mass, self.tag_without_class
-        )
-        return positions, tags
+        return positions, category_tags(label, positions, size, self.tag_threshold, self.follow)
 
     def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
         """The order in which the ``n`` candidates for crops of image ``i`` are taken."""
-        if self.crop_order == "sample":
+        if self.follow == "paper":
             return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
         # The authors seed torch's global generator here, for every image of every step; a private one gives
         # the same places and leaves everything else that is drawn alone.
@@ -249,11 +193,9 @@ class SeCo(SingleStageViT):
         The teacher's encoder sees the local crops alone: the authors give its head the student's tokens of
         the global views.
         """
-        # Once per step, however many micro-batches a step is accumulated from.
-        if step != self.teacher_step:
+        if self.teachers_move(step):
             update_momentum_copy(self.teacher_backbone, self.backbone, self.momentum)
             update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
-            self.teacher_step = step
         local_tokens = self.teacher_backbone(key_crops).cls_token
         return project(self.teacher_head, global_tokens, local_tokens)
 
@@ -266,12 +208,7 @@ class SeCo(SingleStageViT):
         of them. It is a ring: its size need not be a multiple of a batch's keys.
         """
         keys, tags = gather_batch(keys), gather_batch(tags)
-        size, number = len(self.queue), len(keys)
-        kept = min(number, size)
-        places = (self.queue_ptr + torch.arange(number - kept, number, device=keys.device)) % size
-        self.queue.index_copy_(0, places, keys[-kept:])
-        self.queue_tags.index_copy_(0, places, tags[-kept:, None])
-        self.queue_ptr.add_(number).remainder_(size)
+        places = enqueue_(self.queue, self.queue_tags, self.queue_ptr, keys, tags)
         # The current keys count twice, for the authors contrast with them and with a queue that holds them
         # already. They prepend the process's own keys, here those of all processes count twice, so that the
         # loss does not depend on their number.
@@ -293,8 +230,7 @@ def category_tags(
     positions: Tensor,
     size: int,
     threshold: float = 0.2,
-    mass: Literal["ids", "pixels"] = "ids",
-    without_class: int = 1,
+    follow: Literal["program", "paper"] = "program",
 ) -> Tensor:
     """What the global views and the local crops of each image show, by a confident label of it.
 
@@ -306,9 +242,10 @@ def category_tags(
         positions: (B, V, 2) top-left corners of the crops.
         size: s.
         threshold: a crop is background when its mass is not above this share.
-        mass: what a class pixel counts in that share, its class number (``ids``) or 1; an uncertain pixel
-            counts 1.
-        without_class: tag of the global views where no class is confident.
+        follow: in the authors' program an object pixel weighs its class number in that share, so that objects
+            of late classes are never background, and the global views of an image without a confident class
+            are tagged 1 (aeroplane, or person on COCO). By the paper every pixel counts once, and such views
+            are mixed.
 
     Returns:
         (B, 2 + V) int64: both global views, then the crops.
@@ -316,7 +253,7 @@ def category_tags(
     label = label.masked_fill(label == IGNORE_INDEX, 0)
     uncertain = label == MIXED
     classes = label.masked_fill(uncertain, 0)  # (B, H, W), 0 where no class is
-    weight = classes + uncertain if mass == "ids" else label != 0
+    weight = classes + uncertain if follow == "program" else label != 0
 
     whole = single_class(classes.flatten(1))  # (B,)
     classes = torch.where(uncertain, whole.clamp(min=0)[:, None, None], classes)
@@ -325,7 +262,7 @@ def category_tags(
     tags = single_class(shown)
     tags = torch.where(tags == 0, MIXED, tags)  # uncertain pixels alone
     tags = tags.masked_fill(weight.sum(-1) / size**2 <= threshold, 0)  # (V, B)
-    whole = torch.where(whole == 0, without_class, whole)
+    whole = torch.where(whole == 0, 1 if follow == "program" else MIXED, whole)
     return torch.cat([whole.expand(2, -1), tags]).T
 
 
@@ -334,21 +271,6 @@ def single_class(classes: Tensor) -> Tensor:
     highest = classes.amax(-1)
     lowest = classes.masked_fill(classes == 0, IGNORE_INDEX).amin(-1)
     return torch.where((highest == lowest) | (highest == 0), highest, MIXED)
-
-
-def moved_prototypes(prototypes: Tensor, tokens: Tensor, labels: Tensor, momentum: float) -> Tensor:
-    """Prototypes (C, D) after a moving average over ``tokens`` (N, D), one after the other; unit rows.
-
-    Args:
-        labels: (N,) row of each token's prototype, or -1 for none.
-    """
-    # All at once: a token is damped once more by every later token of its class.
-    later = (labels[:, None] == labels).triu(1).sum(1)
-    share = (1 - momentum) * momentum**later  # (N,)
-    rows = torch.arange(len(prototypes), device=labels.device)
-    is_class = (labels[:, None] == rows).to(tokens.dtype)  # (N, C)
-    kept = momentum ** is_class.sum(0)  # (C,)
-    return F.normalize(kept[:, None] * prototypes + (is_class * share[:, None]).T @ tokens, dim=1)
 
 
 def key_head(width: int, hidden_dim: int = 2048) -> ProjectionHead:

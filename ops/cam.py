@@ -1,8 +1,7 @@
-"""Class activation maps: multi-scale fusion, normalisation, and the labels that are read off them.
+"""Class activation maps: multi-scale fusion, normalisation, the strongest class.
 
 B images, C foreground classes, P <= C of them kept, (H, W) pixels, (h, w) tokens. Channel c of a CAM is
-foreground class c + 1 unless ``class_ids`` says otherwise. Nothing here carries gradient. All comparisons are
-"<= threshold".
+foreground class c + 1 unless ``class_ids`` says otherwise. Nothing here carries gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.image import IGNORE_INDEX, rescale, resize
+from utils.image import rescale, resize
 from utils.precision import full_precision
 
 
@@ -183,60 +182,3 @@ def strongest_class(cam: Tensor, class_ids: Tensor, size: Sequence[int]) -> tupl
         return cam.new_zeros(*size), class_ids.new_zeros(*size)
     score, label = best_class(resize(cam[None], size), torch.ones_like(class_ids)[None], class_ids[None])
     return score[0], label[0]
-
-
-def threshold_label(score: Tensor, label: Tensor, background_threshold: float) -> Tensor:
-    """``label`` where its score exceeds the threshold, background elsewhere."""
-    return label.masked_fill(score <= background_threshold, 0)
-
-
-def cam_to_confident_label(
-    cam: Tensor,
-    class_label: Tensor,
-    low_threshold: float,
-    high_threshold: float,
-    class_ids: Tensor | None = None,
-    uncertain: int = IGNORE_INDEX,
-) -> Tensor:
-    """Label (B, H, W) int64: background up to low, ``uncertain`` up to high, else the best class."""
-    score, label = best_class(cam, class_label, class_ids)
-    return label.masked_fill_(score <= high_threshold, uncertain).masked_fill_(score <= low_threshold, 0)
-
-
-def region_mask(cam: Tensor, class_label: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
-    """(B, H, W) uint8: 0 background (score <= low), 1 uncertain, 2 foreground (score >= high)."""
-    score, _ = best_class(cam, class_label)
-    region = torch.ones_like(score, dtype=torch.uint8)
-    return region.masked_fill_(score <= low_threshold, 0).masked_fill_(score >= high_threshold, 2)
-
-
-def ignore_outside_box(label: Tensor, valid_box: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Set labels (B, H, W) outside of ``valid_box`` (B, 4; y0, y1, x0, x1, half-open) to ``ignore_index``."""
-    y0, y1, x0, x1 = valid_box.to(label.device).long()[:, :, None, None].unbind(1)
-    rows = torch.arange(label.shape[1], device=label.device)[None, :, None]
-    columns = torch.arange(label.shape[2], device=label.device)[None, None, :]
-    inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
-    return label.masked_fill(~inside, ignore_index)
-
-
-def box_on_tokens(valid_box: Tensor, patch_size: int) -> Tensor:
-    """The box (B, 4) in tokens instead of pixels: the tokens whose centre lies inside."""
-    return (valid_box + patch_size // 2 - 1).div(patch_size, rounding_mode="floor")
-
-
-def affinity_label(label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Whether two places carry the same label.
-
-    Args:
-        label: (B, h, w) integers.
-
-    Returns:
-        (B, hw, hw) uint8: 1 same (background with background included), 0 different, ``ignore_index`` where
-        either is ignored and on the diagonal.
-    """
-    flat = label.flatten(1)
-    ignored = flat == ignore_index
-    affinity = (flat[:, :, None] == flat[:, None, :]).to(torch.uint8)
-    affinity.masked_fill_(ignored[:, :, None] | ignored[:, None, :], ignore_index)
-    affinity.diagonal(dim1=1, dim2=2).fill_(ignore_index)
-    return affinity

@@ -1,11 +1,117 @@
-"""Label images out of other label images, or of scores."""
+"""Labels from CAMs, from scores and from other labels; the pairs of a label; what is outside of an image.
+
+B images, C foreground classes, P <= C of them kept, (H, W) pixels, (h, w) tokens. Nothing here carries
+gradient. All comparisons are "<= threshold".
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ops.cam import PresentClasses, best_class
 from utils.image import IGNORE_INDEX
+
+
+def threshold_label(score: Tensor, label: Tensor, background_threshold: float) -> Tensor:
+    """``label`` where its score exceeds the threshold, background elsewhere."""
+    return label.masked_fill(score <= background_threshold, 0)
+
+
+def cam_to_confident_label(
+    cam: Tensor,
+    class_label: Tensor,
+    low_threshold: float,
+    high_threshold: float,
+    class_ids: Tensor | None = None,
+    uncertain: int = IGNORE_INDEX,
+) -> Tensor:
+    """Label (B, H, W) int64: background up to low, ``uncertain`` up to high, else the best class."""
+    score, label = best_class(cam, class_label, class_ids)
+    return label.masked_fill_(score <= high_threshold, uncertain).masked_fill_(score <= low_threshold, 0)
+
+
+def region_mask(cam: Tensor, class_label: Tensor, low_threshold: float, high_threshold: float) -> Tensor:
+    """(B, H, W) uint8: 0 background (score <= low), 1 uncertain, 2 foreground (score >= high)."""
+    score, _ = best_class(cam, class_label)
+    region = torch.ones_like(score, dtype=torch.uint8)
+    return region.masked_fill_(score <= low_threshold, 0).masked_fill_(score >= high_threshold, 2)
+
+
+def ignore_outside_box(label: Tensor, valid_box: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Set labels (B, H, W) outside of ``valid_box`` (B, 4; y0, y1, x0, x1, half-open) to ``ignore_index``."""
+    y0, y1, x0, x1 = valid_box.to(label.device).long()[:, :, None, None].unbind(1)
+    rows = torch.arange(label.shape[1], device=label.device)[None, :, None]
+    columns = torch.arange(label.shape[2], device=label.device)[None, None, :]
+    inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+    return label.masked_fill(~inside, ignore_index)
+
+
+def box_on_tokens(valid_box: Tensor, patch_size: int) -> Tensor:
+    """The box (B, 4) in tokens instead of pixels: the tokens whose centre lies inside."""
+    return (valid_box + patch_size // 2 - 1).div(patch_size, rounding_mode="floor")
+
+
+def affinity_label(label: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Whether two places carry the same label.
+
+    Args:
+        label: (B, h, w) integers.
+
+    Returns:
+        (B, hw, hw) uint8: 1 same (background with background included), 0 different, ``ignore_index`` where
+        either is ignored and on the diagonal.
+    """
+    flat = label.flatten(1)
+    ignored = flat == ignore_index
+    affinity = (flat[:, :, None] == flat[:, None, :]).to(torch.uint8)
+    affinity.masked_fill_(ignored[:, :, None] | ignored[:, None, :], ignore_index)
+    affinity.diagonal(dim1=1, dim2=2).fill_(ignore_index)
+    return affinity
+
+
+def refined_label(
+    refine: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]],
+    image_rgb: Tensor,
+    cam: Tensor,
+    present: PresentClasses,
+    low_threshold: float,
+    high_threshold: float,
+) -> Tensor:
+    """Foreground that beats a high background score, background that beats a low one.
+
+    Works at half resolution, like the authors' programs.
+
+    Args:
+        refine: ``refine_all`` of a refiner (models/refiners/base.py).
+        image_rgb: (B, 3, H, W) in [0, 1].
+        cam: (B, P, H, W) in [0, 1], channels as in ``present``.
+
+    Returns:
+        (B, H, W) int64: 0, a present class, or ``IGNORE_INDEX``.
+    """
+    height, width = cam.shape[-2:]
+    half = height // 2, width // 2
+    image_rgb, cam = (
+        F.interpolate(x, size=half, mode="bilinear", align_corners=False) for x in (image_rgb, cam)
+    )
+    # Padding takes no part in the softmax.
+    cam = cam.masked_fill(present.label[:, :, None, None] == 0, -torch.inf)
+    probs = [
+        torch.cat([torch.full_like(cam[:, :1], background), cam], 1).softmax(1)  # (B, 1 + P, H/2, W/2)
+        for background in (high_threshold, low_threshold)
+    ]
+    class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is background
+    labels = []
+    for refined in refine(image_rgb, probs):
+        refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
+        # On a CPU max().indices is eight times faster than argmax over a dimension that is not the last.
+        channel = refined.max(1).indices
+        labels.append(class_ids.gather(1, channel.flatten(1)).view_as(channel))
+    return merge_confident_labels(*labels)
 
 
 def merge_confident_labels(foreground_run: Tensor, background_run: Tensor, ignore_index: int = 255) -> Tensor:

@@ -2,7 +2,8 @@
 
 import torch
 
-from ops.cam import strongest_class, threshold_label
+from ops.cam import strongest_class
+from ops.labels import threshold_label
 
 
 def scored_label(cam, class_label, threshold, size=None):

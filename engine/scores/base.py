@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.scores.tables import number, text_table
-from ops.cam import strongest_class, threshold_label
+from ops.cam import strongest_class
+from ops.labels import threshold_label
 from utils.build import suggest
 from utils.cam_files import CamFile
 from utils.distributed import all_reduce_sum

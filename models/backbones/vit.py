@@ -1,7 +1,7 @@
 """ViT / DeiT encoders that return what weakly supervised methods read: class, patch and auxiliary tokens.
 
-The layers are timm's; the way through them is ours, because three things differ from timm's forward: the
-auxiliary output of an inner block, the interpolation of the position embedding, and masked keys in attention.
+The layers are timm's; the way through them is ours, because two things differ from timm's forward: the
+auxiliary output of an inner block, and the interpolation of the position embedding.
 
 B images, D width, (H, W) pixels, (h, w) tokens, P patch size.
 """
@@ -63,24 +63,13 @@ class ViT(VisionTransformer):
         self.pos_embed.requires_grad_(not freeze_pos_embed)
         freeze_layers(self, frozen)
 
-    def forward(self, image: Tensor, key_mask: Tensor | None = None) -> Tokens:
-        """Encode normalised images.
-
-        Args:
-            image: (B, 3, H, W).
-            key_mask: (B, h, w) or (B, hw) bool, True where no token may attend to the patch; the patch itself
-                still attends to the others, and the class token is never masked (MCC, Wu et al., WACV 2024).
-        """
+    def forward(self, image: Tensor) -> Tokens:
+        """Encode normalised images (B, 3, H, W)."""
         size = self.grid(image)
         x = self.embed(image)
-        attend = None
-        if key_mask is not None:
-            # Broadcast over heads and queries; True means "attend". A fill of -inf instead of the large
-            # number of the original, which overflows in half precision.
-            attend = F.pad(~key_mask.flatten(1).bool(), (1, 0), value=True)[:, None, None, :]
         aux = x
         for i, block in enumerate(self.blocks):
-            x = block(x) if attend is None else block(x, attn_mask=attend)
+            x = block(x)
             if i == self.aux_layer:
                 aux = x
         x = self.norm(x)

@@ -123,7 +123,7 @@ def test_unknown_argument_of_the_backbone_is_refused_with_a_suggestion():
 
 
 def test_method_argument_that_no_file_sets_can_be_overridden():
-    assert load_config("configs/toco/voc.yaml", ["method.ptc_box=scaled"]).method.ptc_box == "scaled"
+    assert load_config("configs/toco/voc.yaml", ["method.object_share=0.3"]).method.object_share == 0.3
 
 
 def test_override_without_value_is_refused():

@@ -296,16 +296,9 @@ def test_folder_of_something_else_is_moved_not_overwritten(toy):
             r"stage 'a': flip",
         ),
         (
-            [
-                {
-                    "name": "a",
-                    "run": "engine.train",
-                    "config": "toco/demo.yaml",
-                    "method": {"refiner": {"dil": 1}},
-                }
-            ],
+            [{"name": "a", "run": "engine.train", "config": "toco/demo.yaml", "method": {"head": {"a": 1}}}],
             KeyError,
-            r"stage 'a': 'dil' is not an argument of method.refiner",
+            r"stage 'a': 'a' is not an argument of method.head",
         ),
         (
             [

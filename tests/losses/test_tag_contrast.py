@@ -128,22 +128,6 @@ def test_a_copy_counts_like_a_second_key():
     assert once > 0 and torch.equal(revised, revised_twice)
 
 
-def test_revision_among_positives_finds_the_odd_query():
-    """One query is close to one of its 40 positives alone; the published rule does not see it."""
-    generator = torch.Generator().manual_seed(0)
-    centre = unit(torch.randn(1, 16, generator=generator))
-    keys = unit(centre + 0.005 * torch.randn(40, 16, generator=generator))
-    query = unit(centre + 0.05 * torch.randn(6, 16, generator=generator))
-    query[0] = keys[0] = unit(torch.randn(16, generator=generator))
-    others = unit(torch.randn(400, 16, generator=generator))
-    keys, tags = torch.cat([keys, others]), torch.full((6,), 3)
-    key_tags = torch.cat([torch.full((40,), 3), torch.full((400,), 4)])
-    _, published = local_to_local_contrast(query, keys, tags, key_tags, 0.08)
-    _, revised = local_to_local_contrast(query, keys, tags, key_tags, 0.08, revise_among="positives")
-    assert published.tolist() == [3] * 6
-    assert revised.tolist() == [0, 3, 3, 3, 3, 3]
-
-
 def test_prototype_contrast_is_a_softmax_over_the_classes_of_the_batch():
     query, _, tags, _ = random_case(classes=4)
     tags[tags == 2] = 1  # class 2 does not occur

@@ -7,7 +7,7 @@ from losses.affinity import patch_affinity_loss
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from losses.segmentation import balanced_cross_entropy
-from ops.cam import affinity_label
+from ops.labels import affinity_label
 from tests.recorded import recorded
 
 

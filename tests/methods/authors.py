@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.formula import Formula
@@ -42,3 +43,17 @@ def author_state(
             weight = made[formula.prefix + name] = formula.weight(name, value.shape)
         state[f"module.{name}"] = weight
     return state
+
+
+def masked_tokens(backbone: nn.Module, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Class tokens (B, D) and patch tokens (B, hw, D) where no token attends to masked patches, as in MCC.
+
+    Args:
+        mask: (B, h, w) or (B, hw) bool, True where a patch is no key; it still attends to the others.
+    """
+    is_key = F.pad(~mask.flatten(1), (1, 0), value=True)[:, None, None, :]
+    x = backbone.embed(image)
+    for block in backbone.blocks:
+        x = block(x, attn_mask=is_key)
+    x = backbone.norm(x)
+    return x[:, 0], x[:, 1:]

@@ -5,10 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from methods.toco import object_flags
-from methods.vit_base import refined_label
 from models.refiners.pixel_adaptive import PAR
-from ops.cam import ignore_outside_box, present_classes, region_mask
+from ops.cam import present_classes
 from ops.crops import crop_positions, cut
+from ops.labels import ignore_outside_box, refined_label, region_mask
 from tests.formula import Formula, stats
 from tests.recorded import recorded
 from utils.image import denormalize
@@ -28,7 +28,7 @@ def test_refined_labels_match_reference_values(case):
         near = (wrapped[:, :, ::8, ::8] - case[f"{tag}/denorm_sub"]).abs() < 1e-6
         assert near.float().mean() >= 0.999
         present = present_classes(class_label)
-        label = refined_label(PAR(), wrapped, present.select(cam), present, low, high)
+        label = refined_label(PAR().refine_all, wrapped, present.select(cam), present, low, high)
         case.same(f"{tag}/label", ignore_outside_box(label, case[f"{tag}/box"]), differing=0.002)
 
 
@@ -39,11 +39,11 @@ def test_refined_label_of_images_does_not_depend_on_their_batch():
     image = case.arr("batch/image", (3, 3, 48, 56), 0, 1)
     cam = case.smooth_cams("batch/cam", 3, 20, 48, 56, 12, 2)
     whole = present_classes(class_label)
-    label = refined_label(PAR(), image, whole.select(cam), whole, 0.25, 0.7)
+    label = refined_label(PAR().refine_all, image, whole.select(cam), whole, 0.25, 0.7)
     for i in range(3):
         one = present_classes(class_label[i : i + 1])
         assert_close(
-            refined_label(PAR(), image[i : i + 1], one.select(cam[i : i + 1]), one, 0.25, 0.7),
+            refined_label(PAR().refine_all, image[i : i + 1], one.select(cam[i : i + 1]), one, 0.25, 0.7),
             label[i : i + 1],
         )
     assert (label[1] == 0).all()

@@ -10,11 +10,12 @@ from torch.testing import assert_close
 from engine.config.load import load_config
 from losses.tag_contrast import MIXED
 from methods.published import recognise
-from methods.seco import SeCo, category_tags, moved_prototypes, project, single_class
-from models.ema import update_momentum_copy
+from methods.seco import SeCo, category_tags, project, single_class
 from models.heads import ProjectionHead
-from ops.cam import cam_to_confident_label, ignore_outside_box, present_classes
+from models.memory import moved_prototypes, update_momentum_copy
+from ops.cam import present_classes
 from ops.crops import crop_positions, cut
+from ops.labels import cam_to_confident_label, ignore_outside_box
 from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.authors import author_name
@@ -62,7 +63,7 @@ def test_tags_and_crops_match_reference_values(case):
 
 def test_crops_come_from_a_private_generator():
     batch = {"sample_seed": torch.tensor([4, 5])}
-    fixed, sample = demo_method(), demo_method(crop_order="sample")
+    fixed, sample = demo_method(), demo_method(follow="paper")
     state = torch.get_rng_state()
     orders = [[method.permutation(batch, i, 50) for i in (0, 0, 1)] for method in (fixed, sample)]
     assert torch.equal(torch.get_rng_state(), state)
@@ -78,7 +79,7 @@ def test_tags_can_count_pixels_instead_of_class_numbers():
     label[0, :2, :4] = 7  # 8 of 64 pixels of the first crop
     positions = torch.tensor([[[0, 0], [8, 8]]])
     assert category_tags(label, positions, 8).tolist() == [[7, 7, 7, 0]]
-    assert category_tags(label, positions, 8, mass="pixels").tolist() == [[7, 7, 0, 0]]
+    assert category_tags(label, positions, 8, follow="paper").tolist() == [[7, 7, 0, 0]]
 
 
 def test_images_without_confident_class_are_tagged_by_choice():
@@ -86,7 +87,7 @@ def test_images_without_confident_class_are_tagged_by_choice():
     label[1] = MIXED
     positions = torch.tensor([[[0, 0]], [[4, 4]]])
     assert category_tags(label, positions, 8).tolist() == [[1, 1, 0], [1, 1, MIXED]]
-    without = category_tags(label, positions, 8, without_class=MIXED)
+    without = category_tags(label, positions, 8, follow="paper")
     assert without.tolist() == [[MIXED] * 2 + [0], [MIXED] * 3]
 
 
@@ -101,17 +102,17 @@ def test_uncertain_pixels_of_an_image_with_one_class_show_it():
 
 
 def test_crops_are_centred_on_uncertain_pixels_or_anywhere_in_the_image():
-    batch = {"valid_box": torch.tensor([[0, 48, 0, 30]])}
+    batch = {"valid_box": torch.tensor([[0, 48, 0, 30]]), "sample_seed": torch.tensor([0])}
     present = present_classes(torch.ones(1, 1))
     cam = torch.zeros(1, 1, 48, 48)
     cam[:, :, 14:20, 13:17] = 0.5
     centres = {}
-    for where in ("uncertain", "anywhere"):
-        method = demo_method(crop_centres=where, local_crop_size=8, num_local_crops=20)
-        centres[where] = method.decompose(batch, cam, present)[0] + 4  # (1, 20, 2)
-    rows, columns = centres["uncertain"].unbind(-1)
+    for follow in ("program", "paper"):
+        method = demo_method(follow=follow, local_crop_size=8, num_local_crops=20)
+        centres[follow] = method.decompose(batch, cam, present)[0] + 4  # (1, 20, 2)
+    rows, columns = centres["program"].unbind(-1)
     assert (cam[0, 0, rows, columns] == 0.5).all()
-    rows, columns = centres["anywhere"].unbind(-1)
+    rows, columns = centres["paper"].unbind(-1)
     assert (columns < 30).all() and (cam[0, 0, rows, columns] == 0).float().mean() > 0.5
 
 
@@ -254,7 +255,7 @@ def test_prototypes_wait_for_their_step_and_teacher_moves_once_per_step():
 def test_any_confidence_gives_finite_losses_and_gradients(thresholds):
     """Usual thresholds; almost all uncertain; all uncertain, so that tags are -1; nothing uncertain."""
     low, high = thresholds
-    method, batch = demo_method(tag_without_class=-1), demo_batch()
+    method, batch = demo_method(follow="paper"), demo_batch()
     method.low_threshold, method.high_threshold = low, high
     batch["class_label"][2] = 0
     losses, _ = method(batch, 0)
@@ -303,12 +304,8 @@ def test_losses_are_switched_on_as_published(config, phases):
 
 def test_wrong_options_are_errors():
     for options, message in (
-        ({"tag_mass": "area"}, "tag_mass is 'ids' or 'pixels', not 'area'"),
-        ({"tag_without_class": 0}, "tag_without_class"),
-        ({"crop_centres": "background"}, "crop_centres"),
-        ({"crop_order": "random"}, "crop_order"),
-        ({"revise_among": "all"}, "revise_among"),
-        ({"tag_source": [[0, "seg"]]}, "tag_source is 'cam' or 'aux_cam', not 'seg'"),
+        ({"follow": "both"}, "follow"),
+        ({"tag_source": [[0, "seg"]]}, "tag_source"),
     ):
         with pytest.raises(ValueError, match=message):
             demo_method(**options)

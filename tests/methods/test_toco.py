@@ -4,15 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from datasets.base import WeakSegDataset
-from datasets.voc import voc_split
 from engine.inference import segment_views
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
 from ops.cam import multi_scale_cam, present_classes
-from utils.image import normalize, resize
 
 DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}
 
@@ -103,7 +100,7 @@ def test_teacher_moves_once_per_step():
 
 
 def test_images_without_object_and_with_empty_box_train():
-    method, batch = demo_method(ptc_box="scaled"), demo_batch()
+    method, batch = demo_method(follow="paper"), demo_batch()
     batch["class_label"][:] = 0
     batch["valid_box"][0] = torch.tensor([10, 10, 0, 48])
     losses, _ = method(batch, 0)
@@ -116,12 +113,12 @@ def test_box_of_the_affinity_loss_can_be_scaled():
     batch = demo_batch()
     batch["valid_box"][:] = torch.tensor([16, 48, 0, 48])
     cam, present = torch.zeros(3, 2, 48, 48), present_classes(batch["class_label"])
-    published, scaled = (
-        demo_method(ptc_box=how).token_label(cam, present, batch["valid_box"], (6, 6))
-        for how in ("published", "scaled")
+    program, paper = (
+        demo_method(follow=how).token_label(cam, present, batch["valid_box"], (6, 6))
+        for how in ("program", "paper")
     )
-    assert (published == 255).all()  # row 16 and below of a map of 6 rows
-    assert (scaled[:, :2] == 255).all() and (scaled[:, 2:] == 0).all()
+    assert (program == 255).all()  # row 16 and below of a map of 6 rows
+    assert (paper[:, :2] == 255).all() and (paper[:, 2:] == 0).all()
 
 
 def test_energy_term_appears_with_its_weight():
@@ -160,48 +157,14 @@ def test_a_batch_can_be_overfitted():
 
 def test_wrong_options_are_errors():
     for options, message in (
-        ({"ptc_box": "half"}, "ptc_box 'half'"),
         ({"label_source": "seg"}, "label_source"),
         ({"decoder": "unet"}, "no decoder 'unet'"),
         ({"num_classes": 1}, "counts the background"),
     ):
         with pytest.raises(ValueError, match=message):
             SingleStageViT(**({"num_classes": 6, "backbone": DEMO} | options))
+    for options, message in (({"follow": "half"}, "follow"), ({"decoder": None}, "decoder")):
+        with pytest.raises(ValueError, match=message):
+            demo_method(**options)
     with pytest.raises(ValueError, match="no decoder"):
         segment_views(SingleStageViT(6, DEMO, decoder=None), torch.zeros(1, 3, 48, 48))
-
-
-def test_start_of_the_authors_program(voc20_mini, deit_tiny):
-    """Its log of ``mini`` begins at a segmentation loss of 3.0441, which tells its decoder's first weights
-    from other draws, and with much confident background: no class answers less than `person`.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        backbone = {"name": "deit_tiny_patch16_224", "pretrained": str(deit_tiny)}
-        method = ToCo(21, backbone, start="published")
-    split = voc_split(voc20_mini, "train", masks="SegmentationClass", tags="image_labels.txt")
-    photos = [WeakSegDataset(split)[index]["image"] for index in range(0, len(split), 40)]
-    images = torch.cat([resize(normalize(photo)[None], (224, 224)) for photo in photos])
-    with torch.no_grad():
-        out = method.network(images)
-        losses = -out.seg_logits.log_softmax(1).mean((0, 2, 3))
-        answers = method.classifier(out.tokens.patch_tokens.mean((0, 2, 3))[None, :, None, None]).flatten()
-    assert abs((losses[0] + losses[1:].mean()) / 2 - 3.0441) < 0.004
-    assert answers[14] == answers.min() < -1
-
-
-def test_published_start_belongs_to_the_seed_alone():
-    """Not to what was drawn before it."""
-    weights = {"cls": 1}
-    starts = []
-    for seed, before in ((1, 0), (1, 7), (2, 0)):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            torch.rand(before)
-            method = ToCo(6, DEMO, weights, head={"hidden_dim": 32}, start="published")
-        parts = (method.proj_head, method.decoder, method.classifier, method.aux_classifier)
-        starts.append(torch.cat([p.flatten() for part in parts for p in part.parameters()]))
-    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
-    assert torch.equal(method.proj_head.mlp[0].weight, method.teacher_head.mlp[0].weight)
-    with pytest.raises(ValueError, match=r"method\.start is own or published"):
-        demo_method(start="authors")

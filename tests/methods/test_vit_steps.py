@@ -7,7 +7,8 @@ from losses.tag_contrast import local_to_global_contrast
 from methods.mcc import MCC
 from methods.seco import SeCo
 from methods.toco import ToCo
-from ops.cam import present_classes, region_mask
+from ops.cam import present_classes
+from ops.labels import region_mask
 from tests.formula import stats
 from tests.methods.authors import author_name
 from tests.recorded import recorded

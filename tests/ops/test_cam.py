@@ -3,16 +3,12 @@
 import torch
 from torch.testing import assert_close
 
-from ops.cam import (
+from ops.cam import background_score, best_class, multi_scale_cam, normalize_cam, present_classes
+from ops.labels import (
     affinity_label,
-    background_score,
-    best_class,
     box_on_tokens,
     cam_to_confident_label,
     ignore_outside_box,
-    multi_scale_cam,
-    normalize_cam,
-    present_classes,
     region_mask,
     threshold_label,
 )

@@ -1,0 +1,131 @@
+"""What the training steps of ToCo, SeCo and MCC begin with; each adds its own contrast of class tokens.
+
+B images, P present classes, K = C + 1, D width, (H, W) pixels, (h, w) tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.transforms import WeakStrongViews
+from losses.dense_energy import dense_energy_loss
+from methods.base import Batch, Transform
+from methods.vit_base import Output, SingleStageViT
+from models.backbones.vit import Tokens
+from models.memory import update_momentum_copy
+from ops.cam import PresentClasses, present_classes
+from ops.labels import affinity_label, box_on_tokens, cam_to_confident_label, ignore_outside_box
+from utils.build import check_number
+from utils.image import denormalize
+
+
+class Start(NamedTuple):
+    """What a step knows of its batch before the contrast; gradient flows into ``views`` and ``out`` alone."""
+
+    views: Tokens  # of the main images and, behind them, of the second views: cls_token (2B, D)
+    out: Output  # of the main images
+    present: PresentClasses
+    cams: dict[str, Tensor]  # cam and aux_cam, (B, P, H, W) in [0, 1]
+    pseudo_label: Tensor  # (B, H, W)
+    affinity: Tensor  # (B, hw, hw)
+
+
+class ContrastiveViT(SingleStageViT):
+    """A single-stage ViT that contrasts class tokens with those of a momentum copy.
+
+    Args:
+        momentum: of the copy.
+        follow: ``program``, what the authors' code does, with which the numbers were published, or ``paper``,
+            what the text says (the table in docs/methods.md).
+        main_view: whether the view that classifier and decoder see is ``augmented`` (colour, blur: ToCo, MCC)
+            or the ``plain`` crop (SeCo).
+        **options: of ``SingleStageViT``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        momentum: float,
+        decoder: str = "large_fov",
+        follow: Literal["program", "paper"] = "program",
+        main_view: Literal["augmented", "plain"] = "augmented",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes, backbone, decoder=decoder, **options)
+        if self.decoder is None:
+            raise ValueError(f"{type(self).__name__} trains a decoder: method.decoder cannot be null")
+        if follow not in ("program", "paper"):
+            raise ValueError(f"method.follow must be program or paper, got {follow!r}")
+        check_number("method.momentum", momentum)
+        self.momentum = momentum
+        self.follow = follow
+        self.main_view = main_view
+        self.teacher_step = -1  # the last one that moved the teachers
+
+    def begin(self, batch: Batch, step: int) -> Start:
+        """Tokens, CAMs and labels of a batch."""
+        image, valid_box = batch["image"], batch["valid_box"]
+        present = present_classes(batch["class_label"])
+        # The main image is the first global view as well, so one pass over both views serves classifiers,
+        # decoder, CAM and contrast. The authors' programs encode it three times, with equal results.
+        views = self.backbone(torch.cat([image, batch["global_view"]]))
+        out = self.read_out(views.images(0, len(image)))
+        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
+        cams = {"cam": cam, "aux_cam": aux_cam}
+        pseudo_label = self.pseudo_label(image, cams[self.label_source(step)], present, valid_box)
+        size = out.tokens.patch_tokens.shape[-2:]
+        with torch.no_grad():
+            affinity = affinity_label(self.token_label(aux_cam, present, valid_box, size))
+        return Start(views, out, present, cams, pseudo_label, affinity)
+
+    def training_cams(self, image: Tensor, tokens: Tokens, present: PresentClasses) -> tuple[Tensor, ...]:
+        """Multi-scale ``(cam, aux_cam)`` of the present classes, each (B, P, H, W) in [0, 1].
+
+        Args:
+            tokens: those of ``image`` from the forward pass of the training step, which is not repeated.
+        """
+        return self.multi_scale(image, self.cam_scales, tokens, present.select)
+
+    @torch.no_grad()
+    def token_label(
+        self, cam: Tensor, present: PresentClasses, valid_box: Tensor, size: Sequence[int]
+    ) -> Tensor:
+        """Confident labels (B, h, w) of tokens: background, a present class, or ignored."""
+        cam = F.interpolate(cam, size=tuple(size), mode="bilinear", align_corners=False)
+        label = cam_to_confident_label(
+            cam, present.label, self.low_threshold, self.high_threshold, class_ids=present.class_ids
+        )
+        if self.follow == "paper":
+            valid_box = box_on_tokens(valid_box, self.backbone.patch_size)
+        return ignore_outside_box(label, valid_box)
+
+    @torch.no_grad()
+    def teach(self, cls_token: Tensor, step: int) -> Tensor:
+        """The teacher's projection of class tokens (N, D): the momentum head on the student's encoder."""
+        if self.teachers_move(step):
+            update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
+        return self.teacher_head(cls_token)
+
+    def teachers_move(self, step: int) -> bool:
+        """True once per step, however many micro-batches a step is accumulated from."""
+        moves, self.teacher_step = step != self.teacher_step, step
+        return moves
+
+    def dense_energy(
+        self, image: Tensor, seg_logits: Tensor, pseudo_label: Tensor, valid_box: Tensor, step: int
+    ) -> Tensor:
+        """The regularised loss ``reg`` of normalised images; 0, and no work, while its weight is 0."""
+        if not self.loss_weight("reg", step):
+            return seg_logits.new_zeros(())
+        return dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return WeakStrongViews(
+            crop_size, scale_range, main_view=self.main_view, consistent_flip=self.follow == "paper"
+        )

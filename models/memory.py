@@ -1,0 +1,56 @@
+"""What contrastive methods remember between steps: momentum copies, class prototypes, a queue of keys.
+
+C prototypes, D width, M places of a queue.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def momentum_copy(module: nn.Module) -> nn.Module:
+    """A copy that no optimiser changes; ``update_momentum_copy`` does."""
+    return deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_momentum_copy(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """``teacher <- momentum * teacher + (1 - momentum) * student``, frozen parameters included."""
+    slow, fast = list(teacher.parameters()), list(student.parameters())
+    torch._foreach_mul_(slow, momentum)
+    torch._foreach_add_(slow, fast, alpha=1 - momentum)
+
+
+def moved_prototypes(prototypes: Tensor, tokens: Tensor, labels: Tensor, momentum: float) -> Tensor:
+    """Prototypes (C, D) after a moving average over ``tokens`` (N, D), one after the other; unit rows.
+
+    Args:
+        labels: (N,) row of each token's prototype, or -1 for none.
+    """
+    # All at once: a token is damped once more by every later token of its class.
+    later = (labels[:, None] == labels).triu(1).sum(1)
+    share = (1 - momentum) * momentum**later  # (N,)
+    rows = torch.arange(len(prototypes), device=labels.device)
+    is_class = (labels[:, None] == rows).to(tokens.dtype)  # (N, C)
+    kept = momentum ** is_class.sum(0)  # (C,)
+    return F.normalize(kept[:, None] * prototypes + (is_class * share[:, None]).T @ tokens, dim=1)
+
+
+def enqueue_(queue: Tensor, tags: Tensor, pointer: Tensor, keys: Tensor, key_tags: Tensor) -> Tensor:
+    """Write keys over the oldest ones of a ring; returns their places.
+
+    Args:
+        queue: (M, D), tags: (M, 1), pointer: (1,) int64 the next place; all three are changed.
+        keys: (R, D), key_tags: (R,); of more than M keys the last M are kept.
+    """
+    size, number = len(queue), len(keys)
+    kept = min(number, size)
+    places = (pointer + torch.arange(number - kept, number, device=keys.device)) % size
+    queue.index_copy_(0, places, keys[-kept:])
+    tags.index_copy_(0, places, key_tags[-kept:, None])
+    pointer.add_(number).remainder_(size)
+    return places

@@ -193,8 +193,8 @@ def test_training_can_go_on_from_a_published_checkpoint():
         report = published.load_into(method, state)
     assert not report.missing and not report.unmatched
     # The last layer of the heads is in the authors' checkpoints, but no value passes through it.
-    assert all(".last_layer." in key for key in report.training_only) and len(report.training_only) == 4
-    assert {author_name(key) for key in method.state_dict()} | {*report.training_only, *report.unused} == set(
+    assert all(".last_layer." in key for key in report.extra) and len(report.extra) == 4
+    assert {author_name(key) for key in method.state_dict()} | {*report.extra, *report.repeats} == set(
         KEYS
     )
 

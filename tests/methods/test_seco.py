@@ -192,11 +192,9 @@ def test_training_can_go_on_from_a_published_checkpoint():
         method = build(published.config["method"] | {"target": "methods.seco.SeCo"}, num_classes=21)
         report = published.load_into(method, state)
     assert not report.missing and not report.unmatched
-    # The last layer of the heads is in the authors' checkpoints, but no value passes through it.
-    assert all(".last_layer." in key for key in report.extra) and len(report.extra) == 4
-    assert {author_name(key) for key in method.state_dict()} | {*report.extra, *report.repeats} == set(
-        KEYS
-    )
+    # Layers that are in the authors' checkpoints, but no value passes through them.
+    assert all(".last_layer." in key or ".head." in key for key in report.extra) and len(report.extra) == 8
+    assert {author_name(key) for key in method.state_dict()} | {*report.extra, *report.repeats} == set(KEYS)
 
 
 def demo_batch(b=4, size=48, classes=5):

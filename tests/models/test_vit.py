@@ -62,24 +62,6 @@ def test_image_smaller_than_a_patch_is_stretched_to_one():
         assert_close(a, b)
 
 
-def test_masked_patches_are_not_seen_but_see():
-    vit = ViT(**SMALL).eval()
-    image, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 4, 4, dtype=torch.bool)
-    mask[:, 1, 2] = True
-    changed = image.clone()
-    changed[..., 16:32, 32:48] += 1
-    seen, unseen = vit(image, mask), vit(changed, mask)
-    assert_close(seen.cls_token, unseen.cls_token)
-    assert_close(seen.patch_tokens[:, :, 0], unseen.patch_tokens[:, :, 0])
-    assert not torch.allclose(seen.patch_tokens[:, :, 1, 2], unseen.patch_tokens[:, :, 1, 2])
-    # The masked patch itself still attends to the others.
-    changed[..., :16, :16] += 1
-    assert not torch.allclose(vit(changed, mask).patch_tokens[:, :, 1, 2], unseen.patch_tokens[:, :, 1, 2])
-    assert_close(vit(image, torch.zeros_like(mask)).patch_tokens, vit(image).patch_tokens)
-    # Everything hidden: the class token attends to itself alone.
-    assert vit(image, torch.ones_like(mask)).cls_token.isfinite().all()
-
-
 def test_position_embedding_is_frozen_unless_trained_from_scratch():
     assert not create_backbone("deit_tiny_patch16_224").pos_embed.requires_grad
     assert create_backbone("vit_demo").pos_embed.requires_grad

@@ -41,10 +41,8 @@ def see(loaded: LoadedMethod, record: Record, image_rgb: Tensor, size: int) -> S
         raise ValueError(f"{type(loaded.method).__name__} predicts nothing that could be drawn")
     image = resize(normalize(image_rgb)[None], (size, size))
     prediction = loaded.method.predict(image, loaded.method.cam_scales)
-    tags = record.tags
-    if tags is None:
-        tags = loaded.method.present(prediction.class_logits[0]).nonzero()[:, 0].add(1).tolist()
-    return Seen(image, prediction, list(tags))
+    found = loaded.method.present(prediction.class_logits[0]).nonzero()[:, 0].add(1).tolist()
+    return Seen(image, prediction, found if record.tags is None else list(record.tags))
 
 
 def panels_of(

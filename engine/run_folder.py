@@ -31,11 +31,8 @@ def foreign_start(cfg: DictConfig) -> Path | None:
     return None if resume in ("auto", "never") else project_path(resume)
 
 
-def find_start(cfg: DictConfig, work_dir: Path, config_checked: bool = False) -> Checkpoint | None:
+def find_start(cfg: DictConfig, work_dir: Path) -> Checkpoint | None:
     """The checkpoint that a training continues, by ``train.resume``; None: it begins at step 0.
-
-    Args:
-        config_checked: the caller knows that the run in this folder was made with this config.
 
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, or it cannot be read.
@@ -45,7 +42,7 @@ def find_start(cfg: DictConfig, work_dir: Path, config_checked: bool = False) ->
         return None
     start, own = foreign_start(cfg), last_good(work_dir)
     if start is None:
-        if own is not None and not config_checked:
+        if own is not None:
             _check_config(cfg, own)
         return own
     if own is None or start == work_dir / LAST:

@@ -52,11 +52,8 @@ FREE_TO_CHANGE = (
 )
 
 
-def run(cfg: DictConfig, config_checked: bool = False) -> Path:
+def run(cfg: DictConfig) -> Path:
     """Train by a config and return the run folder, which holds ``last.pth``, ``best.pth`` and the records.
-
-    Args:
-        config_checked: the caller knows that a run in this folder was made with this config.
 
     Raises:
         ValueError: the run folder holds a run of another config; nothing is overwritten.
@@ -70,7 +67,7 @@ def run(cfg: DictConfig, config_checked: bool = False) -> Path:
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir = run_folder(cfg)
     with alone_in(work_dir):
-        _train(cfg, train_split, device, work_dir, find_start(cfg, work_dir, config_checked))
+        _train(cfg, train_split, device, work_dir, find_start(cfg, work_dir))
     return work_dir
 
 

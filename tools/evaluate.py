@@ -39,7 +39,7 @@ class Options(DataOptions):
 
     labels: Path | None = option(None, "folder of label images <name>.png", reads=True)
     cam: Path | None = option(None, "folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
-    split: str | None = option(None, "split or list file (.txt); default: data.val_set")
+    split: str | None = option(None, "split or list file (.txt); default: data.val_set", reads="images")
     threshold: float | None = option(
         None, "fixed background threshold of CAMs; default: method.background_threshold, else 0.5"
     )

@@ -56,6 +56,7 @@ class Options(ImageOptions):
     """What the tool is told."""
 
     shares_work: ClassVar[bool] = True
+    sections: ClassVar[tuple[str, ...]] = ("infer",)  # of the config that a pipeline passes on as it is now
     size: int | str | None = option(
         None,
         "native, or side of the square that images are resized to; default: infer.size",

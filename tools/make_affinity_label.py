@@ -30,7 +30,9 @@ class Options(DataOptions):
     images: Path | None = option(
         None, "folder of the images; default: those of the config's data set", reads=True
     )
-    split: str | None = option(None, "split or list file (.txt) of the config; default: data.train_set")
+    split: str | None = option(
+        None, "split or list file (.txt) of the config; default: data.train_set", reads="images"
+    )
     mode: str = option("irn", "what is written", choices=("irn", "psa", "seam"))
     foreground_threshold: float | None = option(None, "irn: CAM above it is foreground (default 0.30)")
     background_threshold: float | None = option(None, "irn: CAM up to it is background (default 0.05)")

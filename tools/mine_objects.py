@@ -43,7 +43,9 @@ class Options(DataOptions):
     labels: Path = option(
         meaning="folder of label images of tools/propagate_cam.py or infer_seg.py", reads=True
     )
-    split: str | None = option(None, "split or list file (.txt) to cut out of; default: data.train_set")
+    split: str | None = option(
+        None, "split or list file (.txt) to cut out of; default: data.train_set", reads="images"
+    )
     min_share: float = option(0.1, "smallest share of the image")
     max_share: float = option(0.7, "largest share of the image")
     out: Path | None = option(None, "folder of the bank; default: objects/ beside the labels")

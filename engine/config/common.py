@@ -15,9 +15,7 @@ class DataOptions:
     model_path: Path | None = option(
         None, "checkpoint whose config describes the data set; or give config=FILE", reads=True
     )
-    data_root: Path | None = option(
-        None, "folder of the data set; default: that of the config", free=True, reads=True
-    )
+    data_root: Path | None = option(None, "folder of the data set; default: that of the config", free=True)
     overrides: list[str] = option([], "changes of the config, or config=FILE", free=True)
 
     def changes(self) -> list[str]:
@@ -35,7 +33,10 @@ class CheckpointOptions(DataOptions):
         reads=True,
     )
     infer: str | None = option(
-        None, "split, list file (.txt), photo, or folder of photos; default: data.val_set", alias="infer_set"
+        None,
+        "split, list file (.txt), photo, or folder of photos; default: data.val_set",
+        reads="images",
+        alias="infer_set",
     )
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
 

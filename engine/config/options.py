@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from functools import reduce
 from operator import or_
@@ -36,7 +36,7 @@ def option(
     meaning: str = "",
     *,
     free: bool | Sequence[str] = False,
-    reads: bool = False,
+    reads: bool | str | Sequence[str] = False,
     choices: Sequence[str] | None = None,
     least: float = 0,
     length: int | None = None,
@@ -49,7 +49,8 @@ def option(
         default: without one the option is required.
         free: it changes where and how something is computed, not what; a resumed run may change it. Of a
             mapping: those of its keys.
-        reads: it is a path that must exist, or the output of an earlier stage.
+        reads: it is a path that must exist, or the output of an earlier stage. Of a mapping: those of its
+            keys. ``"images"``: it names images, by a split, a list file or a folder.
         choices: its values, where these are few words.
         least: smallest value of a number, or of each number of a list.
         length: how many values a list has.
@@ -66,6 +67,32 @@ def option(
 def types_of(cls: Any) -> dict[str, Any]:
     """The type of each option."""
     return get_type_hints(cls)
+
+
+def walk(cls: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Dotted key, field and type of every option; a section comes before its options."""
+    for field in dataclasses.fields(cls):
+        kind = types_of(cls)[field.name]
+        yield f"{prefix}{field.name}", field, kind
+        if dataclasses.is_dataclass(kind):
+            yield from walk(kind, f"{prefix}{field.name}.")
+
+
+def marked(cls: Any, mark: str) -> dict[str, Any]:
+    """Dotted key -> mark of the options that are ``free`` or that the tool ``reads``."""
+    found: dict[str, Any] = {}
+    for key, field, _ in walk(cls):
+        value = field.metadata.get(mark, False)
+        if isinstance(value, (list, tuple)):
+            found |= {f"{key}.{name}": True for name in value}
+        elif value:
+            found[key] = value
+    return found
+
+
+def is_below(key: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``keys``, or inside one."""
+    return any(key == other or key.startswith(f"{other}.") for other in keys)
 
 
 def is_text(kind: Any) -> bool:

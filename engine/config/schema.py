@@ -7,12 +7,12 @@ project's root.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, is_dataclass
 from functools import cache
 from typing import Any
 
-from engine.config.options import option, types_of
+from engine.config.options import is_below, marked, option, types_of, walk
 from utils.files import differences
 
 # Mappings whose keys are the arguments of a class or function, and the key that holds its import path.
@@ -25,7 +25,9 @@ class ContextDecoupling:
     """Paste mined objects into images without their class (CDA, docs/pipelines.md)."""
 
     bank: str | None = option(
-        None, "folder of tools/mine_objects.py; half of a batch are then the pasted versions. null: off"
+        None,
+        "folder of tools/mine_objects.py; half of a batch are then the pasted versions. null: off",
+        reads=True,
     )
     rotate: bool = option(True, "turn the object by up to 90 degrees")
     rescale: bool = option(False, "scale it by a factor from 0.8 to 1.2")
@@ -43,7 +45,7 @@ class Data:
 
     name: str = option(meaning="short name of the data set, used in logs")
     source: str = option(meaning="function that lists the records: datasets.voc.voc_split, ...")
-    root: str = option(meaning="folder of the data set", free=True, reads=True)
+    root: str = option(meaning="folder of the data set", free=True)
     train_set: str = option("train", "split to train on (image tags only)")
     val_set: str | None = option("val", "split that is scored during training; null: none")
     options: dict[str, Any] = option({}, "further arguments of data.source")
@@ -196,6 +198,7 @@ class Config:
         {"target": "???"},
         "target: import path of the method's class; the other keys are its arguments",
         free=["backbone.pretrained"],
+        reads=["backbone.pretrained"],
     )
     stages: Any = option(
         None, "stages of a pipeline: name, run and options of each (docs/pipelines.md); null: one training"
@@ -205,7 +208,7 @@ class Config:
 @cache
 def keys() -> dict[str, tuple[Field[Any], Any]]:
     """Field and type of every dotted key, in the order of the schema."""
-    return {key: (item, kind) for key, item, kind in _walk(Config) if not is_dataclass(kind)}
+    return {key: (item, kind) for key, item, kind in walk(Config) if not is_dataclass(kind)}
 
 
 def defaults(cls: Any = Config) -> dict[str, Any]:
@@ -223,21 +226,5 @@ def defaults(cls: Any = Config) -> dict[str, Any]:
 
 def frozen_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between the configs of a run and its continuation, but must not: ``key: old -> new``."""
-    free: list[str] = []
-    for key, item, _ in _walk(Config):
-        mark = item.metadata.get("free", False)
-        free += (
-            ([f"{key}: ", f"{key}."] if mark else [])
-            if isinstance(mark, bool)
-            else [f"{key}.{x}" for x in mark]
-        )
-    return [line for line in differences(old, new) if not line.startswith(tuple(free))]
-
-
-def _walk(cls: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
-    """Dotted key, field and type of everything in a section."""
-    for item in dataclasses.fields(cls):
-        kind = types_of(cls)[item.name]
-        yield f"{prefix}{item.name}", item, kind
-        if is_dataclass(kind):
-            yield from _walk(kind, f"{prefix}{item.name}.")
+    free = marked(Config, "free")
+    return [line for line in differences(old, new) if not is_below(line.partition(": ")[0], free)]

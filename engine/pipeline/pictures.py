@@ -35,7 +35,7 @@ def draw_stage(folders: Mapping[str, Path], split: Split, out: Path, device: tor
         folders: output folders of the stages so far, by name.
         split: images to show, evenly spread; fewer if the split is smaller.
     """
-    name, folder = next(reversed(folders.items()))
+    name, folder = list(folders.items())[-1]
     checkpoint = folder / "last.pth"
     loaded = load_method(checkpoint, device) if checkpoint.is_file() else None
     dataset, rows = WeakSegDataset(split), []

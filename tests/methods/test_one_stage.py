@@ -127,9 +127,7 @@ def test_everything_behind_the_logits_matches_reference_values(golden, system):
     losses, metrics = method.train()(batch, step=10**6)
     assert set(losses) == {"cls", "mask"} and losses["mask"] > 0 and method(batch, step=0)[0]["mask"] == 0
     assert set(metrics) == {"fg"}
-    per_image = mask_loss(
-        resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
-    )
+    per_image = mask_loss(resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels)
     assert_stored(case, "loss_mask_per_image", per_image, **close)
     totals = {"cls": losses["cls"], "mask": losses["mask"], "main": losses["cls"] + losses["mask"]}
     for name, total in totals.items():

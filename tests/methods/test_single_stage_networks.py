@@ -172,9 +172,7 @@ def test_training_step_matches_reference_values(golden, make, system):
     assert_stored(case, "dec", all_classes(method, image, masks, labels), rtol=1e-3, atol=1e-4)
     pseudo_label = method.pseudo_ground_truth(image, masks, labels)
     assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.005
-    per_image = mask_loss(
-        resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels
-    )
+    per_image = mask_loss(resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels)
     assert_stored(case, "loss_mask_per_image", per_image, rtol=1e-3, atol=1e-5)
     assert_stored(case, "loss_cls", losses["cls"], rtol=1e-3, atol=1e-5)
     norm = method.head[1]

@@ -1,0 +1,228 @@
+"""The stages of a pipeline, checked and complete before the first one runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from datasets.base import Split
+from engine.checks import check_training
+from engine.config.load import (
+    ROOT,
+    TRAINING,
+    Stage,
+    load_config,
+    load_stages,
+    override_config,
+    project_path,
+    to_plain,
+)
+from engine.config.options import fill, is_below, marked
+from engine.config.schema import Config
+from engine.data import load_split
+from engine.inference import is_photo
+from engine.train import run as train
+from utils.build import suggest
+from utils.cli import message_of
+from utils.files import leaves
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage that passed all checks.
+
+    Args:
+        module: import path of what it runs.
+        run: is called with the options; those of a training are a config.
+        shares_work: every process runs it and does its part; otherwise the main one alone.
+        inputs: files and folders that it reads, by dotted key.
+        settings: everything else that decides the result, by dotted key.
+        images: what a training learns from, or a tool works on; None where only the tool knows.
+    """
+
+    name: str
+    module: str
+    run: Callable[[Any], object]
+    options: Any
+    folder: Path
+    shares_work: bool
+    inputs: dict[str, Path]
+    settings: dict[str, Any]
+    images: Split | None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """What a training makes; None for a tool."""
+        return self.folder / "last.pth" if self.module == TRAINING else None
+
+
+def make_plans(config: str | Path, overrides: Sequence[str] = ()) -> list[Plan]:
+    """Check all stages of a pipeline and complete their options.
+
+    Raises:
+        ImportError, KeyError, ValueError: a stage names a module, an option or a stage that does not exist,
+            or an option has a wrong value.
+        FileNotFoundError: something that a stage reads is missing.
+    """
+    planner = _Planner(config, overrides)
+    for stage in load_stages(config, overrides):
+        with _named(stage.name):
+            plan = planner.training(stage) if stage.run == TRAINING else planner.tool(stage)
+            planner.check_inputs(plan)
+        planner.plans.append(plan)
+    return planner.plans
+
+
+class _Planner:
+    """Makes one plan after the other."""
+
+    def __init__(self, config: str | Path, overrides: Sequence[str]) -> None:
+        self.cfg = load_config(config, overrides)
+        self.work_dir = project_path(self.cfg.work_dir)
+        self.given = [f"config={config}", *overrides]
+        self.plans: list[Plan] = []
+        self.splits: dict[str, tuple[Split, str]] = {}
+
+    def training(self, stage: Stage) -> Plan:
+        cfg, folder = OmegaConf.create(stage.options), self.work_dir / stage.name
+        if cfg.train.resume != "auto":
+            raise ValueError(
+                f"train.resume is {cfg.train.resume}, but a pipeline decides itself what continues; to train "
+                f"afresh, delete {folder}"
+            )
+        images, fingerprint = self.load(cfg.data, cfg.data.train_set)
+        if cfg.data.val_set:
+            self.load(cfg.data, cfg.data.val_set)
+        check_training(cfg, images.num_classes)
+        values = dict(leaves(stage.options))
+        read = [key for key in marked(Config, "reads") if values.get(key) not in (None, "timm")]
+        inputs = {key: project_path(values[key]) for key in read}
+        settings = _decisive(Config, values, inputs) | {"run": stage.run, "images": fingerprint}
+        return Plan(stage.name, stage.run, train, cfg, folder, True, inputs, settings, images)
+
+    def tool(self, stage: Stage) -> Plan:
+        """A stage with ``Options``, completed by what the pipeline knows."""
+        module, folder = _module(stage.run), self.work_dir / stage.name
+        kind = module.Options
+        names = [field.name for field in dataclasses.fields(kind)]
+        if "out" in stage.options:
+            raise ValueError(f"a stage always writes to {folder}: leave out 'out'")
+        known = {"out": folder, "device": self.cfg.device, "num_workers": self.cfg.data.num_workers}
+        values = {key: known[key] for key in known if key in names} | stage.options
+        paths = [key for key, what in marked(kind, "reads").items() if what != "images" and values.get(key)]
+        inputs = {key: project_path(values[key]) for key in paths}
+        options = fill(kind, values | inputs)
+        trained = next((plan for plan in self.plans if plan.checkpoint in inputs.values()), None)
+        own = list(getattr(options, "overrides", ()))
+        changes = [*self.inference(kind, trained), *own]
+        cfg = override_config(trained.options if trained else self.cfg, changes)
+        if trained and trained.images and own:
+            check_training(cfg, trained.images.num_classes)
+        if "overrides" in names:
+            passed = ("data.",) if "model_path" in inputs else ("config=", "data.")
+            options.overrides = [*(item for item in self.given if item.startswith(passed)), *changes]
+        is_foreign = "model_path" in inputs and not trained  # the checkpoint alone knows its data set
+        images, fingerprint = (None, None) if is_foreign else self.images(stage, options, cfg, trained)
+        settings = _decisive(kind, dict(leaves(dataclasses.asdict(options))), {"out", *inputs})
+        settings |= {"run": stage.run, "images": fingerprint}
+        # Changes of the data count by the images.
+        settings["overrides"] = [item for item in changes if not item.startswith("data.")]
+        shares_work = getattr(kind, "shares_work", False)
+        return Plan(stage.name, stage.run, module.run, options, folder, shares_work, inputs, settings, images)
+
+    def inference(self, kind: Any, trained: Plan | None) -> list[str]:
+        """The ``infer`` section of now for a tool that reads it: a checkpoint may hold an earlier one."""
+        if "infer" not in getattr(kind, "sections", ()):
+            return []
+        if trained is None:
+            return [item for item in self.given if item.startswith("infer.")]
+        section = to_plain(trained.options)["infer"]
+        texts = {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in section.items()
+        }
+        return [f"infer.{key}={text}" for key, text in texts.items()]
+
+    def images(
+        self, stage: Stage, options: Any, cfg: DictConfig, trained: Plan | None
+    ) -> tuple[Split | None, str | None]:
+        """The split that a tool works on and its fingerprint; None for photos."""
+        reads = marked(type(options), "reads")
+        names = [getattr(options, key) for key, what in reads.items() if what == "images"]
+        if trained and None in names:
+            raise ValueError(
+                f"it names no images: set stages.{stage.name}.infer to a split, or leave the stage out with "
+                f"stages.{stage.name}=null"
+            )
+        splits = [self.load(cfg.data, name) for name in names if name and not is_photo(name)]
+        return splits[0] if splits else (None, None)
+
+    def load(self, data: Mapping[str, Any], name: str) -> tuple[Split, str]:
+        """A split and its fingerprint; each is listed once."""
+        key = str([name, *(data[part] for part in ("source", "root", "options"))])
+        if key not in self.splits:
+            split = load_split(data, name)
+            self.splits[key] = split, split.fingerprint()
+        return self.splits[key]
+
+    def check_inputs(self, plan: Plan) -> None:
+        """What an earlier stage makes is read after it; what comes from elsewhere exists."""
+        before = [plan.name for plan in self.plans]
+        for key, path in plan.inputs.items():
+            if not path.is_relative_to(self.work_dir):
+                _check_exists(key, path)
+            elif (stage := path.relative_to(self.work_dir).parts[0]) not in before:
+                raise ValueError(f"{key} is {path}, which no stage before it writes{suggest(stage, before)}")
+
+
+def _check_exists(key: str, path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{key} is {path}, which does not exist")
+
+
+def _decisive(kind: Any, values: Mapping[str, Any], but: Container[str]) -> dict[str, Any]:
+    """The options that are not free, as plain values."""
+    free = marked(kind, "free")
+    settings = {key: value for key, value in values.items() if key not in but and not is_below(key, free)}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _module(name: str) -> ModuleType:
+    """The module of a stage.
+
+    Raises:
+        ImportError: there is none, or it is no stage.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        known = [TRAINING, *(f"tools.{path.stem}" for path in sorted((ROOT / "tools").glob("[a-z]*.py")))]
+        raise ImportError(f"there is no module '{name}'{suggest(name, known)}") from error
+    if not callable(getattr(module, "run", None)) or not dataclasses.is_dataclass(
+        getattr(module, "Options", None)
+    ):
+        raise ImportError(
+            f"module '{name}' is no stage: it needs a dataclass Options and a function run(options)"
+        )
+    return module
+
+
+@contextlib.contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """Errors inside begin with the name of the stage."""
+    kinds = (ImportError, KeyError, ValueError, FileNotFoundError)
+    try:
+        yield
+    except kinds as error:
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"stage '{stage}': {message_of(error)}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +66,9 @@ def demo(tmp_path_factory):
     ]
 
 
-def run(command):
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT)
+def run(command, **environment):
+    environment = {**ENVIRONMENT, **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def go_on(demo, folder):
@@ -93,9 +96,8 @@ def assert_same_run(folder, plain, tolerance=1e-5):
     torch.testing.assert_close(weights, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path, processes):
-    in_a_group(one_of_the_processes, demo, tmp_path / "run", size=processes)
+def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path):
+    in_a_group(one_of_the_processes, demo, tmp_path / "run", size=4)
     assert_same_run(tmp_path / "run", plain)
 
 
@@ -173,28 +175,24 @@ def test_stop_signal_to_the_loader_workers_too_saves_and_the_run_goes_on(demo, p
     assert_same_run(folder, plain, tolerance=0)
 
 
-def test_resume_from_a_path_leaves_other_runs_alone(demo, plain, monkeypatch, capsys):
+def test_run_of_another_config_or_start_is_left_alone(demo, plain):
+    """And a finished run has nothing left to do."""
     before = (plain / "last.pth").stat().st_mtime_ns
-    other = plain.parent / "other.pth"
-    other.write_bytes((plain / "last.pth").read_bytes())
-    arguments = [*demo, f"work_dir={plain}", f"train.resume={other}"]
-    monkeypatch.setattr(sys, "argv", ["train_voc.py", *arguments])
-    with pytest.raises(SystemExit):
-        main(default_config="configs/toco/voc.yaml", doc="")
-    assert "did not begin from" in capsys.readouterr().err
+    go_on(demo, plain)
+    shutil.copy(plain / "last.pth", plain.parent / "other.pth")
+    for change, message in (
+        (f"train.resume={plain.parent / 'other.pth'}", "did not begin from"),
+        ("optim.lr=1.0", r"optim.lr: 0.0005 -> 1.0.*run_name="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            go_on([*demo, change], plain)
     assert (plain / "last.pth").stat().st_mtime_ns == before
 
 
-def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, monkeypatch, capsys):
-    before = (plain / "last.pth").stat().st_mtime_ns
-    monkeypatch.setattr(sys, "argv", ["train_voc.py", *demo, f"work_dir={plain}"])
-    main(default_config="configs/toco/voc.yaml", doc="")
-    sys.argv.append("optim.lr=1.0")
-    with pytest.raises(SystemExit):
-        main(default_config="configs/toco/voc.yaml", doc="")
-    error = capsys.readouterr().err
-    assert "optim.lr: 0.0005 -> 1.0" in error and "run_name=" in error and "Traceback" not in error
-    assert (plain / "last.pth").stat().st_mtime_ns == before
+def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
+    monkeypatch.setattr("engine.train.alone_in", partial(alone_in, wait=0))
+    with alone_in(plain), pytest.raises(ValueError, match="in use"):
+        go_on(demo, plain)
 
 
 @pytest.mark.parametrize(
@@ -203,28 +201,25 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(demo, plain, m
         (["train.stps=4"], "did you mean 'train.steps'"),
         (["config=configs/toco/vok.yaml"], "did you mean 'configs/toco/voc.yaml'"),
         (["data.root=/nowhere"], "/nowhere"),
-        (["device=cuda:7"], "8 GPU(s) asked for on this machine, 0 found"),
+        (["device=cuda:7"], "0 found"),
         (["train.batch_size=5", "train.accumulate=2"], "batch_size"),
         (["method.label_source=camm"], "label_source"),
-        (["eval.select=segg"], "eval.select=segg is no score of this method: did you mean 'seg'"),
-        (["infer.merge_flips=summ"], "infer.merge_flips is sum or mean or max, not 'summ'"),
-        (["infer.size=large"], "infer.size is native or a whole number from 1, not 'large'"),
-        (["train.resume=no"], "train.resume is auto, never or a checkpoint's path, not False"),
-        (["train.keep_every=-1"], "train.keep_every is a whole number from 1, or null, not -1"),
-        (
-            ["method.background_threshold=0,5"],
-            "method.background_threshold is a number from 0 to 1, not '0,5'",
-        ),
-        (["method.low_threshold=0.9"], "method.low_threshold=0.9 is above method.high_threshold=0.55"),
-        (["method.cam_scales=1.0"], "method.cam_scales is a list of image scales, not 1.0"),
-        (["method.loss_weights.cls=one"], "method.loss_weights.cls is a number"),
-        (["method.momentum=9"], "method.momentum is a number from 0 to 1, not 9"),
-        (["method.decoder=null"], "ToCo trains a decoder: method.decoder cannot be null"),
+        (["eval.select=segg"], "did you mean 'seg'"),
+        (["infer.merge_flips=summ"], "infer.merge_flips"),
+        (["infer.size=large"], "infer.size"),
+        (["train.resume=no"], "train.resume"),
+        (["train.keep_every=-1"], "train.keep_every"),
+        (["method.background_threshold=0,5"], "method.background_threshold"),
+        (["method.low_threshold=0.9"], "method.low_threshold=0.9"),
+        (["method.cam_scales=1.0"], "method.cam_scales"),
+        (["method.loss_weights.cls=one"], "method.loss_weights.cls"),
+        (["method.momentum=9"], "method.momentum"),
+        (["method.decoder=null"], "decoder"),
         (["data.label_dir=logs"], "learns from tags"),
-        (["data.generate.strength=0.1"], "make others with tools/make_demo_data.py out=FOLDER strength=0.1"),
-        (["train.steps=ten"], "the command line: train.steps is a whole number from 1, not 'ten'"),
-        (["run_name=../elsewhere"], "run_name is a name below logs/ (work_dir is any folder)"),
-        (["infer.crf=tocoo"], "there is no DenseCRF preset 'tocoo'"),
+        (["data.generate.strength=0.1"], "tools/make_demo_data.py"),
+        (["train.steps=ten"], "train.steps"),
+        (["run_name=../elsewhere"], "run_name"),
+        (["infer.crf=tocoo"], "'tocoo'"),
     ],
 )
 def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, message, monkeypatch, capsys):
@@ -240,26 +235,7 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
 def test_log_says_what_a_short_run_does_not_reach(demo, tmp_path, capsys):
     arguments = ["train.steps=1", "optim.warmup_steps=1", "method.loss_weights.seg=[[0,0.0],[7,0.1]]"]
     go_on([*demo, *arguments], tmp_path / "run")
-    line = "train.steps=1 ends before the end of the warm-up (optim.warmup_steps), the loss seg (step 7)\n"
-    assert line in capsys.readouterr().out
-
-
-def test_two_runs_do_not_share_a_folder(demo, plain, tmp_path):
-    """The lock is of the process: another one is refused, whatever it would do there."""
-    shutil.copytree(plain, tmp_path / "run")
-    with alone_in(tmp_path / "run"):
-        (answer,) = in_a_group(try_to_go_on, demo, tmp_path / "run", size=1)
-    assert f"run is in use by process {os.getpid()} on" in answer
-    (answer,) = in_a_group(try_to_go_on, demo, tmp_path / "run", size=1)
-    assert answer == "trained"
-
-
-def try_to_go_on(rank, demo, folder):
-    try:
-        go_on(demo, folder)
-    except ValueError as error:
-        return str(error)
-    return "trained"
+    assert re.search(r"ends before .*warmup_steps.*, the loss seg \(step 7\)", capsys.readouterr().out)
 
 
 def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
@@ -267,11 +243,8 @@ def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
     shutil.copytree(next(item for item in demo if item.startswith("data.root=")).partition("=")[2], root)
     path = sorted((root / "SegmentationClass").glob("test_[0-9]*.png"))[-1]
     write_mask(path, np.full_like(read_mask(path), 9))
-    cfg = load_config(
-        demo[0].partition("=")[2], [*demo[1:], f"data.root={root}", f"work_dir={tmp_path / 'run'}"]
-    )
-    with pytest.raises(ValueError, match=rf"{path.name} holds the value 9, but there are 7 classes"):
-        train(cfg)
+    with pytest.raises(ValueError, match=f"{path.name}.*value 9"):
+        go_on([*demo, f"data.root={root}"], tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -281,7 +254,7 @@ def test_error_of_a_process_is_the_last_word_of_the_launcher(tmp_path):
     script.write_text("import sys; print('what is wrong', file=sys.stderr); sys.exit(2)")
     done = run(["bash", "run_train.sh", str(script), "2", free_port(), "cpu"])
     assert done.returncode == 2 and "what is wrong" in done.stderr
-    assert "Traceback (most recent call last)" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -311,27 +284,22 @@ def test_positions_of_the_launcher(tmp_path, positions, flags, arguments, gpus):
 
 
 @pytest.mark.parametrize(
-    ("positions", "message"),
+    ("positions", "message", "nodes"),
     [
-        (["four"], "GPUS is a number of processes, not 'four'"),
-        (["4", "70000"], "PORT is a number up to 65535, not '70000'"),
-        (["4", "29501", "0;1;2;3"], "DEVICES is cpu or GPUs such as 0,1,2,3, not '0;1;2;3'"),
-        (["4", "29501", "gpu"], "DEVICES is cpu or GPUs such as 0,1,2,3, not 'gpu'"),
-        (["4", "29501", "0,1"], "4 processes need as many GPUs, DEVICES names 2: '0,1'"),
+        (["four"], "GPUS is a number", {}),
+        (["4", "70000"], "PORT is a number", {}),
+        (["4", "29501", "0;1;2;3"], "DEVICES is cpu or GPUs", {}),
+        (["4", "29501", "gpu"], "DEVICES is cpu or GPUs", {}),
+        (["4", "29501", "0,1"], "DEVICES names 2", {}),
+        (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2"}),
+        (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2", "MASTER_ADDR": "first"}),
+        (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2", "NODE_RANK": "1"}),
     ],
 )
-def test_bad_positions_of_the_launcher_are_an_error(tmp_path, positions, message):
+def test_bad_positions_of_the_launcher_are_an_error(tmp_path, positions, message, nodes):
     command = ["bash", "run_train.sh", "scripts/train_voc.py", *positions]
-    done, started = launch(command, tmp_path, cwd=ROOT)
+    done, started = launch(command, tmp_path, cwd=ROOT, env={"PATH": os.environ["PATH"], **nodes})
     assert done.returncode == 2 and message in done.stderr and started is None
-
-
-def test_a_node_that_does_not_know_the_first_one_is_refused(tmp_path):
-    for known in ({}, {"MASTER_ADDR": "first"}, {"NODE_RANK": "1"}):
-        environment = {"PATH": os.environ["PATH"], "NNODES": "2", **known}
-        command = ["bash", "run_train.sh", "scripts/train_voc.py", "4", "29501", "0,1,2,3"]
-        done, started = launch(command, tmp_path, cwd=ROOT, env=environment)
-        assert done.returncode == 2 and "NNODES=2 needs MASTER_ADDR" in done.stderr and started is None
 
 
 def test_port_that_is_taken_is_a_clear_error():
@@ -340,8 +308,8 @@ def test_port_that_is_taken_is_a_clear_error():
         other.listen()
         port = str(other.getsockname()[1])
         done = run(["bash", "run_train.sh", "scripts/train_voc.py", "1", port, "cpu"])
-    assert done.returncode == 2 and port in done.stderr and "give another PORT" in done.stderr
-    assert "Traceback (most recent call last)" not in done.stderr
+    assert done.returncode == 2 and port in done.stderr and "another PORT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_environment_that_lacks_packages_is_told_so(tmp_path):
@@ -349,9 +317,7 @@ def test_environment_that_lacks_packages_is_told_so(tmp_path):
     python.write_text("#!/bin/sh\necho timm, tqdm\n")
     python.chmod(0o755)
     for path, lacking in ((python, "timm, tqdm"), (tmp_path / "none", "a Python from 3.10 on that runs")):
-        environment = {**ENVIRONMENT, "PYTHON": str(path)}
-        command = ["bash", "run_train.sh", "scripts/train_voc.py"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = run(["bash", "run_train.sh", "scripts/train_voc.py"], PYTHON=str(path))
         assert done.returncode == 2 and f"PYTHON={path} lacks {lacking} (req" in done.stderr
 
 

@@ -388,7 +388,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 @cache
 def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
     try:  # by OmegaConf, which reads 1e-4 as a number, as people mean it; plain YAML calls it a text
-        values = OmegaConf.create(path.read_text())
+        values = OmegaConf.create(path.read_text("utf-8"))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
     if not isinstance(values, DictConfig) or not all(isinstance(key, str) for key in values):
@@ -554,7 +554,7 @@ def _comments(path: Path) -> dict[str, str]:
     """The comment behind each key of a YAML file, by dotted key."""
     found: dict[str, str] = {}
     stack: list[tuple[int, str]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         match = re.match(r"^(\s*)([A-Za-z_]\w*):(?:\s(.*?))??(?:\s+#\s(.*))?$", line)
         if not match:
             continue

@@ -1,5 +1,6 @@
 """Shares of a global mean average to the mean of the whole batch, however it is split over processes."""
 
+import pytest
 import torch
 
 from tests.processes import in_a_group
@@ -48,3 +49,10 @@ def test_two_processes_share_one_mean():
         assert result["ranks"] == [[0.0], [1.0]] and result["sum"] == 3
         assert result["running_mean"] == 5  # the main process's statistics
     assert (first["shard"], second["shard"]) == ([0, 2, 4], [1, 3])
+
+
+def test_world_size_without_the_rest_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="unset WORLD_SIZE"):
+        init_process_group("cpu")

@@ -1,37 +1,16 @@
-"""Score files: which records replace each other."""
+"""One run in a folder."""
 
-from engine.scores.records import read_scores, write_scores
+import pytest
 
-
-def record(miou, **made_by):
-    return {"protocol": "seg/val/ss", "score": {"miou": miou}, "settings": {}, "provenance": made_by}
+from utils.files import alone_in
 
 
-def scores_of(folder):
-    return [record["score"]["miou"] for record in read_scores(folder)]
-
-
-def test_only_the_same_checkpoint_replaces_its_score(tmp_path):
-    for miou, digest in ((0.1, "a"), (0.2, "b"), (0.3, "a")):
-        write_scores(tmp_path, [record(miou, checkpoint_sha256=digest, step=5)])
-    assert scores_of(tmp_path) == [0.2, 0.3]
-    write_scores(tmp_path, [record(0.4, checkpoint_sha256="b", step=5) | {"protocol": "seg/val/ss+flip"}])
-    assert scores_of(tmp_path) == [0.2, 0.3, 0.4]
-
-
-def test_a_training_keeps_one_score_of_each_step(tmp_path):
-    for miou, step in ((0.1, 5), (0.2, 10), (0.3, 10)):  # step 10 twice: the run was killed after it
-        write_scores(tmp_path, [record(miou, step=step)])
-    assert scores_of(tmp_path) == [0.1, 0.3]
-
-
-def test_a_training_replaces_scores_that_earlier_versions_wrote(tmp_path):
-    write_scores(tmp_path, [record(0.1, checkpoint_sha256="step 5", step=5)])
-    write_scores(tmp_path, [record(0.2, step=5)])
-    assert scores_of(tmp_path) == [0.2]
-
-
-def test_scores_of_labels_from_elsewhere_replace_each_other(tmp_path):
-    for miou in (0.1, 0.2):
-        write_scores(tmp_path, [record(miou)])
-    assert scores_of(tmp_path) == [0.2]
+def test_a_second_run_is_refused_and_slurm_is_named(tmp_path, monkeypatch):
+    with alone_in(tmp_path):
+        with pytest.raises(ValueError, match="in use by process"), alone_in(tmp_path, wait=0):
+            pass
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        with pytest.raises(ValueError, match="SLURM_NTASKS=2"), alone_in(tmp_path, wait=0):
+            pass
+    with alone_in(tmp_path, wait=0):
+        pass

@@ -32,25 +32,6 @@ from utils.files import alone_in
 from utils.logging import LOGGER, setup_logging
 from utils.seed import seed_everything, seed_process
 
-# Of a stage that trains; goes when the pipeline asks engine/config/schema.py.
-FREE_TO_CHANGE = (
-    "device",
-    "run_name",
-    "work_dir",
-    "data.root",
-    "data.num_workers",
-    "data.on_error",
-    "eval.select",
-    "train.resume",
-    "train.threads",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_every",
-    "train.eval_every",
-    "infer.",
-    "method.backbone.pretrained",
-)
-
 
 def run(cfg: DictConfig) -> Path:
     """Train by a config and return the run folder, which holds ``last.pth``, ``best.pth`` and the records.

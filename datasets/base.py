@@ -72,10 +72,8 @@ class Split:
     def __post_init__(self) -> None:
         if not self.records:
             raise ValueError(f"split '{self.name}' holds no image")
-        if len(self.class_names) < 2 or self.class_names[0] != "background":
-            raise ValueError(
-                f"class names of split '{self.name}' must be 'background' and then at least one class"
-            )
+        if len(self.class_names) < 2:
+            raise ValueError(f"split '{self.name}' has no class but background")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -142,28 +140,19 @@ class WeakSegDataset(Dataset[Sample]):
         on_error: str = "raise",
         label_dir: Path | None = None,
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"data.on_error is '{on_error}': choose raise or skip")
         self.split = split
         self.transform = transform
         self.with_mask = with_mask
         self.on_error = on_error
         self.labels = None if label_dir is None else _label_files(split, label_dir)
-        if transform is not None:
-            untagged = [record.name for record in split.records if record.tags is None]
-            if untagged:
+        untagged = [record.name for record in split.records if transform and record.tags is None]
+        unmasked = [record.name for record in split.records if with_mask and record.mask is None]
+        for names, what in ((untagged, "tags to train on"), (unmasked, "ground-truth mask to score with")):
+            if names:
                 raise ValueError(
-                    f"{some(untagged, len(split), 'images')} of split '{split.name}' have no tags, so they "
-                    "cannot be trained on: "
-                    "add them to the tags file, or train on another split"
+                    f"{some(names, len(split), 'images')} of split '{split.name}' have no {what}"
                 )
         if with_mask:
-            without = [record.name for record in split.records if record.mask is None]
-            if without:
-                raise ValueError(
-                    f"{some(without, len(split), 'images')} of split '{split.name}' have no ground-truth "
-                    "mask to score with"
-                )
             require_files(
                 (record.mask for record in split.records if record.mask is not None),
                 f"masks of split '{split.name}'",
@@ -202,11 +191,7 @@ class WeakSegDataset(Dataset[Sample]):
         try:
             image = read_image(record.image)
         except UnreadableImageError as error:
-            advice = (
-                "set data.on_error=skip to train without it"
-                if self.transform is not None
-                else "leave it out of the list"
-            )
+            advice = "set data.on_error=skip" if self.transform else "leave it out of the list"
             raise UnreadableImageError(f"{error}; repair the file, or {advice}") from error
         sample: Sample = {"name": record.name, "index": index, "skipped": 0, "image": image}
         if record.tags is not None:
@@ -230,9 +215,8 @@ class WeakSegDataset(Dataset[Sample]):
         foreign = mask[(mask >= self.split.num_classes) & (mask != IGNORE_INDEX)]
         if foreign.size:
             raise ValueError(
-                f"mask {path} holds the value {foreign.max()}, but there are {self.split.num_classes} "
-                f"classes (0 background, ..., {self.split.num_classes - 1} {self.split.class_names[-1]}; "
-                f"{IGNORE_INDEX} is ignored)"
+                f"mask {path} holds the value {foreign.max()}, but the last class is "
+                f"{self.split.num_classes - 1} {self.split.class_names[-1]} ({IGNORE_INDEX} is ignored)"
             )
         return torch.from_numpy(mask).long()
 
@@ -245,9 +229,7 @@ class WeakSegDataset(Dataset[Sample]):
             except (UnreadableImageError, FileNotFoundError) as error:
                 last_error = error
             index = int(torch.randint(len(self), (), generator=generator))
-        raise ValueError(
-            f"10 images drawn one after another are unreadable, so data.on_error=skip gives up: {last_error}"
-        )
+        raise ValueError(f"10 images drawn in a row are unreadable: {last_error}")
 
 
 def listed_split(
@@ -261,15 +243,9 @@ def listed_split(
     tags: str | None,
     make_tags: str,
 ) -> Split:
-    """A split of a data set that keeps lists, images and masks in folders of their own (VOC, COCO).
-
-    ``test`` and lists of one's own may hold images without ground truth or tags: their records have a mask or
-    tags where there are any, else None. Everywhere else a missing tag is an error here, a missing mask where
-    it is asked for.
+    """What `datasets.voc.voc_split` and `datasets.coco.coco_split` say.
 
     Args:
-        root, split, lists, images, masks, tags: as in `datasets.voc.voc_split`.
-        class_names: background and then the classes.
         make_tags: the command that makes a missing tags file, for the error.
     """
     root = Path(root)

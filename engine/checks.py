@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 from engine.method import build_method
+from engine.segmentation import inference_refiner
 from methods.base import LearnsFromLabels, Method
-from models.refiners.dense_crf import DenseCRF
 from utils.distributed import world_size
 
 
@@ -22,8 +22,7 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
             parts do not have, a crop that the method cannot take, no loss to train with, an unknown CRF.
     """
     _check_batch(cfg)
-    if cfg["infer"]["crf"] not in (None, "none"):
-        DenseCRF.from_config(cfg["infer"]["crf"])
+    inference_refiner(cfg["infer"]["refiner"])
     try:
         with torch.device("meta"):  # no memory; weights are read when the training begins
             method = build_method(cfg, num_classes, pretrained=False)

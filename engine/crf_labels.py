@@ -152,6 +152,8 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
             f"{path}: probs must be floats (K, h, w) with K class ids, got {probs.dtype} {probs.shape} and "
             f"{ids.shape}"
         )
+    if len(probs) < 2:
+        raise ValueError(f"{path} holds the probability of one class: the background's is needed too")
     if probs.min() < 0 or probs.max() > 1 + 1e-3 or not probs.max() > 0:
         raise ValueError(
             f"{path}: probs lie between {probs.min():.3g} and {probs.max():.3g}, not in [0, 1]; "

@@ -1,8 +1,4 @@
-"""Inference over a data set: load a checkpoint, merge scales and mirror images, visit every image once.
-
-Letters: K classes with background 0, H x W the output size, h x w the size at which the network sees an
-image.
-"""
+"""Inference over a data set: load a checkpoint, list photos, visit every image once."""
 
 from __future__ import annotations
 
@@ -10,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -22,20 +17,17 @@ import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
-from engine.config.load import CHOICES, load_config, override_config
+from engine.config.load import load_config, override_config
 from engine.method import build_method
 from engine.validation import single
-from methods.base import Method, Predicts, finish_scores
+from methods.base import Method
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
 from utils.cli import message_of
 from utils.distributed import barrier, is_main, shard
-from utils.image import UnreadableImageError, rescale, resize
+from utils.image import UnreadableImageError
 from utils.logging import progress_bar
 from utils.weights import FORMAT, file_digest, load_checkpoint, unfit
-
-Merge = Literal["sum", "mean", "max"]
-MERGES = CHOICES["infer.merge_flips"]
 
 
 class _Data(NamedTuple):
@@ -128,114 +120,6 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     return loaded
 
 
-def multi_scale_segment(
-    method: Method,
-    image: Tensor,
-    *,
-    size: Literal["native"] | int = "native",
-    scales: Sequence[float] = (1.0, 1.25, 1.5),
-    flip: bool = True,
-    merge_flips: Merge = "sum",
-    merge_scales: Merge = "max",
-    resample: Literal["bilinear", "bicubic"] = "bilinear",
-    pad_to: int | Sequence[int] | None = None,
-    class_label: Tensor | None = None,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
-    """Segmentation scores of one image, merged over scales and mirror images.
-
-    The image is brought to its base size, then to every scale; scores are resized to the output size, the
-    mirrored ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner
-    alignment), and the method finishes them (``methods.base.finish_scores``).
-
-    Args:
-        image: (1, 3, H, W) normalised.
-        size: ``native``, or the side of the square that the image is resized to first.
-        resample: how an image gets to a scale s: ``bilinear``, to ``(int(s * h), int(s * w))``, as the ViT
-            programs do, or ``bicubic``, as Pillow resizes pictures, to rounded sides (CNN programs).
-        pad_to: side, or height and width, of a canvas in whose middle the network sees every image, or None.
-            What is around it is 0 after normalisation.
-        class_label: (1, C) true image tags where a protocol allows them.
-        output_size: size of the result; None: that of ``image``.
-
-    Returns:
-        (1, K, *output_size) finished scores, float32. Of logits only the order and the softmax mean
-        anything: a sum of two is twice as sharp.
-
-    Raises:
-        ValueError: a wrong setting, or a canvas that is smaller than the image at some scale.
-    """
-    for name, value in (("merge_flips", merge_flips), ("merge_scales", merge_scales)):
-        if value not in MERGES:
-            raise ValueError(f"{name} is '{value}', not {', '.join(MERGES)}")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive numbers, not {list(scales)}")
-    output_size = tuple(output_size or image.shape[-2:])
-    base = image if size == "native" else resize(image, (size, size))
-    merged: Tensor | None = None
-    class_logits = []
-    # Merged as they come: memory holds two maps of scores, however many scales there are.
-    for scale in scales:
-        scaled = scaled_image(base, scale, resample)
-        views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        if pad_to is None:
-            scores, view_logits = segment_views(method, views)
-        else:
-            canvas, inside = on_canvas(views, pad_to)
-            scores, view_logits = segment_views(method, canvas)
-            scores = resize(scores, canvas.shape[-2:])[inside]
-        scores = resize(scores.float(), output_size)
-        if flip:
-            scores = _merge(scores[:1], scores[1:].flip(-1), merge_flips)
-            scores = scores / 2 if merge_flips == "mean" else scores
-        merged = scores if merged is None else _merge(merged, scores, merge_scales)
-        class_logits.append(view_logits)
-    assert merged is not None
-    if merge_scales == "mean":
-        merged = merged / len(scales)
-    return finish_scores(method, merged, torch.cat(class_logits)[None], class_label)
-
-
-def segment_views(method: Method, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Segmentation scores (B, K, h, w) at the network's stride, and class logits (B, C) float32.
-
-    Raises:
-        ValueError: a method that does not segment.
-    """
-    out = method.predict(images, ()) if isinstance(method, Predicts) else None
-    if out is None or out.seg_logits is None:
-        raise ValueError(f"this {type(method).__name__} does not segment: it has no decoder")
-    return out.seg_logits, out.class_logits.float()
-
-
-def scaled_image(image: Tensor, scale: float, resample: str) -> Tensor:
-    """A normalised image (B, 3, H, W) at a scale, see ``multi_scale_segment``."""
-    if resample not in ("bilinear", "bicubic"):
-        raise ValueError(f"resample is '{resample}', not bilinear or bicubic")
-    if resample == "bicubic":
-        return image if scale == 1 else rescale(image, scale)
-    h, w = image.shape[-2:]
-    return resize(image, (max(int(scale * h), 1), max(int(scale * w), 1)))
-
-
-def on_canvas(image: Tensor, size: int | Sequence[int]) -> tuple[Tensor, tuple[Any, slice, slice]]:
-    """Normalised images (B, 3, h, w) in the middle of zeros, and the index of that part in the canvas.
-
-    Raises:
-        ValueError: if the canvas is smaller.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    h, w = image.shape[-2:]
-    if h > height or w > width:
-        raise ValueError(
-            f"an image of {h} x {w} pixels (rows, columns; at the largest scale) does not fit on the canvas "
-            f"infer.pad_to of {height} x {width}: enlarge it, set it to null, or take smaller infer.scales"
-        )
-    top, left = (height - h) // 2, (width - w) // 2
-    canvas = F.pad(image, (left, width - w - left, top, height - h - top))
-    return canvas, (..., slice(top, top + h), slice(left, left + w))
-
-
 def for_each_image(
     dataset: WeakSegDataset,
     work: Callable[[dict[str, Any]], None],
@@ -292,7 +176,7 @@ def for_each_image(
         raise UnreadableImageError(
             f"{len(unreadable)} of {len(left)} images: {'; '.join(unreadable[:3])}"
             + ("; ..." if len(unreadable) > 3 else "")
-            + ". All others are finished, and the same command goes on from them"
+            + ". All others are finished, and the same command continues from there"
         )
     return len(left)
 
@@ -341,11 +225,6 @@ def _load_published(
     )
     source = f"published {published.name}"
     return LoadedMethod(method, cfg, tuple(names), path, digest, None, source, unmatched)
-
-
-def _merge(a: Tensor, b: Tensor, how: Merge) -> Tensor:
-    """Two maps into one; whoever asks for a mean divides the sum."""
-    return torch.maximum(a, b) if how == "max" else a + b
 
 
 def _load_state(method: Method, state: Mapping[str, Tensor], path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,18 @@ def is_bare(split: Split) -> bool:
 
 
 def is_up_to_date(path: Path, record: Record, bare: bool) -> bool:
-    """Whether the result of an image is there, and, of a split that `is_bare`, not older than the photo."""
-    return path.is_file() and (not bare or path.stat().st_mtime_ns >= record.image.stat().st_mtime_ns)
+    """Whether the result of an image is there and, of a split that `is_bare`, `date_after` this photo."""
+    return path.is_file() and (not bare or path.stat().st_mtime_ns == record.image.stat().st_mtime_ns)
+
+
+def date_after(path: Path, record: Record, bare: bool) -> None:
+    """Give a result the date of its photo: another photo of that name, older or newer, has another date.
+
+    A data set's photos keep no such date, because the fingerprint in ``settings.json`` tells them.
+    """
+    if bare:
+        date = record.image.stat().st_mtime_ns
+        os.utime(path, ns=(date, date))
 
 
 def score_source(options: ImageOptions, loaded: LoadedMethod, split: Split) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def multi_scale_cam(
     for scale in (1.0, *(s for s in scales if s != 1.0)):
         scaled = image
         if scale != 1.0:
-            scaled_size = int(scale * size[0]), int(scale * size[1])
+            scaled_size = [max(1, int(scale * side)) for side in size]
             scaled = F.interpolate(image, size=scaled_size, mode="bilinear", align_corners=False)
         if scale == 1.0 and first is not None:
             pairs = list(zip(first, activation(scaled.flip(-1)), strict=True))

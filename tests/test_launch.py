@@ -219,7 +219,7 @@ def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
         (["data.generate.strength=0.1"], "tools/make_demo_data.py"),
         (["train.steps=ten"], "train.steps"),
         (["run_name=../elsewhere"], "run_name"),
-        (["infer.crf=tocoo"], "'tocoo'"),
+        (["infer.refiner=tocoo"], "'tocoo'"),
     ],
 )
 def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, message, monkeypatch, capsys):

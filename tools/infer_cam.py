@@ -22,7 +22,7 @@ from datasets.base import Record, Sample, WeakSegDataset
 from engine.config.common import ImageOptions
 from engine.config.options import command_line, option
 from engine.inference import for_each_image, load_method
-from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, score_source
+from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
 from engine.scores.base import predicted_cams
 from engine.scores.evaluation import Evaluation
 from engine.scores.records import protocol_id, short_name
@@ -96,6 +96,7 @@ def run(options: Options) -> Path:
             raise ValueError(f"{type(method).__name__} makes no CAM")
         cams = CamFile(tags, cam, aux_cam, (height, width), strided)
         save_cam(cam_path(out, record.name), cams, options.dtype)
+        date_after(cam_path(out, record.name), record, bare)
         add(record)
 
     def add(record: Record) -> None:

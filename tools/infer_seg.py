@@ -11,43 +11,41 @@ processes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from datasets.base import Record, Sample, WeakSegDataset
 from engine.config.common import ImageOptions
 from engine.config.load import to_plain
-from engine.config.options import command_line, option
+from engine.config.options import command_line, fill, option
+from engine.config.schema import Infer
 from engine.inference import (
-    MERGES,
     LoadedMethod,
     for_each_image,
     is_photo,
     load_method,
-    multi_scale_segment,
 )
-from engine.outputs import claim_output, find_split, is_bare, is_up_to_date, score_source
+from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
 from engine.pool import WorkerPool
 from engine.scores.base import ImagePrediction
 from engine.scores.evaluation import Evaluation
 from engine.scores.records import protocol_id, short_name
+from engine.segmentation import inference_refiner, label_image, segment_image, segment_scores
 from methods.base import crf_probs
-from models.refiners.dense_crf import PRESETS, DenseCRF
+from models.refiners.base import Refiner
+from models.refiners.presets import PRESETS
 from utils.cam_files import label_path
 from utils.distributed import init_process_group, world_size
 from utils.drawing import label_overlay, write_picture
-from utils.image import UnreadableImageError, normalize, read_mask, write_mask
-from utils.precision import autocast
+from utils.image import UnreadableImageError, read_mask, write_mask
 from utils.worker import core_count
 
 
@@ -65,8 +63,8 @@ class Options(ImageOptions):
     )
     scales: list[float] = option([], "image scales; default: infer.scales")
     flip: bool | None = option(None, "add mirrored images; default: infer.flip")
-    merge_flips: str | None = option(None, "default: infer.merge_flips", choices=MERGES)
-    merge_scales: str | None = option(None, "default: infer.merge_scales", choices=MERGES)
+    merge_flips: str | None = option(None, "default: infer.merge_flips", choices=("sum", "mean", "max"))
+    merge_scales: str | None = option(None, "default: infer.merge_scales", choices=("sum", "mean", "max"))
     tags: bool | None = option(
         None,
         "rule out classes that an image is not tagged with, which makes pseudo labels and is no test of a "
@@ -74,8 +72,8 @@ class Options(ImageOptions):
     )
     crf: str | None = option(
         None,
-        "refine by DenseCRF; without a name the preset infer.crf, or else that of the method's paper; "
-        "'none': no CRF",
+        "refine by DenseCRF with this preset; without a name by infer.refiner, or else with the preset of "
+        "the method's paper; 'none': do not refine",
         choices=("config", "none", *PRESETS),
         alone="config",
     )
@@ -106,18 +104,11 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
         )
     infer = _settings(options, loaded)
     split = find_split(loaded, options.infer)
-    refine = DenseCRF.from_config(infer["crf"]) if infer["crf"] else None
-    protocol = protocol_id(
-        "seg",
-        short_name(split),
-        infer["scales"],
-        infer["flip"],
-        refine.protocol if refine else None,
-        infer["tags"],
-    )
-    if infer["tags"] and not split.has_tags:
+    refiner, refined = inference_refiner(infer.refiner, device)
+    protocol = protocol_id("seg", short_name(split), infer.scales, infer.flip, refined, infer.tags)
+    if infer.tags and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
-    out, settings = claim_output(options, loaded, split, protocol, **infer)
+    out, settings = claim_output(options, loaded, split, protocol, **asdict(infer), max_side=options.max_side)
 
     evaluation = Evaluation(split, loaded.cfg.eval.scores, device=device)
     overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
@@ -133,21 +124,28 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
             if overlay:
                 pixels = image_rgb.permute(1, 2, 0).numpy()
                 write_picture(out / "overlay" / f"{record.name}.jpg", label_overlay(pixels, prediction))
+            date_after(path, record, bare)
             add(record, prediction)
 
-        tags = sample["class_label"].to(device) if infer["tags"] else None
-        arguments = loaded, image_rgb.to(device), infer
+        tags = sample["class_label"].to(device) if infer.tags else None
+        arguments = loaded.method, image_rgb.to(device), infer
         if workers:
-            image, scores = segment_scores(*arguments, options.precision, tags)
+            image, scores = segment_scores(*arguments, options.precision, options.max_side, tags)
             arrays = image.cpu().numpy(), crf_probs(loaded.method, scores).cpu().numpy()
-            pool.submit(refine_and_write, *arrays, refine, image_rgb.shape[-2:], path, then=finish)
+            pool.submit(refine_and_write, *arrays, refiner, image_rgb.shape[-2:], path, then=finish)
         else:
-            prediction = segment_image(*arguments, refine, options.precision, tags)
+            prediction = segment_image(
+                *arguments,
+                refiner,
+                precision=options.precision,
+                max_side=options.max_side,
+                class_label=tags,
+            )
             write_mask(path, prediction)
             finish(prediction)
 
     bare = is_bare(split)
-    workers = crf_workers(options.crf_workers, refine, device, len(split))
+    workers = crf_workers(options.crf_workers, refiner, device, len(split))
     with WorkerPool(workers) as pool:
         try:
             for_each_image(
@@ -169,106 +167,40 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
     return out
 
 
-def segment_image(
-    loaded: LoadedMethod,
-    image_rgb: Tensor,
-    infer: Mapping[str, Any],
-    refine: DenseCRF | None,
-    precision: str,
-    class_label: Tensor | None = None,
-) -> np.ndarray:
-    """Label (H, W) uint8 of one (3, H, W) uint8 image by the ``infer`` section of a config.
-
-    Args:
-        refine: maps the image (1, 3, H, W) and probabilities (1, K, H, W) to better probabilities.
-        class_label: (C,) true tags, to which the label is restricted.
-    """
-    image, scores = segment_scores(loaded, image_rgb, infer, precision, class_label)
-    if refine is not None:
-        scores = crf_probs(loaded.method, scores)
-    return label_image(image, scores, refine, image_rgb.shape[-2:])
-
-
-def segment_scores(
-    loaded: LoadedMethod,
-    image_rgb: Tensor,
-    infer: Mapping[str, Any],
-    precision: str,
-    class_label: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The image (1, 3, h, w), with sides of at most ``max_side``, and its scores (1, K, h, w)."""
-    height, width = image_rgb.shape[-2:]
-    shrink = min(1.0, infer["max_side"] / max(height, width)) if infer["size"] == "native" else 1.0
-    image = image_rgb[None]
-    if shrink < 1:
-        small = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-        image = F.interpolate(image.float(), small, mode="bilinear", antialias=True).round().to(torch.uint8)
-    tags = None if class_label is None else class_label[None]
-    with autocast(image.device, precision):
-        keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "resample", "pad_to")
-        views = {key: infer[key] for key in keys if key in infer}
-        scores = multi_scale_segment(loaded.method, normalize(image), **views, class_label=tags)
-    return image, scores
-
-
-def label_image(image: Tensor, scores: Tensor, refine: DenseCRF | None, size: Sequence[int]) -> np.ndarray:
-    """Label of the given size, uint8, from an image (1, 3, h, w) and its scores (1, K, h, w).
-
-    With ``refine`` the scores are the probabilities that it starts from.
-    """
-    if refine is not None:
-        scores = refine.refine(image / 255, scores)
-    label = scores.argmax(1).to(torch.uint8)
-    if label.shape[1:] != tuple(size):
-        label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
-    return label[0].cpu().numpy()
-
-
 def refine_and_write(
-    image: np.ndarray, probs: np.ndarray, refine: DenseCRF, size: Sequence[int], path: Path
+    image: np.ndarray, probs: np.ndarray, refiner: Refiner, size: Sequence[int], path: Path
 ) -> np.ndarray:
     """`label_image` in a worker, which writes the label too, so that the network waits for neither.
 
     Arrays, because tensors travel between processes in shared memory, of which containers have little.
     """
-    prediction = label_image(torch.from_numpy(image), torch.from_numpy(probs), refine, size)
+    prediction = label_image(torch.from_numpy(image), torch.from_numpy(probs), refiner, size)
     write_mask(path, prediction)
     return prediction
 
 
-def crf_workers(asked: int | None, refine: DenseCRF | None, device: torch.device, images: int) -> int:
+def crf_workers(asked: int | None, refiner: Refiner | None, device: torch.device, images: int) -> int:
     """Number of processes that refine: starting them is not worth it for few images, and a GPU needs none."""
-    if refine is None or device.type != "cpu":
+    if refiner is None or device.type != "cpu":
         return 0
     if asked is not None:
         return asked
     return max(1, core_count() // world_size() - 1) if images >= 20 else 0
 
 
-def _settings(options: Options, loaded: LoadedMethod) -> dict[str, Any]:
+def _settings(options: Options, loaded: LoadedMethod) -> Infer:
     """The ``infer`` section with what the command line says instead."""
-    config = loaded.cfg.infer
-    given = {key: value for key, value in vars(options).items() if value not in (None, [])}
-    choose = lambda key: given.get(key, config.get(key))  # noqa: E731
-    size = str(choose("size"))
-    if size != "native" and not (size.isdigit() and int(size) > 0):
-        raise ValueError(f"size is '{size}', not native or a number of pixels")
-    # The config may name a preset or hold parameters; a plain --crf takes what is there, or the method's.
-    named = options.crf not in (None, "config")
-    own = loaded.method.crf_preset if options.crf else None
-    crf = options.crf if named else to_plain(config).get("crf") or own
-    return {
-        "size": size if size == "native" else int(size),
-        "scales": [float(scale) for scale in choose("scales")],
-        "flip": bool(choose("flip")),
-        "merge_flips": choose("merge_flips"),
-        "merge_scales": choose("merge_scales"),
-        "resample": config.resample,
-        "pad_to": to_plain(config)["pad_to"],
-        "tags": bool(choose("tags")),
-        "crf": None if crf == "none" else crf,
-        "max_side": options.max_side,
-    }
+    config = to_plain(loaded.cfg.infer)
+    keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags")
+    given = {key: value for key in keys if (value := getattr(options, key)) not in (None, [])}
+    if options.crf == "none":
+        given["refiner"] = None
+    elif options.crf == "config":
+        preset = loaded.method.crf_preset
+        given["refiner"] = config["refiner"] or {"name": "dense_crf", "preset": preset}
+    elif options.crf:
+        given["refiner"] = {"name": "dense_crf", "preset": options.crf}
+    return fill(Infer, config | given, "infer")
 
 
 if __name__ == "__main__":

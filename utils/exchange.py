@@ -8,17 +8,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from utils.cam_files import CamFile
-from utils.files import write_atomic
 from utils.npy_dictionary import read_npy_dictionary
 
 
@@ -46,6 +42,8 @@ def load_foreign_cam(path: Path) -> CamFile:
             keys, strided = torch.tensor([int(k) for k in order]), None
             cam = torch.stack([_tensor(content[k]).float() for k in order])
         _check(keys, cam, strided)
+        if strided is None and 0 in content and (cam.sum(0) - 1).abs().max() < 0.01:
+            raise ValueError("its maps add up to 1: scores of background and classes, not CAMs")
         return CamFile(keys + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
@@ -69,37 +67,5 @@ def _check(keys: Tensor, cam: Tensor, strided: Tensor | None) -> None:
         raise ValueError(f"class indices {keys.tolist()} are not different numbers from 0")
 
 
-def save_irn_cam(path: Path, cams: CamFile) -> None:
-    """Write a CAM file that IRN's and CDA's programs read: keys and strided CAM as tensors, as theirs are."""
-    cam = _at_image_size(cams)
-    strided = cams.strided
-    if strided is None:
-        size = tuple(-(-side // 4) for side in cams.size)
-        strided = _resized(cam, size)
-    _save(path, {"keys": cams.class_ids - 1, "cam": strided.cpu(), "high_res": cam.numpy()})
-
-
-def save_psa_cam(path: Path, cams: CamFile) -> None:
-    """Write a CAM file that PSA's and SEAM's programs read."""
-    cam = _at_image_size(cams).numpy()
-    _save(path, {int(k) - 1: cam[i] for i, k in enumerate(cams.class_ids)})
-
-
-def _save(path: Path, content: dict[Any, Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(content, dtype=object), allow_pickle=True)
-    write_atomic(path, buffer.getvalue())
-
-
-def _at_image_size(cams: CamFile) -> Tensor:
-    return _resized(cams.cam.float().cpu(), cams.size)
-
-
-def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    if not len(maps) or tuple(maps.shape[1:]) == size:
-        return maps.reshape(len(maps), *size)
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: object) -> Tensor:
     return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))

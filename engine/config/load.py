@@ -38,7 +38,7 @@ OPEN = {
     "method": "method.target",
     "data.options": "data.source",
     "data.generate": "data.generate.target",
-    "infer.crf": "infer.crf.target",
+    "infer.refiner": "infer.refiner.target",
 }
 GIVEN = {"num_classes", "root", "split"}
 

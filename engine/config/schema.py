@@ -169,9 +169,10 @@ class Infer:
     tags: bool = option(
         False, "rule out classes that an image is not tagged with (pseudo labels; no test of a network)"
     )
-    crf: str | dict[str, Any] | None = option(
+    refiner: str | dict[str, Any] | None = option(
         None,
-        "DenseCRF on the probabilities: a preset (toco, seco, ...) or {preset: toco, steps: 5}; null: none",
+        "what refines the probabilities: par, pamr, dense_crf, or a mapping such as {name: dense_crf, "
+        "preset: toco, steps: 5}; null: none",
     )
 
 

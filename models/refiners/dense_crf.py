@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from models.refiners.base import Refiner
 from models.refiners.crf_columns import Columns
 from models.refiners.presets import PRESETS
 from ops.lattice import PermutohedralLattice, bilateral_features, spatial_features
-from utils.build import build_part, check_number, suggest
+from utils.build import check_number, suggest
 
 PROBABILITY_FLOOR = 1e-5  # of the published unary: probabilities are clipped to it before the logarithm
 # On a CPU, tensors of the filter take up to this: the C library serves larger requests with fresh pages every
@@ -68,15 +67,6 @@ class DenseCRF(Refiner):
             check_number(f"DenseCRF's {name}", getattr(self, name), least, math.inf)
         if not isinstance(self.steps, int) or self.steps < 0:
             raise ValueError(f"DenseCRF's steps must be a whole number from 0, got {self.steps!r}")
-
-    @classmethod
-    def from_config(cls, value: str | Mapping[str, Any]) -> DenseCRF:
-        """From a preset's name, or a mapping of parameters: {preset: toco, steps: 5}."""
-        if isinstance(value, str):
-            return cls(value)
-        if not isinstance(value, Mapping):
-            raise ValueError(f"infer.crf is a preset or a mapping of parameters, not {value!r}")
-        return build_part(cls, value, key="infer.crf")
 
     @property
     def protocol(self) -> str:

@@ -17,6 +17,7 @@ from engine.config.load import (
     to_plain,
 )
 from engine.method import build_method
+from engine.segmentation import inference_refiner
 from utils.build import build
 from utils.files import differences
 from utils.schedule import Schedule
@@ -232,14 +233,14 @@ def test_schedule_refuses_what_has_no_order(spec):
         Schedule(spec)
 
 
-def test_crf_of_the_inference_is_a_preset_or_its_parameters(tmp_path):
-    from models.refiners.dense_crf import DenseCRF
-
+def test_refiner_of_the_inference_is_a_name_or_a_mapping(tmp_path):
     name = tmp_path / "mine.yaml"
-    name.write_text("base: toco/voc.yaml\ninfer: {crf: {preset: toco, steps: 5}}\n")
-    for cfg in (
-        load_config(name),
-        load_config("configs/toco/voc.yaml", ["infer.crf={preset: toco, steps: 5}"]),
-    ):
-        assert DenseCRF.from_config(to_plain(cfg)["infer"]["crf"]).steps == 5
-    assert load_config("configs/toco/voc.yaml", ["infer.crf=seco"]).infer.crf == "seco"
+    name.write_text("base: toco/voc.yaml\ninfer: {refiner: {preset: toco, steps: 5}}\n")
+    overrides = ["infer.refiner={name: dense_crf, preset: toco, steps: 5}"]
+    for cfg in (load_config(name), load_config("configs/toco/voc.yaml", overrides)):
+        refiner, protocol = inference_refiner(to_plain(cfg)["infer"]["refiner"])
+        assert refiner.steps == 5 and protocol == "crf(toco,steps=5)"
+    assert inference_refiner("par")[1] == "par"
+    for wrong in ("tocoo", {"target": "x"}, {"name": "dense_crf", "step": 3}):
+        with pytest.raises((KeyError, ValueError), match="refiner"):
+            inference_refiner(wrong)

@@ -11,10 +11,8 @@ from engine.inference import (
     for_each_image,
     image_split,
     load_method,
-    multi_scale_segment,
-    on_canvas,
-    scaled_image,
 )
+from engine.segmentation import multi_scale_segment, on_canvas, scaled_image
 from methods.base import Method, Prediction
 from methods.one_stage import OneStage
 from methods.ws_fcn import WSFCN
@@ -89,10 +87,8 @@ def test_mirrored_image_gives_the_mirrored_result(image):
 
 
 WRONG = [
-    {"merge_flips": "median"},
     {"scales": ()},
     {"scales": (1.0, -0.5)},
-    {"resample": "nearest"},
     {"pad_to": 55},
 ]
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from engine.inference import multi_scale_segment
 from engine.optim import build_optimizer
+from engine.segmentation import multi_scale_segment
 from losses.segmentation import mask_loss
 from methods import cnn_base
 from methods.one_stage import CAMBaseline, OneStage, mean_foreground

@@ -176,6 +176,7 @@ def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
         ({"probs": np.full((3, 4, 5), -0.5)}, r"not in \[0, 1\]"),
         ({"probs": np.zeros((3, 4, 5))}, r"not in \[0, 1\]"),
         ({"probs": np.ones((3, 4, 5), np.uint8)}, "must be floats"),
+        ({"probs": np.full((1, 4, 5), 0.9)}, "background"),
         ({"probs": np.full((2, 4, 5), 0.5), "class_ids": np.array([0, 300])}, "different integers of 0..254"),
         ({"probs": np.full((2, 4, 5), 0.5), "class_ids": np.array([5, 5])}, "different integers of 0..254"),
         (

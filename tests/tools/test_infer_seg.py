@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from engine.config.options import parse
+from engine.config.schema import Infer
 from engine.inference import load_method
 from engine.scores.base import confusion_matrix
 from engine.scores.miou import Miou
 from engine.scores.records import read_scores
+from engine.segmentation import segment_image, segment_scores
 from tests.processes import TIMEOUT, free_port, launch
 from tests.stages import call
 from tools import infer_seg
-from tools.infer_seg import segment_image
 from utils.image import read_image, read_mask, voc_palette
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,9 @@ def test_repeated_run_skips_finished_images_and_scores_them_all(plain, checkpoin
     missing = min(tmp_path.glob("*.png"))
     missing.unlink()
     seen = []
-    monkeypatch.setattr("tools.infer_seg.segment_image", lambda *a: seen.append(a) or segment_image(*a))
+    monkeypatch.setattr(
+        "tools.infer_seg.segment_image", lambda *a, **k: seen.append(a) or segment_image(*a, **k)
+    )
     infer(checkpoint, tmp_path)
     assert len(seen) == 1 and missing.read_bytes() == (plain / missing.name).read_bytes()
     assert read_scores(tmp_path)[0]["score"] == read_scores(plain)[0]["score"]
@@ -212,23 +215,25 @@ def test_flags_and_overrides_come_in_any_order():
         call(infer_seg, {"model_path": "m.pth", "scale": [1.0]})
 
 
-def test_large_photo_is_segmented_small(checkpoint):
-    loaded = load_method(checkpoint, "cpu")
-    infer_section = {
-        "size": "native", "scales": [1.0], "flip": False, "merge_flips": "sum", "merge_scales": "max",
-        "max_side": 32,
-    }  # fmt: skip
-    sizes = []
-    predict = loaded.method.predict
-    loaded.method.predict = lambda image, scales: sizes.append(tuple(image.shape)) or predict(image, scales)
-    label = segment_image(loaded, torch.zeros(3, 96, 64, dtype=torch.uint8), infer_section, None, "fp32")
-    assert label.shape == (96, 64) and sizes == [(1, 3, 32, 21)]
+@pytest.mark.parametrize(
+    "infer, seen", [({}, (32, 21)), ({"pad_to": [40, 60], "scales": [1.0, 2.0]}, (20, 13))]
+)
+def test_large_photo_is_segmented_small(checkpoint, infer, seen):
+    """At most 32 pixels long, and its largest scale fits on the canvas."""
+    method, sizes = load_method(checkpoint, "cpu").method, []
+    predict = method.predict
+    method.predict = lambda image, scales: sizes.append(tuple(image.shape[2:])) or predict(image, scales)
+    image_rgb = torch.zeros(3, 96, 64, dtype=torch.uint8)
+    infer = Infer(**{"scales": [1.0], "flip": False} | infer)
+    image, scores = segment_scores(method, image_rgb, infer, max_side=32)
+    assert image.shape[2:] == scores.shape[2:] == seen and sizes[0] == tuple(infer.pad_to or seen)
+    assert segment_image(method, image_rgb, infer, max_side=32).shape == (96, 64)
 
 
 def test_settings_file_holds_what_decides_the_labels(plain):
     settings = json.loads((plain / "settings.json").read_text())
     assert {"checkpoint_sha256", "data_fingerprint", "split", "max_side"} <= set(settings)
-    assert {"size", "scales", "flip", "merge_flips", "merge_scales", "crf"} <= set(settings)
+    assert {"size", "scales", "flip", "merge_flips", "merge_scales", "refiner"} <= set(settings)
 
 
 def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
@@ -247,5 +252,6 @@ def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
     infer(checkpoint, out, infer=str(photos))
     assert (out / "good.png").stat().st_mtime_ns == written
     Image.effect_noise((24, 20), 80).convert("RGB").save(photos / "good.jpg")
-    infer(checkpoint, out, infer=str(photos))  # another photo of that name
+    os.utime(photos / "good.jpg", (1.6e9, 1.6e9))
+    infer(checkpoint, out, infer=str(photos))  # another photo of that name, of an older date
     assert read_mask(out / "good.png").shape == (20, 24)

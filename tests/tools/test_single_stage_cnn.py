@@ -67,11 +67,13 @@ def test_true_tags_restrict_the_labels_and_name_the_protocol(run_folder, tmp_pat
         assert set(np.unique(read_mask(out / f"{record.name}.png")).tolist()) <= {0, *record.tags}
 
 
-def test_canvas_is_part_of_the_settings_and_must_hold_the_image(run_folder, tmp_path):
+def test_canvas_is_part_of_the_settings_and_holds_any_image(run_folder, tmp_path):
     out = infer(run_folder, tmp_path / "canvas", overrides=["infer.pad_to=[60,72]"])
     assert read_scores(out)[0]["settings"]["pad_to"] == [60, 72]
-    with pytest.raises(ValueError, match=r"infer\.pad_to"):
-        infer(run_folder, tmp_path / "small", overrides=["infer.pad_to=40"])
+    # An image of 48 pixels is shrunk to 20, whose double fits, and its label enlarged.
+    small = ["infer.pad_to=40", "infer.scales=[1.0,2.0]"]
+    out = infer(run_folder, tmp_path / "small", overrides=small)
+    assert all(read_mask(file).shape == (48, 48) for file in out.glob("*.png"))
 
 
 def test_masks_are_cam_files_and_pictures(run_folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,8 +20,11 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
 
     Args:
         data: the ``data`` section of a config.
-        name: name of a split, or the path of a text file with one image name per line.
+        name: name of a split, or the path of a text file with one image name per line, from the working
+            directory, the project's root or the data set's.
     """
+    if name.endswith(".txt") and not Path(name).is_file() and project_path(name).is_file():
+        name = str(project_path(name))
     spec = {"target": data["source"], **(data["options"] or {})}
     return build(spec, root=project_path(data["root"]), split=name)
 

@@ -24,7 +24,7 @@ from tools.crf import RECIPES
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """What the tool is told."""
+    """What to read, and how."""
 
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     images: Path | None = option(

@@ -3,7 +3,7 @@
     python tools/mine_objects.py --labels logs/irn_voc/pseudo config=configs/irn/voc.yaml --out logs/objects
 
 An image gives an object if its label holds a single class that covers neither too little nor too much of it
-(Su et al., ICCV 2021). Run again, it goes on where it stopped.
+(Su et al., ICCV 2021). Run again, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TILES = 8  # objects of a class in the overview
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """What the tool is told."""
+    """What to read, and how."""
 
     labels: Path = option(
         meaning="folder of label images of tools/propagate_cam.py or infer_seg.py", reads=True
@@ -65,7 +65,7 @@ def run(options: Options) -> Path:
     require_files(
         (label_path(labels, record.name) for record in split.records),
         f"labels of split '{split.name}'",
-        "finish the stage that makes them (it goes on where it stopped)",
+        "finish the stage that makes them (it continues where it stopped)",
     )
     out = options.out or labels.with_name("objects")
     claim_folder(

@@ -38,7 +38,7 @@ from utils.precision import autocast
 
 @dataclass(kw_only=True)
 class Options(ImageOptions):
-    """What the tool is told."""
+    """What to read, and how."""
 
     shares_work: ClassVar[bool] = True
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)

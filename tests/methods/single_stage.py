@@ -6,7 +6,6 @@ import json
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,25 +16,9 @@ from methods.cnn_base import SingleStageCNN
 from methods.one_stage import OneStage
 from methods.published import PROGRAMS
 from ops.cam import present_classes
-from tests.conftest import GOLDEN, GoldenCase
-from tests.formula import formula_array
+from tests.recorded import GOLDEN, GoldenCase
 from utils.image import normalize
 from utils.weights import rename_keys
-
-
-def case_input(case: GoldenCase, tag: str) -> Tensor:
-    """An input rebuilt from ``meta``: formula values, or blocks of them with noise."""
-    spec = case.meta["inputs"][tag]
-    if spec.get("kind") != "blocks":
-        x = formula_array(spec["formula_name"], spec["shape"], spec["low"], spec["high"])
-        return torch.from_numpy(x if spec["scale"] is None else x * np.float32(spec["scale"]))
-    coarse_name, noise_name = spec["formula_name"]
-    *front, h, w = spec["shape"]
-    cell, low, high = spec["cell"], spec["low"], spec["high"]
-    coarse = formula_array(coarse_name, (*front, -(-h // cell), -(-w // cell)), low, high)
-    x = coarse.repeat(cell, axis=-2).repeat(cell, axis=-1)[..., :h, :w]
-    noise = np.float32(spec["noise"]) * formula_array(noise_name, spec["shape"], -1, 1)
-    return torch.from_numpy((x + noise).clip(low, high).astype(np.float32))
 
 
 def normalized(raw_image: Tensor) -> Tensor:
@@ -46,20 +29,6 @@ def normalized(raw_image: Tensor) -> Tensor:
 def grey_levels(image: Tensor) -> Tensor:
     """(3, H, W) uint8 of colours in [0, 1], as the notes of the cases say."""
     return (255 * image).floor().to(torch.uint8)
-
-
-def assert_stored(case: GoldenCase, name: str, value: Tensor, rtol: float, atol: float) -> None:
-    """Compare with an output that is stored whole, or by every n-th value and its statistics."""
-    value = value.detach()
-    if name in case:
-        assert_close(value.to(case[name].dtype), case[name], rtol=rtol, atol=atol)
-        return
-    assert list(value.shape) == case[f"{name}__shape"].tolist()
-    found = value.reshape(-1)[:: int(case[f"{name}__stride"])]
-    assert_close(found.to(case[f"{name}__sub"].dtype), case[f"{name}__sub"], rtol=rtol, atol=atol)
-    x = value.double()
-    found = torch.stack([x.mean(), x.std(unbiased=False), x.min(), x.max(), x.abs().mean()])
-    assert_close(found, case[f"{name}__stats"], rtol=rtol, atol=atol)
 
 
 def table(name: str):
@@ -75,37 +44,9 @@ def author_names(system: str) -> dict[str, str]:
     return rename_keys(dict(zip(theirs, theirs)), program["rules"].items())
 
 
-def load_formula_weights(
-    case: GoldenCase, module: nn.Module, names: dict[str, str], made: dict[str, Tensor] | None = None
-) -> None:
-    """Give every entry of a state dict the recorded case's weight of the author's name.
-
-    Args:
-        made: weights by the authors' names, to be used again and added to: large networks take seconds.
-    """
-    state = {}
-    made = {} if made is None else made
-    scales = case.meta.get("weight_scale", {})
-    for key, value in module.state_dict().items():
-        theirs = names[key]
-        if theirs not in made or made[theirs].shape != value.shape:
-            made[theirs] = case.weight(theirs, value.shape)
-        state[key] = made[theirs] * scales[theirs] if theirs in scales else made[theirs]
-        if theirs == "last_conv.8.bias":
-            state[key] = state[key] + case.meta.get("last_conv.8.bias_shift", 0.0)
-    module.load_state_dict(state)
-
-
 def local_names(module: nn.Module, names: dict[str, str], ours: str) -> dict[str, str]:
     """Names of a part of the method, as the part itself calls its entries."""
     return {key: names[f"{ours}.{key}"] for key in module.state_dict()}
-
-
-def no_dropout(module: nn.Module) -> None:
-    """Let every dropout layer pass all."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Dropout | nn.Dropout2d):
-            layer.p = 0.0
 
 
 def assert_gradients(
@@ -119,11 +60,11 @@ def assert_gradients(
     atol: float = 1e-8,
 ) -> None:
     """Gradients of ``sum(output * cotangent) / numel`` with respect to inputs and parameters."""
-    total = sum((y * case_input(case, f"cotangent{i}")).sum() / y.numel() for i, y in enumerate(outputs))
+    total = sum((y * case.input(f"cotangent{i}")).sum() / y.numel() for i, y in enumerate(outputs))
     module.zero_grad()
     total.backward()
     for i, x in enumerate(inputs):
-        assert_stored(case, f"grad_in{i}{suffix}", x.grad, rtol, atol)
+        case.compare(f"grad_in{i}{suffix}", x.grad, rtol, atol)
     norms = {names[key]: p.grad.norm().double() for key, p in module.named_parameters()}
     recorded = dict(zip(case.meta["param_names"], case[f"grad_param_norms{suffix}"]))
     unused = set(recorded) - set(norms)

@@ -22,56 +22,53 @@ from models.blocks import FixedStatisticsNorm
 from tests.methods.single_stage import (
     all_classes,
     assert_gradients,
-    assert_stored,
     author_names,
-    case_input,
-    load_formula_weights,
     local_names,
     normalized,
     small_batch,
     small_method,
 )
+from tests.recorded import recorded
 from utils.image import resize
 
 NAMES = author_names("onestage")
-SYSTEMS = ["wsfcn", "onestage"]
 
 
 # -- parts
 
 
-@pytest.mark.parametrize("suffix", ["", "_train"])
-def test_cue_injection_matches_reference_values_and_gradients(golden, suffix):
-    case = golden("onestage_gci")
-    inputs = [case_input(case, tag).requires_grad_() for tag in ("shallow", "deep")]
-    block = GlobalCueInjection(*(x.shape[1] for x in inputs))
-    names = local_names(block, NAMES, "cue_injection")
-    load_formula_weights(case, block, names)
-    block.train(suffix == "_train")
-    out = block(*inputs)
-    assert_stored(case, f"out0{suffix}", out, rtol=1e-4, atol=1e-5)
-    assert_gradients(case, block, inputs, [out], names, suffix)
+@recorded("onestage_gci")
+def test_cue_injection_matches_reference_values_and_gradients(case):
+    for suffix in ("", "_train"):
+        inputs = [case.input(tag).requires_grad_() for tag in ("shallow", "deep")]
+        block = GlobalCueInjection(*(x.shape[1] for x in inputs))
+        names = local_names(block, NAMES, "cue_injection")
+        case.load_author_weights(block, names)
+        block.train(suffix == "_train")
+        out = block(*inputs)
+        case.compare(f"out0{suffix}", out, rtol=1e-4, atol=1e-5)
+        assert_gradients(case, block, inputs, [out], names, suffix)
 
 
-def test_atrous_pyramid_matches_reference_values_and_gradients(golden):
-    case = golden("onestage_aspp")
-    x = case_input(case, "x").requires_grad_()
+@recorded("onestage_aspp")
+def test_atrous_pyramid_matches_reference_values_and_gradients(case):
+    x = case.input("x").requires_grad_()
     block = AtrousPyramid(x.shape[1], 256)
     names = local_names(block, NAMES, "context")
-    load_formula_weights(case, block, names)
+    case.load_author_weights(block, names)
     out = block.eval()(x)
-    assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
+    case.compare("out0", out, rtol=1e-4, atol=1e-5)
     assert_gradients(case, block, [x], [out], names)
 
 
-def test_gate_matches_reference_values(golden):
-    case = golden("wsfcn_gate")
-    deep, shallow = case_input(case, "deep"), case_input(case, "shallow")
+@recorded("wsfcn_gate")
+def test_gate_matches_reference_values(case):
+    deep, shallow = case.input("deep"), case.input("shallow")
     for key in case:
         mode, psi = key.split("_")
         gate = StochasticGate(float(psi)).train(mode == "train")
-        gate.keep_mask = lambda deep, psi=float(psi): case_input(case, "mask_u") >= psi
-        assert_stored(case, key, gate(deep, shallow), rtol=1e-5, atol=1e-6)
+        gate.keep_mask = lambda deep, psi=float(psi): case.input("mask_u") >= psi
+        case.compare(key, gate(deep, shallow), rtol=1e-5, atol=1e-6)
 
 
 def test_gate_keeps_the_deep_branch_on_average():
@@ -86,68 +83,76 @@ def test_gate_keeps_the_deep_branch_on_average():
 def head_case(case):
     """Logits (B, K, h, w) whose foreground is a leaf, and the normalised image."""
     labels = case["labels"]
-    noise, region = case_input(case, "foreground_noise"), case_input(case, "region")
+    noise, region = case.input("foreground_noise"), case.input("region")
+    low, gain = case.noted(r"normal - ([\d.]+)", 3.0), case.noted(r"plus ([\d.]+) where", 7.0)
+    inside = region > case.noted(r"region\[b,k\] > ([\d.]+)", 0.6)
+    # One label of an image stays low.
+    image = case.noted(r"label of image (\d+)", 2)
+    place = ("first", "second", "third").index(case.noted(r"the (\w+) label of image", "third"))
     raised = labels.clone()
-    raised[2, labels[2].nonzero()[2]] = 0  # the third label of image 2 stays low
-    foreground = (noise - 3 + 7 * (region > 0.6) * raised[:, :, None, None]).requires_grad_()
+    raised[image, labels[image].nonzero()[place]] = 0
+    foreground = (noise - low + gain * inside * raised[:, :, None, None]).requires_grad_()
     logits = torch.cat([torch.ones_like(foreground[:, :1]), foreground], 1)
-    return foreground, logits, normalized(case_input(case, "raw_image"))
+    return foreground, logits, normalized(case.input("raw_image"))
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_everything_behind_the_logits_matches_reference_values(golden, system):
-    case = golden(f"{system}_head")
+@recorded("wsfcn_head", "onestage_head")
+def test_everything_behind_the_logits_matches_reference_values(case):
     foreground, logits, image = head_case(case)
     labels, close = case["labels"], {"rtol": 1e-4, "atol": 1e-5}
     masks = logits.softmax(1)
-    assert_stored(case, "ngwp", weighted_pooling(logits, masks)[:, 1:], **close)
-    assert_stored(case, "focal", focal_penalty(masks, 3.0, 0.01)[:, 1:], **close)
-    variants = [key for key in case if key.startswith("focal_p")]
-    assert variants
-    for key in variants:
+    case.compare("ngwp", weighted_pooling(logits, masks)[:, 1:], **close)
+    case.compare("focal", focal_penalty(masks, 3.0, 0.01)[:, 1:], **close)
+    for key in case.starting("focal_p"):
         power, floor = key.removeprefix("focal_p").split("_l")
-        assert_stored(case, key, focal_penalty(masks, float(power), float(floor))[:, 1:], **close)
-    assert_stored(case, "cls_fg", mean_foreground(masks, labels), **close)
+        case.compare(key, focal_penalty(masks, float(power), float(floor))[:, 1:], **close)
+    case.compare("cls_fg", mean_foreground(masks, labels), **close)
 
     method = small_method(OneStage, labels.shape[1] + 1)
     method.network = lambda image: logits
     with torch.no_grad():
         test = method.eval().read(image)
     for name in ("cls", "test_cls"):
-        assert_stored(case, name, test.class_logits, **close)
-    assert_stored(case, "test_masks", test.masks, **close)
+        case.compare(name, test.class_logits, **close)
+    case.compare("test_masks", test.masks, **close)
     cam = resize(masks.detach(), image.shape[-2:], align_corners=True)
     cam[:, 1:] *= labels[:, :, None, None]
-    assert_stored(case, "cam", cam, **close)
-    assert_stored(case, "dec", all_classes(method, image, masks, labels), **close)
+    case.compare("cam", cam, **close)
+    case.compare("dec", all_classes(method, image, masks, labels), **close)
     pseudo_label = method.pseudo_ground_truth(image, masks, labels)
-    assert (pseudo_label != case["pseudo_labelmap"]).float().mean() <= 0.002
+    case.same("pseudo_labelmap", pseudo_label, differing=0.002)
 
     batch = {"image": image, "class_label": labels}
     losses, metrics = method.train()(batch, step=10**6)
     assert set(losses) == {"cls", "mask"} and losses["mask"] > 0 and method(batch, step=0)[0]["mask"] == 0
     assert set(metrics) == {"fg"}
     per_image = mask_loss(resize(logits, image.shape[-2:], align_corners=True), pseudo_label, labels)
-    assert_stored(case, "loss_mask_per_image", per_image, **close)
+    case.compare("loss_mask_per_image", per_image, **close)
     totals = {"cls": losses["cls"], "mask": losses["mask"], "main": losses["cls"] + losses["mask"]}
     for name, total in totals.items():
-        assert_stored(case, f"loss_{name}", total, **close)
+        case.compare(f"loss_{name}", total, **close)
         gradient = torch.autograd.grad(total, foreground, retain_graph=True)[0]
-        assert_stored(case, f"grad_loss_{name}", gradient, rtol=1e-3, atol=1e-7)
-    assert_stored(case, "loss_pretrain", method(batch, step=0)[0]["cls"], **close)
+        case.compare(f"grad_loss_{name}", gradient, rtol=1e-3, atol=1e-7)
+    case.compare("loss_pretrain", method(batch, step=0)[0]["cls"], **close)
 
 
-@pytest.mark.parametrize("variant", ["voc", "low01", "top04"])
-def test_confident_pixels_match_reference_values(golden, variant):
-    case = golden("wsfcn_pseudo_gt")
-    masks = case_input(case, "logits").softmax(1)
+@recorded("wsfcn_pseudo_gt")
+def test_confident_pixels_match_reference_values(case):
+    masks = case.input("logits").softmax(1)
     masks[:, 1:] *= case["labels"][:, :, None, None]
-    foreground, floor = {"voc": (0.6, 0.2), "low01": (0.6, 0.1), "top04": (0.4, 0.2)}[variant]
     class_ids = torch.arange(masks.shape[1]).expand(len(masks), -1)
-    label = confident_label(masks, class_ids, foreground, 0.7, floor)
-    assert (label != case[f"labelmap_{variant}"]).float().mean() <= 0.001
-    counts = torch.stack([torch.bincount(x[x != 255], minlength=masks.shape[1]) for x in label])
-    assert (counts - case[f"counts_{variant}"]).abs().sum() <= 0.001 * label.numel()
+    factor = {"fg factor": 0.6, "bg": 0.7, "floor": 0.2}
+    factor = {name: case.noted(rf"voc: [^;]*{name} ([\d.]*\d)", value) for name, value in factor.items()}
+    for key in case.starting("labelmap_"):
+        variant = key.removeprefix("labelmap_")  # voc, or what differs from it: low01, top04
+        changed = {"low": "floor", "top": "fg factor"}.get(variant[:3])
+        foreground, background, floor = (
+            factor | ({changed: int(variant[3:]) / 10} if changed else {})
+        ).values()
+        label = confident_label(masks, class_ids, foreground, background, floor)
+        case.same(key, label, differing=0.001)
+        counts = torch.stack([torch.bincount(x[x != 255], minlength=masks.shape[1]) for x in label])
+        assert (counts - case[f"counts_{variant}"]).abs().sum() <= 0.001 * label.numel()
 
 
 def test_a_constant_map_gives_no_confident_pixel():

@@ -12,24 +12,12 @@ from methods.published import PROGRAMS, recognise
 from methods.toco import ToCo
 from methods.vit_base import SingleStageViT
 from models.heads import ProjectionHead
-from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.authors import author_name, author_state, masked_tokens
+from tests.recorded import GOLDEN, recorded
 from utils.build import build
 
 NET = dict(rtol=1e-4, atol=1e-4)
-
-
-def pytest_generate_tests(metafunc):
-    """One test per recorded network in the folder of the recorded cases."""
-    if "network" in metafunc.fixturenames:
-        files = (metafunc.config.getoption("--golden-dir") or GOLDEN).glob("vit_net_*.npz")
-        metafunc.parametrize("network", sorted(f.stem.removesuffix("_holdout")[8:] for f in files))
-
-
-def strided(case, entry, value):
-    c, h, w = case[f"{entry}_stride"].tolist()
-    return value[:, ::c, ::h, ::w]
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +26,15 @@ def made():
     return {}
 
 
-def test_network_matches_reference_values(golden, network, made):
-    case = golden(f"vit_net_{network}")
-    system, _, backbone = network.removesuffix("_coco").partition("_")
+@recorded("vit_net_*")
+def test_network_matches_reference_values(case, made):
+    system, _, backbone = case.name.removeprefix("vit_net_").removesuffix("_coco").partition("_")
     seco, tags = system == "seco", case.tags()
     num_classes = case[f"{tags[0]}/cls"].shape[1] + 1
+    aux_layer = case.setting("aux_layer", 9 if case.name.endswith("coco") else -3)
     spec = {
         "num_classes": num_classes,
-        "backbone": {"name": backbone, "aux_layer": 9 if network.endswith("coco") else -3},
+        "backbone": {"name": case.setting("backbone", backbone), "aux_layer": aux_layer},
     }
     with torch.device("meta"):  # every value comes from the checkpoint
         method = SingleStageViT(decoder="aspp", **spec) if seco else ToCo(**spec)
@@ -55,6 +44,7 @@ def test_network_matches_reference_values(golden, network, made):
     assert published.name == ("seco" if seco else "toco") and published.num_classes == num_classes
     report = published.load_into(method, state)
     assert not report.lines()
+    patch = method.backbone.patch_size
     for tag in tags:
         h, w = map(int, tag.split("x"))
         b = case[f"{tag}/cls"].shape[0]
@@ -62,22 +52,32 @@ def test_network_matches_reference_values(golden, network, made):
         with torch.no_grad():
             out = method.network(image)
             cam, aux_cam = method.class_activation(out.tokens)
-        assert_close(out.class_logits, case[f"{tag}/cls"], **NET)
-        assert_close(out.aux_class_logits, case[f"{tag}/cls_aux"], **NET)
+            check_projections(case, tag, method, out.tokens.cls_token)
+        case.compare(f"{tag}/cls", out.class_logits, **NET)
+        case.compare(f"{tag}/cls_aux", out.aux_class_logits, **NET)
         maps = {"seg": out.seg_logits, "feat": out.tokens.patch_tokens, "cam": cam, "cam_aux": aux_cam}
         for what, value in maps.items():
             entry = f"{tag}/{what}"
-            assert_close(strided(case, entry, value), case[entry], **NET)
-            assert_close(stats(value)[1:], case[f"{entry}_stats"][1:], rtol=1e-4, atol=1e-4)
-        assert_close(out.tokens.cls_token, case[f"{tag}/cls_token"], **NET)
-        assert_close(out.tokens.aux_tokens.flatten(2).mT[:, ::7, ::16], case[f"{tag}/aux_tokens"], **NET)
-        with torch.no_grad():
-            check_projections(case, tag, method, out.tokens.cls_token)
-            if f"{tag}/masked_cls_token" in case:
-                mask = case.arr(f"net/policy_{tag}", (b, h // 16 * (w // 16)), 0, 1) < 0.8
+            sc, sh, sw = case[f"{entry}_stride"].tolist()
+            case.compare(entry, value[:, ::sc, ::sh, ::sw], **NET)
+            check_stats(case, entry, value)
+        case.compare(f"{tag}/cls_token", out.tokens.cls_token, **NET)
+        aux_tokens = out.tokens.aux_tokens.flatten(2).mT
+        case.compare(f"{tag}/aux_tokens", aux_tokens[:, ::7, ::16], **NET)
+        check_stats(case, f"{tag}/aux_tokens", aux_tokens)
+        if f"{tag}/masked_cls_token" in case:
+            mask = case.arr(f"net/policy_{tag}", (b, h // patch * (w // patch)), 0, 1) < 0.8
+            with torch.no_grad():
                 cls_token, tokens = masked_tokens(method.backbone, image, mask)
-                assert_close(cls_token, case[f"{tag}/masked_cls_token"], **NET)
-                assert_close(tokens[:, ::7, ::16], case[f"{tag}/masked_tokens"], **NET)
+            case.compare(f"{tag}/masked_cls_token", cls_token, **NET)
+            case.compare(f"{tag}/masked_tokens", tokens[:, ::7, ::16], **NET)
+            case.irrelevant(f"{tag}/masked_aux_tokens_stats")  # no method reads them
+
+
+def check_stats(case, entry, value):
+    """Statistics but the mean, which is close to 0."""
+    if f"{entry}_stats" in case:
+        assert_close(stats(value)[1:], case[f"{entry}_stats"][1:], rtol=1e-4, atol=1e-4)
 
 
 def check_projections(case, tag, method, cls_token):
@@ -88,8 +88,8 @@ def check_projections(case, tag, method, cls_token):
         student, teacher = (ProjectionHead(cls_token.shape[1], **widths) for _ in range(2))
         case.load_weights(student, "proj_head.")
         case.load_weights(teacher, "proj_head_t.")
-    assert_close(student(cls_token), case[f"{tag}/proj"], **NET)
-    assert_close(teacher(cls_token)[:, ::4], case[f"{tag}/proj_t"], **NET)
+    case.compare(f"{tag}/proj", student(cls_token), **NET)
+    case.compare(f"{tag}/proj_t", teacher(cls_token)[:, ::4], **NET)
 
 
 def listed_state(system, prefix=""):

@@ -8,42 +8,40 @@ from torch.testing import assert_close
 from methods.ws_fcn import ConsistentFusion, ContextAggregation, FlowAlignment, sample_corners
 from tests.methods.single_stage import (
     assert_gradients,
-    assert_stored,
     author_names,
-    case_input,
-    load_formula_weights,
     local_names,
 )
+from tests.recorded import recorded
 
 NAMES = author_names("wsfcn")
 
 
-def test_context_aggregation_matches_reference_values_and_gradients(golden):
-    case = golden("wsfcn_fca")
-    x = case_input(case, "x").requires_grad_()
+@recorded("wsfcn_fca")
+def test_context_aggregation_matches_reference_values_and_gradients(case):
+    x = case.input("x").requires_grad_()
     block = ContextAggregation(x.shape[1], 256)
     names = local_names(block, NAMES, "context")
-    load_formula_weights(case, block, names)
+    case.load_author_weights(block, names)
     out = block.eval()(x)
-    assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
+    case.compare("out0", out, rtol=1e-4, atol=1e-5)
     for i, branch in enumerate(block.branches, start=1):
         with torch.no_grad():
             features = branch(x)
-            assert_stored(case, f"branch{i}", features, rtol=1e-4, atol=1e-5)
+            case.compare(f"branch{i}", features, rtol=1e-4, atol=1e-5)
             attention = block.channel_attention(features).flatten(1)
-        assert_stored(case, f"ca{i}", attention, rtol=1e-4, atol=1e-5)
+        case.compare(f"ca{i}", attention, rtol=1e-4, atol=1e-5)
     assert_gradients(case, block, [x], [out], names)
 
 
-def test_alignment_matches_reference_values_and_gradients(golden):
-    case = golden("wsfcn_align")
-    inputs = [case_input(case, tag).requires_grad_() for tag in ("low", "deep")]
+@recorded("wsfcn_align")
+def test_alignment_matches_reference_values_and_gradients(case):
+    inputs = [case.input(tag).requires_grad_() for tag in ("low", "deep")]
     block = FlowAlignment(inputs[0].shape[1], inputs[1].shape[1])
     names = local_names(block, NAMES, "alignment")
-    load_formula_weights(case, block, names)
+    case.load_author_weights(block, names)
     out = block(*inputs)
-    assert_stored(case, "flow", block.flow_field(*inputs), rtol=1e-4, atol=1e-5)
-    assert_stored(case, "out0", out, rtol=1e-4, atol=1e-5)
+    case.compare("flow", block.flow_field(*inputs), rtol=1e-4, atol=1e-5)
+    case.compare("out0", out, rtol=1e-4, atol=1e-5)
     assert_gradients(case, block, inputs, [out], names)
 
 
@@ -73,22 +71,21 @@ def test_alignment_samples_deterministically_where_asked_to(monkeypatch):
     assert_close(block(shallow, deep), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", ["", "_train"])
-def test_fusion_matches_reference_values_and_gradients(golden, suffix):
-    case = golden("wsfcn_sf2")
-    inputs = [case_input(case, tag).requires_grad_() for tag in ("left", "down")]
-    block = ConsistentFusion(*(x.shape[1] for x in inputs))
-    names = local_names(block, NAMES, "fusion")
-    load_formula_weights(case, block, names)
-    block.train(suffix == "_train")
-    deep, shallow = block(*inputs)
-    assert_stored(case, f"out0{suffix}", shallow, rtol=1e-4, atol=1e-5)
-    assert_stored(case, f"out1{suffix}", deep, rtol=1e-4, atol=1e-5)
-    if suffix:
-        norm = block.deep[3][1]
-        assert_stored(case, "running_mean_bn4v_after", norm.running_mean, rtol=1e-4, atol=1e-5)
-        assert_stored(case, "running_var_bn4v_after", norm.running_var, rtol=1e-4, atol=1e-5)
-    assert_gradients(case, block, inputs, [shallow, deep], names, suffix)
+@recorded("wsfcn_sf2")
+def test_fusion_matches_reference_values_and_gradients(case):
+    for suffix in ("", "_train"):
+        inputs = [case.input(tag).requires_grad_() for tag in ("left", "down")]
+        block = ConsistentFusion(*(x.shape[1] for x in inputs))
+        names = local_names(block, NAMES, "fusion")
+        case.load_author_weights(block, names)
+        block.train(suffix == "_train")
+        deep, shallow = block(*inputs)
+        case.compare(f"out0{suffix}", shallow, rtol=1e-4, atol=1e-5)
+        case.compare(f"out1{suffix}", deep, rtol=1e-4, atol=1e-5)
+        assert_gradients(case, block, inputs, [shallow, deep], names, suffix)
+    norm = block.deep[3][1]
+    case.compare("running_mean_bn4v_after", norm.running_mean, rtol=1e-4, atol=1e-5)
+    case.compare("running_var_bn4v_after", norm.running_var, rtol=1e-4, atol=1e-5)
 
 
 def test_no_flow_is_a_resize_with_aligned_corners():

@@ -52,20 +52,6 @@ def pytest_runtest_call(item: pytest.Item):
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest):
-    """``golden(name)``: the recorded case ``name``; with --golden-dir the one in that folder."""
-    folder = request.config.getoption("--golden-dir")
-
-    def load(name: str) -> GoldenCase:
-        for path in (folder / f"{name}_holdout.npz", folder / f"{name}.npz"):
-            if path.is_file():
-                return GoldenCase(path)
-        pytest.skip(f"{folder} has no {name}")
-
-    return load
-
-
-@pytest.fixture
 def voc20_mini() -> Path:
     """880 real photos with 20 VOC classes, in VOC layout."""
     return _present(DATA / "voc20_mini")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.transforms import PlainView, StageView
+from datasets.transforms import StageView
 from losses.classification import multilabel_loss
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform
 from methods.vit_base import SingleStageViT
@@ -58,9 +58,6 @@ class CAMNetwork(SingleStageViT):
             "cls": multilabel_loss(out.class_logits, batch["class_label"]),
             "cls_aux": multilabel_loss(out.aux_class_logits, batch["class_label"]),
         }, {}
-
-    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
-        return PlainView(crop_size, scale_range)
 
 
 class PooledCAMNetwork(Method):

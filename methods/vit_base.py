@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Method, Metrics, Prediction
+from datasets.transforms import PlainView
+from methods.base import Method, Metrics, Prediction, Transform
 from models.backbones import create_backbone
 from models.backbones.vit import Tokens
 from models.heads import DECODERS, create_decoder, pooled_logits
@@ -164,6 +165,9 @@ class SingleStageViT(Method):
         return ignore_outside_box(label, valid_box)
 
     # -- training
+
+    def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        return PlainView(crop_size, scale_range)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone, its norms, heads, decoder; the new layers learn ten times faster than the backbone."""

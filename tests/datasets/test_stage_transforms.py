@@ -3,11 +3,10 @@
 import re
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from datasets.transforms import CropBox, StageView, crop, crop_box, resize_long_side
+from datasets.transforms import CropBox, crop, crop_box, resize_long_side
 from tests.recorded import recorded
 from utils.image import normalize, rescale_picture, strided_size
 
@@ -100,52 +99,3 @@ def check_pictures(case, name, found, grey_level=0):
         x = x.permute(1, 2, 0) if x.ndim == 3 and x.shape[0] == 3 else x
         for entry in filter(case.__contains__, entries):
             case.compare(entry, x, rtol=0, atol=grey_level if x.ndim == 3 else 0)
-
-
-def coordinate_sample(height=30, width=44):
-    """Red and green tell the place of a pixel, and so does the mask."""
-    y, x = np.mgrid[:height, :width]
-    image = np.stack([4 * y, 4 * x, 0 * x], -1).astype(np.uint8)
-    mask = torch.from_numpy((x > width // 2).astype(np.int64) * 3)
-    return {"image": Image.fromarray(image), "mask": mask}
-
-
-@pytest.mark.parametrize("size", [20, 64])
-@pytest.mark.parametrize("seed", range(4))
-def test_image_and_mask_stay_together_and_padding_is_ignored(size, seed):
-    torch.manual_seed(seed)
-    sample = StageView(size, scale_range=(0.8, 1.3))(coordinate_sample())
-    image, mask, (y0, y1, x0, x1) = sample["image"], sample["mask"], sample["valid_box"].tolist()
-    assert image.shape == (3, size, size) and mask.dtype == torch.int64
-    inside = torch.zeros(size, size, dtype=torch.bool)
-    inside[y0:y1, x0:x1] = True
-    assert (mask[~inside] == 255).all() and not image[:, ~inside].any()
-    assert set(mask[inside].unique().tolist()) <= {0, 3}
-    # Right half: bright green; away from the border between the halves all pixels agree.
-    green = (image[1] * 57.12 + 116.28)[inside]
-    right = mask[inside] == 3
-    assert (green[right] > 4 * 20).all() and (green[~right] < 4 * 26).all()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_long_side_is_drawn_from_its_range(seed):
-    torch.manual_seed(seed)
-    sample = StageView(200, long_side=(50, 60))({"image": coordinate_sample()["image"]})
-    y0, y1, x0, x1 = sample["valid_box"].tolist()
-    assert 50 <= x1 - x0 <= 60 and abs((y1 - y0) - (x1 - x0) * 30 / 44) <= 0.5
-
-
-def test_colours_change_only_if_asked_for():
-    same, changed = (
-        StageView(44, jitter=jitter)(coordinate_sample(44, 44))["image"].sort().values.sort(1).values
-        for jitter in (False, True)
-    )
-    plain = normalize(torch.from_numpy(np.array(coordinate_sample(44, 44)["image"])).permute(2, 0, 1))
-    plain = plain.sort().values.sort(1).values
-    assert torch.equal(same, plain) and not torch.equal(changed, plain)
-
-
-@pytest.mark.parametrize("wrong", [{"long_side": (60, 50)}, {"scale_range": (0, 1)}, {"crop_size": 0}])
-def test_wrong_ranges_are_refused(wrong):
-    with pytest.raises(ValueError, match="rising"):
-        StageView(**{"crop_size": 32, **wrong})

@@ -143,48 +143,6 @@ def test_random_walk_matches_the_authors(case):
 # -- any input
 
 
-def small_batch(labels, size=96):
-    """Two images, and labels at stride 8 whose colour they have."""
-    labels = torch.as_tensor(labels).expand(2, size // 8, size // 8)
-    image = F.interpolate(labels[:, None].float(), scale_factor=8).expand(-1, 3, -1, -1)
-    return {"image": image / 255 + 0.05 * torch.randn(2, 3, size, size), "pseudo_label": labels}
-
-
-def halves():
-    """Background on the left, then ignored positions, then one class."""
-    label = torch.zeros(12, 12, dtype=torch.int64)
-    label[:, 5:] = 255
-    label[:, 6:] = 1
-    return label
-
-
-@pytest.mark.parametrize("backbone", [SMALL, PYRAMID], ids=["resnet38d", "vit pyramid"])
-def test_it_learns_which_pixels_belong_together(backbone):
-    torch.manual_seed(0)
-    method = AffinityNet(4, backbone, branch_dims=(8, 8, 16))
-    batch = small_batch(halves())
-    batch["image"][:, :, :, 48:] += 1
-    optimizer = torch.optim.Adam([{"params": g["params"]} for g in method.parameter_groups()], lr=3e-3)
-    totals = []
-    for step in range(12):
-        losses, _ = method(batch, step)
-        total = sum(method.loss_weight(name, step) * loss for name, loss in losses.items())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(total.item())
-    assert set(losses) == {"bg_pos", "fg_pos", "neg"} and totals[-1] < 0.7 * totals[0]
-
-
-@pytest.mark.parametrize("value", [0, 2, 255])
-def test_labels_of_one_kind_give_finite_losses(value):
-    method = AffinityNet(4, SMALL, branch_dims=(4, 4, 4))
-    losses, _ = method(small_batch(value), 0)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
-
-
 def test_gradient_of_affinities_is_that_of_the_formula():
     pairs = PixelPairs(3)
     features = torch.randn(2, 5, 6, 8, dtype=torch.float32, requires_grad=True)

@@ -131,37 +131,6 @@ def small_batch(classes=3, size=48):
     return {"image": torch.randn(2, 3, size, size), "class_label": torch.eye(2, classes)}
 
 
-@pytest.mark.parametrize("backbone", [SMALL, PYRAMID], ids=["resnet38d", "vit pyramid"])
-def test_it_learns_tags_and_localises(backbone):
-    torch.manual_seed(0)
-    method = SEAM(4, backbone, branch_dims=(8, 8), embed_dim=16, dropout=0.0)
-    batch = small_batch()
-    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
-    history = []
-    for step in range(16):
-        losses, _ = method(batch, step)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-        history.append(losses["cls"].item())
-    assert min(history[-3:]) < 0.7 * history[0]
-    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-    prediction = method.eval().predict(torch.randn(2, 3, 50, 37), (1.0, 0.5))
-    assert prediction.cam.shape == (2, 3, 50, 37) and prediction.class_logits.shape == (2, 3)
-    assert prediction.cam.ge(0).all() and prediction.cam.le(1).all()
-    assert prediction.aux_cam is None and prediction.seg_logits is None
-
-
-@pytest.mark.parametrize("tags", [0, 1])
-def test_images_without_tags_and_with_all_tags_give_finite_losses(tags):
-    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
-    batch = small_batch() | {"class_label": torch.full((2, 3), float(tags))}
-    losses, _ = method(batch, 0)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() and method.loss_weight(name, 0) == 1 for name, loss in losses.items())
-    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
-
-
 def test_refined_maps_train_the_correlation_alone():
     method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
     losses, _ = method(small_batch(), 0)
@@ -175,14 +144,6 @@ def test_refined_maps_train_the_correlation_alone():
         losses[name].backward(retain_graph=True)
         moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
         assert moved == {"backbone", "classifier"}
-
-
-def test_mirrored_image_has_mirrored_cam():
-    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8).eval()
-    image = torch.randn(1, 3, 48, 64)
-    cam, mirrored = (method.predict(x, (1.0, 0.5)).cam for x in (image, image.flip(-1)))
-    assert cam.any()
-    assert_close(mirrored.flip(-1), cam, rtol=1e-3, atol=1e-4)
 
 
 def test_correlation_averages():
@@ -213,15 +174,6 @@ def test_new_layers_learn_ten_times_as_fast_as_published():
     sizes = {group["name"]: (len(group["params"]), group["lr_scale"]) for group in groups}
     # The authors' groups hold the eight frozen convolutions too.
     assert sizes == {"backbone_weight": (weights - 8, 1), "new_weight": (new, 10)}
-
-
-def test_mixed_precision_gives_finite_float32_losses():
-    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, _ = method(small_batch(), 0)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
-    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
 def test_impossible_options_are_named():

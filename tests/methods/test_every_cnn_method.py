@@ -1,0 +1,128 @@
+"""What every method on maps keeps: it learns, survives odd batches, and predicts what it promises."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from methods.affinitynet import AffinityNet
+from methods.base import Predicts
+from methods.cam import CAMNetwork, PooledCAMNetwork
+from methods.irnet import IRNet
+from methods.one_stage import CAMBaseline, OneStage
+from methods.seam import SEAM
+from methods.segmentor import Segmentor
+from methods.ws_fcn import WSFCN
+
+VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64}
+PYRAMID = VIT | {"pyramid": True}
+CNN = {"name": "resnet38d", "width": 4}
+DECODER = {"loss_weights": {"cls": 1.0, "mask": 1.0}, "width": 16, "context_dilations": (2, 3, 4)}
+CORRELATION = {"branch_dims": (8, 8), "embed_dim": 16}
+HEAD = {"head": "deeplab", "head_options": {"hidden": 16, "skip_dim": 8, "dilations": (1, 2)}}
+
+# class, backbone, options; what it learns from: tags, or labels at a stride
+METHODS = {
+    "cam": (CAMNetwork, VIT, {}, "tags"),
+    "pooled_cam": (PooledCAMNetwork, CNN, {}, "tags"),
+    "seam": (SEAM, CNN, CORRELATION, "tags"),
+    "seam_vit": (SEAM, PYRAMID, CORRELATION | {"pooling": "max"}, "tags"),
+    "one_stage": (OneStage, CNN, DECODER, "tags"),
+    "one_stage_vit": (OneStage, PYRAMID, DECODER, "tags"),
+    "baseline": (CAMBaseline, CNN, {}, "tags"),
+    "ws_fcn": (WSFCN, PYRAMID, DECODER, "tags"),
+    "affinity": (AffinityNet, CNN, {"branch_dims": (8, 8, 16)}, 8),
+    "affinity_vit": (AffinityNet, PYRAMID, {"branch_dims": (8, 8, 16)}, 8),
+    "irn": (IRNet, PYRAMID, {"radius": 4, "input_size": 64}, 1),
+    "segmentor": (Segmentor, PYRAMID, HEAD, 1),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    target, backbone, options, _ = METHODS[name]
+    method = target(4, backbone, **options)
+    for module in method.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+    return method
+
+
+def batch_of(name, size=64):
+    """Two images of two classes that differ in colour, with tags and labels."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(2, size, size, dtype=torch.int64)
+    label[0, :, size // 2 :], label[1, size // 2 :] = 1, 3
+    label[:, :, size // 2 - 8 : size // 2] = 255
+    image = torch.randn(2, 3, size, size, generator=generator) + (label % 255)[:, None]
+    source = METHODS[name][3]
+    if source == "tags":
+        return {"image": image, "class_label": torch.tensor([[1.0, 0, 0], [0, 0, 1]])}
+    return {"image": image, "pseudo_label": label[:, ::source, ::source]}
+
+
+def total_of(method, losses):
+    return sum(method.loss_weight(name, 10**6) * loss for name, loss in losses.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_a_batch_and_every_parameter_has_one_group(name):
+    method, batch = build(name).train(), batch_of(name)
+    groups = [{"params": group["params"]} for group in method.parameter_groups()]
+    optimizer, history = torch.optim.AdamW(groups, lr=1e-2 if name == "seam" else 2e-3), []
+    for _ in range(10):
+        losses, _ = method(batch, 10**6)
+        optimizer.zero_grad()
+        total_of(method, losses).backward()
+        optimizer.step()
+        history.append(losses.get("cls", total_of(method, losses)).item())
+    assert set(losses) == set(method.loss_weights)
+    assert min(history[-3:]) < 0.9 * history[0]
+    trained = {id(p): p for p in method.parameters() if p.requires_grad}
+    grouped = [id(p) for g in groups for p in g["params"] if p.requires_grad]
+    assert sorted(grouped) == sorted(trained) and all(p.grad is not None for p in trained.values())
+
+
+ODD = {
+    "one colour": lambda batch: batch["image"].fill_(0.3),
+    "nothing": lambda batch: [batch[key].zero_() for key in batch if key != "image"],
+    "everything": lambda batch: [batch[key].fill_(1) for key in batch if key != "image"],
+    "nothing known": lambda batch: [batch[key].fill_(255) for key in batch if key == "pseudo_label"],
+    "one image": lambda batch: batch.update({key: value[:1] for key, value in batch.items()}),
+    "another size": lambda batch: None,
+    "mixed precision": lambda batch: None,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_and_gradients_of_odd_batches_are_finite(name):
+    method = build(name).train()
+    assert method.train() is method and method.eval() is method.train()
+    for kind, change in ODD.items():
+        batch = batch_of(name, 48 if kind == "another size" else 64)
+        change(batch)
+        method.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "mixed precision"):
+            losses, _ = method(batch, 10**6)
+        total_of(method, losses).backward()
+        assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values()), kind
+        assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None), kind
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if issubclass(METHODS[name][0], Predicts)])
+def test_prediction_fits_image_and_classes(name):
+    method, image = build(name).eval(), batch_of(name)["image"][:, :, :56]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = method.predict(image, (1.0, 0.5))
+    out, mirrored = method.predict(image, (1.0, 0.5)), method.predict(image.flip(-1), (1.0, 0.5))
+    for cam in filter(lambda cam: cam is not None, (out.cam, out.aux_cam)):
+        assert cam.shape == (2, 3, 56, 64) and cam.ge(0).all() and cam.le(1).all()
+    assert out.class_logits.shape == (2, 3) and not out.class_logits.requires_grad
+    bare = method.predict(image, ())
+    assert bare.cam is None and bare.aux_cam is None
+    assert_close(bare.class_logits, out.class_logits)
+    if out.seg_logits is not None:
+        assert_close(bare.seg_logits, out.seg_logits)
+    if out.cam is not None:
+        assert_close(mirrored.cam.flip(-1), out.cam, rtol=1e-3, atol=1e-4)
+        assert half.cam.dtype == torch.float32

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,14 @@ def test_no_config_object_below_the_engine(layer):
     """Config stops at the builder: a signature documents what a thing needs."""
     users = {f.name for f in (ROOT / layer).rglob("*.py") if "omegaconf" in imported_packages(f)}
     assert layer == "engine" or not users
+
+
+def test_science_loads_no_framework_but_torch():
+    modules = "losses.affinity, losses.tag_contrast, ops.labels, ops.pairs, models.refiners.base"
+    heavy = "{'omegaconf', 'timm', 'torchvision'}"
+    code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_engine_names_no_method():

@@ -27,6 +27,7 @@ from engine.config.options import command_line, option
 from engine.inference import LoadedMethod, load_method
 from engine.outputs import find_split
 from engine.panels import Seen, panels_of, see
+from methods.base import Decomposes
 from ops.cam import present_classes
 from ops.crops import cut
 from utils.cam_files import label_path
@@ -97,7 +98,7 @@ def run(options: Options) -> Path:
 def _crops(loaded: LoadedMethod, image_rgb: Tensor, seen: Seen) -> np.ndarray | None:
     """The image and its local crops as a training step would take and tag them; None for other methods."""
     method, size = loaded.method, seen.image.shape[2:]
-    if not hasattr(method, "decompose"):
+    if not isinstance(method, Decomposes):
         return None
     present = present_classes(seen.class_label)
     cam = present.select(getattr(seen.prediction, method.tag_source(loaded.step or 0)))

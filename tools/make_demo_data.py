@@ -19,12 +19,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from datasets.demo.scene import SPLITS, SceneOptions
-from datasets.demo.write import write_dataset
-from engine.config.load import find_config, project_path
 from utils.build import suggest
 from utils.cli import run_main
 
@@ -38,6 +33,8 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The content of meta.json.
     """
+    from engine.config.load import project_path
+
     options = {key: value for key, value in cfg["data"]["generate"].items() if key != "target"}
     return generate(project_path(cfg["data"]["root"]), options)
 
@@ -51,6 +48,8 @@ def generate(root: Path, options: Mapping[str, Any], **how: Any) -> dict[str, An
     Raises:
         KeyError: for an option that does not exist; names the closest one.
     """
+    from datasets.demo.write import write_dataset
+
     known = {field.name for field in fields(SceneOptions)}
     for key in options:
         if key not in known:
@@ -69,14 +68,19 @@ def main() -> None:
         print(__doc__)
         print(SceneOptions.__doc__)
         return
+    import yaml
+
+    from engine.config.load import find_config, project_path
+
     given: dict[str, Any] = {}
     for item in arguments:
         key, separator, value = item.partition("=")
         if not separator:
             raise ValueError(f"'{item}' is not key=value, for example strength=0.8 (all keys: --help)")
-        given[key] = yaml.safe_load(value)
+        given[key] = value if key in ("config", "out") else yaml.safe_load(value)
     own = {key: given.pop(key) for key in OWN_KEYS if key in given}
-    data = OmegaConf.to_container(OmegaConf.load(find_config(own.get("config", DEFAULT_CONFIG))))["data"]
+    path = find_config(own.get("config", DEFAULT_CONFIG))
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["data"]
     options = {key: value for key, value in data["generate"].items() if key != "target"} | given
     root = Path(own["out"]) if "out" in own else project_path(data["root"])
     generate(root, options, overwrite=bool(own.get("overwrite", False)), workers=own.get("workers"))

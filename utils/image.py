@@ -126,7 +126,7 @@ def _eight_bits(values: np.ndarray, white: int | None) -> Image.Image:
     kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
     if kind == "i" and values.max(initial=0) > 255:
         bits = 16  # Pillow widens some 16-bit files
-    top = white or {"u8": 255, "u16": 65535, "i16": 65535}.get(f"{kind}{bits}", 1.0 if kind == "f" else 0)
+    top = white or (1 if kind == "f" else {"u8": 255, "u16": 65535, "i16": 65535}.get(f"{kind}{bits}", 0))
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or not top:
         raise ValueError(
             f"{values.dtype} values of shape {values.shape}; save it as an RGB picture of 8 bits"

@@ -106,7 +106,7 @@ class _Planner:
         values = dict(leaves(stage.options))
         read = [key for key in marked(Config, "reads") if values.get(key) not in (None, "timm")]
         inputs = {key: project_path(values[key]) for key in read}
-        settings = _decisive(Config, values, inputs) | {"run": stage.run, "images": fingerprint}
+        settings = _decisive(Config, values, inputs) | {"run": stage.run, "data": fingerprint}
         return Plan(stage.name, stage.run, train, cfg, folder, True, inputs, settings, images)
 
     def tool(self, stage: Stage) -> Plan:
@@ -133,7 +133,7 @@ class _Planner:
         is_foreign = "model_path" in inputs and not trained  # the checkpoint alone knows its data set
         images, fingerprint = (None, None) if is_foreign else self.images(stage, options, cfg, trained)
         settings = _decisive(kind, dict(leaves(dataclasses.asdict(options))), {"out", *inputs})
-        settings |= {"run": stage.run, "images": fingerprint}
+        settings |= {"run": stage.run, "data": fingerprint}
         # Changes of the data count by the images.
         settings["overrides"] = [item for item in changes if not item.startswith("data.")]
         shares_work = getattr(kind, "shares_work", False)

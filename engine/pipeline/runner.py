@@ -83,13 +83,14 @@ def _settings(plan: Plan, work_dir: Path) -> dict[str, str]:
 
 def _run_stage(plan: Plan, title: str) -> None:
     if plan.checkpoint is not None and plan.checkpoint.is_file():
-        # Not auto, which would compare paths of its config: those in a run folder that was moved are others.
+        # With auto it would compare the paths of its config, which differ in a run folder that was moved.
         plan.options.train.resume = str(plan.checkpoint)
     try:
         if plan.shares_work or is_main():
             plan.run(plan.options)
     except KeyboardInterrupt:
-        LOGGER.info(f"{title}: stopped; the same command continues it")
+        if plan.checkpoint is None:  # a training says so itself
+            LOGGER.info(f"{title}: stopped; the same command continues it")
         raise
 
 

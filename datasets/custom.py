@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.base import Record, Split
-from datasets.lists import check_paths, find_list, read_class_names, read_list, refuse_hidden, some
+from datasets.lists import check_paths, find_list, nfc, read_class_names, read_list, refuse_hidden, some
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from datasets.tags import classes_of, read_tags, warn_of_constant_classes
 
@@ -99,7 +98,7 @@ def find_images(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"there is no image folder {folder}: set data.root or data.options.images")
     found: dict[str, list[Path]] = {}
     for path in picture_files(folder):
-        name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        name = nfc(path.relative_to(folder).with_suffix("").as_posix())
         refuse_hidden(name, str(folder))
         found.setdefault(name, []).append(path)
     if not found:

@@ -24,6 +24,11 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
         ) from error
+    return nfc(text)
+
+
+def nfc(text: str) -> str:
+    """Text with accents in one spelling; Apple's file names write an accent as a character of its own."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -99,7 +104,7 @@ def read_class_names(
                 f"class names {path} are missing: write one name per line, or set data.options.class_names"
             )
         where, names = f"class names {path}", read_text(path).rstrip().splitlines()
-    names = [unicodedata.normalize("NFC", name).strip() for name in names]
+    names = [nfc(name).strip() for name in names]
     for line, name in enumerate(names, start=1):
         refuse_hidden(name, f"{where}, line {line}")
         if not name or (line > 1 and is_background(name)):

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.lists import is_background, read_text, refuse_hidden, strip_suffix
+from datasets.lists import is_background, nfc, read_text, refuse_hidden, strip_suffix
 from utils.build import suggest
 from utils.files import write_atomic
 from utils.logging import warn_once
@@ -32,18 +32,9 @@ from utils.npy_dictionary import read_npy_dictionary
 
 # What a header calls the column of image names, and columns of tags.
 IMAGE_WORDS = {
-    "",
-    "name",
-    "image",
-    "image_name",
-    "imagename",
-    "image_id",
-    "imageid",
-    "photo",
-    "picture",
-    "file",
-}
-IMAGE_WORDS |= {"filename", "file_name", "path", "id"}
+    "", "name", "image", "image_name", "imagename", "image_id", "imageid", "photo", "picture", "file",
+    "filename", "file_name", "path", "id",
+}  # fmt: skip
 TAG_WORDS = {"tag", "tags", "label", "labels", "class", "classes"}
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 FLAG_LIKE = {*FLAGS, "-1", "-1.0", "yes", "no", "y", "n", "x"}
@@ -139,12 +130,13 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
     readers = {".csv": _csv, ".json": _json, ".txt": _txt, ".npy": _npy}
     if path.suffix.lower() not in readers:
         raise ValueError(f"tags file {path} must be one of {' '.join(readers)} (docs/data.md)")
-    entries = list(readers[path.suffix.lower()](path, class_names))
-    for image, words, place in entries:
+    entries = []
+    for image, words, place in readers[path.suffix.lower()](path, class_names):
         if image == "":
             raise ValueError(f"{place}: there is no image name")
         for text, where in [(image or "-", place), *words]:
             refuse_hidden(text, where)
+        entries.append(Entry(image and nfc(image), [(nfc(word), where) for word, where in words], place))
     words = {word.lower() for _, words, _ in entries for word, _ in words}
     if words and words <= FLAG_LIKE and not FLAG_LIKE & set(class_names):
         raise ValueError(

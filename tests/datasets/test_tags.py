@@ -126,9 +126,12 @@ def test_other_encodings_are_refused(tmp_path):
 
 def test_accents_have_one_spelling(tmp_path):
     decomposed, composed = "caf\u0065\u0301", "caf\u00e9"
-    path = write(tmp_path / "tags.csv", f"a,{decomposed}\nb,{composed}\n{decomposed},\n")
-    assert classes_of(path) == [composed]
-    assert read_tags(path, ("background", composed)) == {"a": (1,), "b": (1,), composed: ()}
+    rows = {"a": [decomposed], "b": [composed], decomposed: []}
+    write(tmp_path / "tags.csv", "".join(f"{image},{';'.join(words)}\n" for image, words in rows.items()))
+    write(tmp_path / "tags.json", json.dumps(rows))  # escapes every accent
+    for path in (tmp_path / "tags.csv", tmp_path / "tags.json"):
+        assert classes_of(path) == [composed]
+        assert read_tags(path, ("background", composed)) == {"a": (1,), "b": (1,), composed: ()}
 
 
 def test_classes_may_be_called_by_numbers(tmp_path):

@@ -155,7 +155,7 @@ def restore_state(
 
 
 def _check_data(checkpoint: Checkpoint, header: Mapping[str, Any]) -> None:
-    """Classes are told apart by their number alone: others would be trained on without a word."""
+    """A network knows classes by number: with other classes it would train on without an error."""
     path, state = checkpoint
     before, now = (list(h.get("class_names", ())) for h in (state, header))
     if before != now:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.base import Batch
 from engine.checkpoint import BEST, LAST, Checkpoint, Progress, restore_state, save_state
 from engine.config.schema import Train
+from engine.means import Means
 from engine.optim import set_learning_rate
 from engine.stopping import Stopping
 from methods.base import Losses, Method, Metrics
@@ -276,42 +277,6 @@ class Trainer:
             progress.best = score
             self.save(BEST)
         self.save(LAST)
-
-
-class Means:
-    """Means of named scalars over steps; summed on the device, read once per log line."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """The values of one step."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def collect(self) -> dict[str, float]:
-        """Means over steps and processes; starts anew."""
-        means = _over_processes({name: value / self.counts[name] for name, value in self.sums.items()})
-        self.sums, self.counts = {}, {}
-        return means
-
-    def state(self) -> dict[str, tuple[float, int]]:
-        """Sum (a mean over processes) and count of each name; every process must call it."""
-        return {name: (value, self.counts[name]) for name, value in _over_processes(self.sums).items()}
-
-    def restore(self, state: Mapping[str, tuple[float, int]]) -> None:
-        """Continue with the sums of a checkpoint."""
-        self.sums = {name: torch.tensor(value, device=self.device) for name, (value, _) in state.items()}
-        self.counts = {name: count for name, (_, count) in state.items()}
-
-
-def _over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
-    if not values:
-        return {}
-    return dict(zip(values, all_reduce_mean(torch.stack(list(values.values()))).tolist(), strict=True))
 
 
 def _terms(values: Mapping[str, float]) -> str:

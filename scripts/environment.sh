@@ -79,7 +79,7 @@ use_python() {
 misused() { fail "$1 (bash $(basename "$0") --help)"; }
 
 # `launch DEVICE_FLAG SCRIPT WORD...` ends as torchrun on SCRIPT, with $processes, $port and $devices of the command line;
-# DEVICE_FLAG is how the script is told its device: device= or --device=.
+# DEVICE_FLAG is how the script takes its device: device= or --device=.
 launch() {
   local device_flag=$1 script=$2 home; shift 2
   home=$(dirname "${BASH_SOURCE[0]}")
@@ -91,7 +91,7 @@ launch() {
   fi
   # GPUs that were asked for and are not there are an error, not a reason to compute on the CPU.
   if [ "$devices" != cpu ] && { [ -n "$devices" ] || [ "$processes" -gt 1 ]; }; then set -- "${device_flag}cuda" "$@"; fi
-  # torchrun gives every process one thread unless told otherwise: share the cores, those of the job alone.
+  # torchrun gives every process one thread unless OMP_NUM_THREADS is set: share the cores of the job.
   local cores
   cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( (cores + processes - 1) / processes ))}

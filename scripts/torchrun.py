@@ -27,5 +27,5 @@ if __name__ == "__main__":
         else:
             print("the first node cannot be reached: see MASTER_ADDR, PORT and firewalls", file=sys.stderr)
         sys.exit(2)
-    except SignalException as error:  # Ctrl-C, or a cluster's end of the time; the processes have been told
+    except SignalException as error:  # Ctrl-C, or a cluster's end of the time; the processes got it too
         sys.exit(128 + error.sigval)

@@ -119,7 +119,7 @@ def test_run_killed_half_way_goes_on_with_the_same_numbers(demo, plain, tmp_path
 
 
 def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_path, monkeypatch):
-    """What a process would draw next (dropout, gates) where training starts, and where it goes on."""
+    """What a process would draw next (dropout, gates) where training starts, and where it continues."""
 
     def next_draw(rank, resume):
         monkeypatch.setattr("engine.train.rank", lambda: rank)
@@ -312,7 +312,7 @@ def test_port_that_is_taken_is_a_clear_error():
     assert "Traceback" not in done.stderr
 
 
-def test_environment_that_lacks_packages_is_told_so(tmp_path):
+def test_environment_that_lacks_packages_is_an_error(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho timm, tqdm\n")
     python.chmod(0o755)
@@ -322,7 +322,7 @@ def test_environment_that_lacks_packages_is_told_so(tmp_path):
 
 
 def test_what_a_python_lacks(tmp_path):
-    """What is missing; older versions are told, and used."""
+    """What is missing; older versions trigger a note."""
     (tmp_path / "requirements.txt").write_text("# bounds\ntorch>=2.6\npillow>=999.1\nno-such-package>=1.0\n")
     command = ["bash", "-c", f"source {ROOT}/scripts/environment.sh; lacks {sys.executable}"]
     environment = {**ENVIRONMENT, "TEST_MODULES": "pytest no_such_module"}

@@ -18,6 +18,7 @@ from datasets.base import Record, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from engine.config.load import load_config, override_config
+from engine.config.schema import defaults
 from engine.method import build_method
 from engine.validation import single
 from methods.base import Method
@@ -212,7 +213,7 @@ def _load_published(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     data = DATA_OF_CLASSES.get(published.num_classes)
-    base = load_config(data.config if data else "default.yaml")
+    base = load_config(data.config) if data else defaults()
     known = OmegaConf.merge(base, published.config, {"run_name": f"published_{published.name}"})
     assert isinstance(known, DictConfig)
     cfg = override_config(known, overrides)

@@ -29,12 +29,14 @@ def main(default_config: str, doc: str) -> None:
 
 
 def _main(default_config: str, doc: str, arguments: list[str]) -> None:
-    from engine.config.load import describe, load_config
+    from engine.config.load import load_config
 
     configs = [item.removeprefix("config=") for item in arguments if item.startswith("config=")]
     config = configs[-1] if configs else default_config
     overrides = [item for item in arguments if not item.startswith("config=")]
     if {"-h", "--help"} & set(overrides):
+        from engine.config.help import describe
+
         script = os.path.basename(sys.argv[0])
         print(USAGE.format(doc=doc.strip(), script=script, config=default_config))
         print(describe(config, [item for item in overrides if not item.startswith("-")]))

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from utils.distributed import is_main
+from utils.mappings import differences
 
 SETTINGS = "settings.json"
 FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
@@ -96,22 +97,6 @@ def _files_in(folder: Path) -> set[str]:
         return set()
     with os.scandir(folder) as entries:
         return {entry.name for entry in entries if entry.is_file()}
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for every leaf in which two plain configs or settings differ."""
-    before, after = dict(leaves(old)), dict(leaves(new))
-    keys = [*before, *(key for key in after if key not in before)]
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
-
-
-def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is not a non-empty mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:

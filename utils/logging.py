@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from utils.cli import accept_any_text
 from utils.distributed import is_main
-from utils.files import leaves, write_atomic
+from utils.files import write_atomic
+from utils.mappings import leaves
 
 LOGGER = logging.getLogger("tag2mask")
 

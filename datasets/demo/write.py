@@ -22,9 +22,10 @@ from datasets.demo.contexts import CONTEXTS
 from datasets.demo.scene import SPLITS, Scene, SceneOptions, context_given_class, render_scene
 from datasets.tags import write_tags
 from datasets.voc import tags_from_xml
-from utils.files import differences, read_json, write_atomic, write_json
+from utils.files import read_json, write_atomic, write_json
 from utils.image import write_mask
 from utils.logging import progress_bar
+from utils.mappings import differences
 from utils.worker import start_worker
 
 FORMAT = "tag2mask/synthetic-1"  # a change of what is drawn for the same options needs a new number

@@ -4,65 +4,41 @@ A config file is a difference from its bases::
 
     base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this file, then the command line
 
-``configs/default.yaml`` lists every key of the engine; only the open mappings (``method``, ``data.options``,
-...) take further keys, and those must be arguments of the class or function they configure.
-
-A config with ``stages`` is a pipeline. Its stages are a list; where a file builds on another one, or on the
-command line, ``stages: {<name>: {...}}`` changes or adds single ones (docs/pipelines.md).
+engine/config/schema.py lists every key of the engine. Only the open mappings (``method``, ``data.options``, ...)
+take further keys, and those must be arguments of the class or function they configure. A config with
+``stages`` is a pipeline (engine/config/stages.py, docs/pipelines.md).
 """
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.build import import_target, keyword_names, suggest
-from utils.files import leaves
+from engine.config.options import OVERRIDE, convert, is_text
+from engine.config.schema import GIVEN, OPEN, defaults, keys
+from engine.config.stages import (
+    STAGE_KEYS,
+    TRAINING,
+    Stage,
+    StageValues,
+    add_file,
+    take_changes,
+    with_likes,
+    without,
+)
+from utils.build import suggest
+from utils.mappings import leaves, merge
+from utils.signature import arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-
-# Mappings whose keys belong to a class or function: where its import path stands, and which arguments the
-# engine gives.
-OPEN = {
-    "method": "method.target",
-    "data.options": "data.source",
-    "data.generate": "data.generate.target",
-    "infer.refiner": "infer.refiner.target",
-}
-GIVEN = {"num_classes", "root", "split"}
-
-# Lists of numbers and how many they hold; None: any number.
-LISTS = {"data.scale_range": 2, "optim.betas": 2, "infer.scales": None}
-# Numbers of which there is at least one; no other number of the engine is negative.
-COUNTS = {"train.steps", "train.batch_size", "train.accumulate", "train.log_every", "train.eval_every"} | {
-    "train.checkpoint_every",
-    "data.crop_size",
-    "eval.size",
-}
-
-# Whole numbers from 1 that may be null.
-OPTIONAL_COUNTS = ("train.keep_every", "train.threads", "optim.decay_steps")
-# Values of which there are few, where nothing but an inference, perhaps days later, would ask for them.
-CHOICES = {
-    "infer.resample": ("bilinear", "bicubic"),
-    "infer.merge_flips": ("sum", "mean", "max"),
-    "infer.merge_scales": ("sum", "mean", "max"),
-}
-
-OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")  # how key=value begins
-TRAINING = "engine.train"  # the stage whose options are a config
-STAGE_KEYS = ("name", "run", "config", "like")
+COMMAND_LINE = "the command line"
 
 
 def project_path(path: str | Path) -> Path:
@@ -104,24 +80,20 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         FileNotFoundError: if the file or one of its bases does not exist.
         KeyError: for a key that nothing reads, with the closest one that exists.
-        ValueError: for an override that is not ``key=value``, or YAML that does not parse.
+        ValueError: for a value of the wrong kind, an override that is not ``key=value``, or YAML that does not
+            parse.
     """
-    return _load_layers(name, overrides)[0]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a pipeline, ready to run.
-
-    Args:
-        name: of the stage and of its folder in the pipeline's ``work_dir``.
-        run: import path of a module with ``run(options)``.
-        options: what that function gets; of ``engine.train`` a whole config.
-    """
-
-    name: str
-    run: str
-    options: dict[str, Any]
+    layers = _read_layers(name, overrides)
+    merged = _compose(layers.files, [(COMMAND_LINE, layers.changes)])
+    if layers.stages:
+        stages = with_likes(layers.stages, layers.stage_changes, merged=True)
+        merged.stages = [{"name": key, **values} for key, values in stages.items()]
+        if OmegaConf.is_missing(merged.method, "target"):  # each of its trainings has a method of its own
+            del merged.method["target"]
+    if merged.run_name is None:
+        is_ours = layers.path.parent.parent.name == "configs"  # configs/<method>/<data>.yaml
+        merged.run_name = f"{layers.path.parent.name}_{layers.path.stem}" if is_ours else layers.path.stem
+    return _checked(merged, _label(layers.path), [key for key, _ in leaves(layers.changes)])
 
 
 def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
@@ -135,179 +107,46 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
     Raises:
         As `load_config`; ValueError for a config without stages, and for a stage without ``run``.
     """
-    cfg, layers, stages, changes, stage_changes = _load_layers(name, overrides)
-    if not stages:
-        raise ValueError(f"{_label(find_config(name))} has no stages: it is a single training")
-    own = _resolved(cfg, _with_likes(stages))
-    last_word = _resolved(cfg, _with_likes(stages, stage_changes))
-    together = _container(_merge({}, *(values for _, values in layers)))
-    shared = (_label(find_config(name)), _without(together, ("run_name", "work_dir")))
-    everywhere = _without(changes, ("run_name", "work_dir"))
+    cfg, layers = load_config(name, overrides), _read_layers(name, overrides)
+    if not layers.stages:
+        raise ValueError(f"{_label(layers.path)} has no stages: it is a single training")
+    own = _resolved(cfg, with_likes(layers.stages))
+    last_word = _resolved(cfg, with_likes(layers.stages, layers.stage_changes))
+    together = merge(*(values for _, values in layers.files))
+    shared = (_label(layers.path), without(together, ("run_name", "work_dir")))
+    everywhere = without(layers.changes, ("run_name", "work_dir"))
     loaded = []
     for stage, values in own.items():
-        where = f"stage '{stage}' of {_label(find_config(name))}"
-        options, changed = (_without(v, STAGE_KEYS) for v in (values, last_word[stage]))
+        where = f"stage '{stage}' of {_label(layers.path)}"
+        options, changed = (without(v, STAGE_KEYS) for v in (values, last_word[stage]))
         what = {**values, **last_word[stage]}  # run, config
         if not what.get("run"):
             raise ValueError(f"{where} does not say what to run, for example run: tools.infer_cam")
-        if what["run"] == TRAINING:
-            if not what.get("config"):
-                raise ValueError(f"{where} does not name its config, for example config: cam/voc.yaml")
-            files = [(_label(f), _values_of(f)) for f in config_chain(find_config(what["config"]))]
-            final = _container(_merge(everywhere, changed))
-            composed = _compose([*files, shared], [(where, options), ("the command line", final)])
-            composed.run_name = f"{cfg.run_name}_{stage}"
-            composed.work_dir = f"{cfg.work_dir}/{stage}"
-            OmegaConf.resolve(composed)
-            _check_values(composed, where)
-            loaded.append(Stage(stage, TRAINING, to_plain(composed)))
-        else:
-            loaded.append(Stage(stage, str(what["run"]), _container(_merge(options, changed))))
+        if what["run"] != TRAINING:
+            loaded.append(Stage(stage, str(what["run"]), merge(options, changed)))
+            continue
+        if not what.get("config"):
+            raise ValueError(f"{where} does not name its config, for example config: cam/voc.yaml")
+        files = [(_label(f), _values_of(f)) for f in config_chain(find_config(what["config"]))]
+        composed = _compose([*files, shared], [(where, options), (COMMAND_LINE, merge(everywhere, changed))])
+        composed.run_name, composed.work_dir = f"{cfg.run_name}_{stage}", f"{cfg.work_dir}/{stage}"
+        loaded.append(Stage(stage, TRAINING, to_plain(_checked(composed, where))))
     return loaded
 
 
-Layer = tuple[str, Mapping[str, Any]]
-StageValues = dict[str, dict[str, Any]]
-
-
-def _load_layers(
-    name: str | Path, overrides: Sequence[str]
-) -> tuple[DictConfig, list[Layer], StageValues, dict[str, Any], StageValues]:
-    """The merged config, and its parts: values of the files, stages of the files, the command line's both."""
-    path = find_config(name)
-    layers: list[Layer] = []
-    stages: StageValues = {}
-    for file in config_chain(path):
-        values = _values_of(file)
-        stages = _merge_stages(stages, values.pop("stages", None), _label(file))
-        layers.append((_label(file), values))
-    changes = _container(_parse_overrides(overrides))
-    stage_changes = changes.pop("stages", {})
-    if not isinstance(stage_changes, dict):
-        raise ValueError(f"the command line: stages are a matter of config files, not {stage_changes}")
-    for stage, change in list(stage_changes.items()):
-        if stage not in stages:
-            raise KeyError(f"the command line: there is no stage '{stage}'{suggest(stage, stages)}")
-        if change is None:  # as in a file: without it
-            del stages[stage], stage_changes[stage]
-        elif not isinstance(change, dict) or {"name", "like"} & set(change):
-            raise ValueError(
-                f"the command line: stages.{stage} is null, or stages.{stage}.<key>=value of a key; "
-                "name and like belong in the config file"
-            )
-    merged = _compose(layers, [("the command line", changes)])
-    if stages:
-        merged.stages = [{"name": k, **v} for k, v in _with_likes(stages, stage_changes, merge=True).items()]
-        if OmegaConf.is_missing(merged.method, "target"):  # each of its trainings has a method of its own
-            del merged.method["target"]
-    if merged.run_name is None:
-        is_ours = path.parent.parent.name == "configs"  # configs/<method>/<data>.yaml
-        merged.run_name = f"{path.parent.name}_{path.stem}" if is_ours else path.stem
-    # Stages name folders below it, which tools open as they are.
-    home = str(_container(merged)["work_dir"])
-    if home.startswith("~"):
-        merged.work_dir = str(Path(home).expanduser())
-    try:
-        OmegaConf.resolve(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{_label(path)}: {error}") from error
-    _check_values(merged, _label(path), changed=[key for key, _ in leaves(changes)])
-    return merged, layers, stages, changes, stage_changes
-
-
-def _compose(layers: Sequence[Layer], changes: Sequence[Layer]) -> DictConfig:
-    """Defaults, then files, then changes, in which a key that builds on nothing is refused: it would be saved
-    and never read.
-    """
-    merged = _merge(_defaults())
-    for label, values in layers:
-        merged.merge_with(values)
-        _check_keys(values, merged, label)
-    for label, values in changes:
-        before, merged = merged, _merge(merged, values)
-        _check_keys(values, merged, label, existing=before)
-    return merged
-
-
-def _merge_stages(stages: StageValues, values: Any, label: str) -> StageValues:
-    """A list replaces the stages; a mapping changes and adds stages by name, and removes those it sets to
-    null.
-    """
-    if values is None:
-        return stages
-    if isinstance(values, list):
-        named: StageValues = {}
-        for stage in values:
-            name = stage.get("name") if isinstance(stage, dict) else None
-            if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or name in named:
-                raise ValueError(
-                    f"{label}: every stage needs a name of its own (letters, digits, _): {stage}"
-                )
-            named[name] = _without(stage, ("name",))
-        return named
-    if not isinstance(values, dict):
-        raise ValueError(f"{label}: stages is a list, or a mapping of names to changes")
-    stages = dict(stages)
-    for name, change in values.items():
-        if change is None:
-            stages.pop(name, None)
-            continue
-        if name not in stages and not {"run", "like"} & set(change):
-            raise KeyError(f"{label}: there is no stage '{name}'{suggest(name, stages)}")
-        stages[name] = _container(_merge(stages.get(name, {}), change))
-    return stages
-
-
-def _with_likes(stages: StageValues, changes: StageValues | None = None, merge: bool = False) -> StageValues:
-    """Stages with the keys of those that they are like; ``changes`` reach the likes of a stage as well, but
-    for the keys that a like sets itself.
-
-    Args:
-        changes: instead of what the files say (``merge=False``), or on top of it.
-    """
-    found: StageValues = {}
-    for name, values in stages.items():
-        other = values.get("like")
-        if other is not None and other not in found:
-            raise KeyError(
-                f"stage '{name}' is like '{other}', which is no stage before it{suggest(other, found)}"
-            )
-        inherited, own = found[other] if other is not None else {}, _without(values, ("like",))
-        parts = [inherited, own] if changes is None or merge else [_unless_set(inherited, own)]
-        if changes is not None:
-            parts.append(changes.get(name, {}))
-        found[name] = _container(_merge({}, *parts))
-    return found
-
-
-def _resolved(cfg: DictConfig, stages: StageValues) -> StageValues:
-    """Stages with ``${...}`` replaced by values of the pipeline's config."""
-    whole = _merge(cfg, {"stages": None})
-    whole.stages = stages
-    try:
-        OmegaConf.resolve(whole)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"stages: {error}") from error
-    return _container(whole.stages)
-
-
 def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Apply ``key=value`` to a config that is complete already; a key it does not have is a typing error."""
-    known = [key for key, _ in leaves(to_plain(cfg))]
-    for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals:
-            raise ValueError(f"'{item}' is not key=value, for example data.root=/data/VOC2012")
-        # Arguments of classes and functions are checked where they are called.
-        if (
-            key not in known
-            and not key.startswith(tuple(f"{prefix}." for prefix in OPEN))
-            and not any(k.startswith(key + ".") for k in known)
-        ):
-            raise KeyError(f"'{key}' is not a key of the checkpoint's config{suggest(key, known)}")
-    merged = OmegaConf.merge(cfg, _parse_overrides(overrides))
-    assert isinstance(merged, DictConfig)
-    return merged
+    """Apply ``key=value`` to a config that is complete already, such as that of a checkpoint.
+
+    Raises:
+        As `load_config`.
+    """
+    changes = _parse_overrides(overrides, to_plain(cfg))
+    _check_keys(changes, {}, COMMAND_LINE, known=[key for key, _ in leaves(to_plain(cfg))])
+    return _checked(
+        OmegaConf.create(merge(to_plain(cfg), changes)),
+        "the checkpoint's config",
+        [key for key, _ in leaves(changes)],
+    )
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -315,68 +154,114 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def documented_keys(name: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, Any, str]]:
-    """``(dotted key, value, meaning)`` of every key of a config.
+Layer = tuple[str, Mapping[str, Any]]
 
-    The meaning is the comment behind the key in the YAML files; for arguments of classes and functions that
-    no file sets, it is their docstring's, and the value is the default.
-    """
+
+class _Layers(NamedTuple):
+    path: Path
+    files: list[Layer]
+    stages: StageValues
+    changes: dict[str, Any]
+    stage_changes: StageValues
+
+
+def _read_layers(name: str | Path, overrides: Sequence[str]) -> _Layers:
+    """The parts of a config: values and stages of its files, and the command line's changes of both."""
     path = find_config(name)
-    cfg = load_config(path, overrides)
-    meanings: dict[str, str] = {}
-    for file in [CONFIGS / "default.yaml", *config_chain(path)]:
-        meanings |= _comments(file)
-    # The parts come last: which class a part is of may be a default of the method.
-    for prefix, target in chain(_targets(cfg), _parts(cfg)):
-        names = keyword_names(target)
-        for key, (default, text) in _argument_docs(target).items():
-            if key in GIVEN or (names is not None and key not in names):
-                continue
-            meanings.setdefault(f"{prefix}.{key}", text)
-            if key not in (OmegaConf.select(cfg, prefix) or {}) and default is not _REQUIRED:
-                OmegaConf.update(cfg, f"{prefix}.{key}", default, force_add=True)
-    rows = []
-    for key, value in leaves(OmegaConf.to_container(cfg)):
-        if key == "stages" and value:
-            value = [stage["name"] for stage in value]
-        if key == "method":  # empty: the stages of a pipeline have methods of their own
+    files: list[Layer] = []
+    stages: StageValues = {}
+    for file in config_chain(path):
+        values = _values_of(file)
+        stages = add_file(stages, values.pop("stages", None), _label(file))
+        files.append((_label(file), values))
+    changes = _parse_overrides(overrides, merge(*(values for _, values in files)))
+    stages, stage_changes = take_changes(stages, changes.pop("stages", {}))
+    return _Layers(path, files, stages, changes, stage_changes)
+
+
+def _compose(files: Sequence[Layer], changes: Sequence[Layer]) -> DictConfig:
+    """Defaults, then files, then changes; a key that nothing reads is refused."""
+    merged = defaults()
+    for label, values in files:
+        merged = merge(merged, values)
+        _check_keys(values, None, label)
+    for label, values in changes:
+        known = [key for key, _ in leaves(merged)]
+        merged = merge(merged, values)
+        _check_keys(values, merged, label, known)
+    return OmegaConf.create(merged)
+
+
+def _resolved(cfg: DictConfig, stages: StageValues) -> StageValues:
+    """Stages with ``${...}`` replaced by values of the pipeline's config."""
+    whole = OmegaConf.create({**to_plain(cfg), "stages": stages})
+    try:
+        return OmegaConf.to_container(whole.stages, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"stages: {error}") from error
+
+
+def _checked(cfg: DictConfig, source: str, changed: Iterable[str] = ()) -> DictConfig:
+    """The config with ``${...}`` replaced and every value of its type.
+
+    Args:
+        source: what errors name, but for the keys in ``changed``, which come from the command line.
+    """
+    changed = set(changed)
+    try:
+        plain = to_plain(cfg)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{source}: {error}") from error
+    for key, (item, kind) in keys().items():
+        *sections, name = key.split(".")
+        section = reduce(dict.__getitem__, sections, plain)
+        if section.get(name, "???") != "???":
+            where = f"{COMMAND_LINE if key in changed else source}: {key}"
+            section[name] = convert(item, kind, section[name], where)
+    if ".." in Path(plain["run_name"] or "").parts:
+        raise ValueError(f"{source}: run_name is a name below logs/ (work_dir is any folder)")
+    # Stages name folders below it, which tools open as they are.
+    plain["work_dir"] = plain["work_dir"].replace(
+        "~", str(Path.home()), 1 if plain["work_dir"][0] == "~" else 0
+    )
+    return OmegaConf.create(plain)
+
+
+def _check_keys(
+    values: Mapping[str, Any], merged: Mapping[str, Any] | None, source: str, known: Sequence[str] = ()
+) -> None:
+    """Refuse keys that are neither in the schema nor, on the command line, arguments of an open mapping's
+    target.
+    """
+    for key, _ in leaves(values):
+        if key in keys() or any(name.startswith(f"{key}.") for name in keys()):
             continue
-        parent = key
-        while parent and not meanings.get(parent):
-            parent = parent.rpartition(".")[0]
-        rows.append((key, value, meanings.get(parent, "")))
-    return rows
+        free = next(
+            (k for k, (_, kind) in keys().items() if key.startswith(f"{k}.") and "dict" in str(kind)), None
+        )
+        if free is None:
+            raise KeyError(f"{source}: '{key}' is not a key{suggest(key, [*keys(), *known])}")
+        found = merged and free in OPEN and arguments(str(_select(merged, OPEN[free])))
+        first = key.removeprefix(f"{free}.").partition(".")[0]
+        if found and first not in (*found, "target"):
+            names = [f"{free}.{name}" for name in found if name not in GIVEN]
+            raise KeyError(f"{source}: '{free}.{first}' is not a key{suggest(f'{free}.{first}', names)}")
 
 
-def describe(name: str | Path, overrides: Sequence[str] = ()) -> str:
-    """Every key of a config with its value and its meaning (the text that ``--help`` prints)."""
-    rows = documented_keys(name, overrides)
-    lines = [f"  {f'{key} = {_typed(value)}':<56}  {meaning}" for key, value, meaning in rows]
-    for stage in load_config(name, overrides).stages or []:
-        lines += [
-            f"  stages.{stage.name}.{key} = {_typed(value)}" for key, value in leaves(stage) if key != "name"
-        ]
-    return f"{_label(find_config(name))}: every key, its value and its meaning\n" + "\n".join(lines)
+def _select(values: Any, key: str) -> Any:
+    """The value of a dotted key of nested mappings; None without it."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
-def _typed(value: Any) -> Any:
-    """A value as the command line takes it."""
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), value)
+def _values_of(path: Path) -> dict[str, Any]:
+    """What a file says itself."""
+    return without(_read(path), ("base",))
 
 
-def _defaults() -> Mapping[str, Any]:
-    return _read(CONFIGS / "default.yaml")
-
-
-def _merge(*parts: Any) -> DictConfig:
-    merged = OmegaConf.merge(*parts)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _container(cfg: DictConfig) -> dict[str, Any]:
-    """Plain dicts and lists, with ``${...}`` as it stands."""
-    return OmegaConf.to_container(cfg)  # type: ignore[return-value]
+def _label(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -387,220 +272,79 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 @cache
 def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
+    text = path.read_text(encoding="utf-8")
     try:  # by OmegaConf, which reads 1e-4 as a number, as people mean it; plain YAML calls it a text
-        values = OmegaConf.create(path.read_text("utf-8"))
+        values = OmegaConf.create(text)
+        plain = OmegaConf.to_container(values)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
-    if not isinstance(values, DictConfig) or not all(isinstance(key, str) for key in values):
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    plain = _container(values)
-    if dotted := _dotted(plain):
-        *sections, last = dotted.split(".")
-        nested = "".join(f"{section}: {{" for section in sections) + f"{last}: ...{'}' * len(sections)}"
+    if dotted := next((key for key in _keys_of(plain) if "." in key), None):
+        nested = dotted.replace(".", ": {") + ": ..." + "}" * dotted.count(".")
         raise ValueError(
-            f"{_label(path)}: '{dotted}' is the form of the command line and would not be read; "
-            f"in a file it is nested: {nested}"
+            f"{_label(path)}: '{dotted}' is the form of the command line and would not be read; in a file it "
+            f"is nested: {nested}"
         )
-    return plain
+    return _with_texts(plain, yaml.load(text, Loader=yaml.BaseLoader))  # type: ignore[no-any-return]
 
 
-def _dotted(values: Any) -> str | None:
-    """The first key with a dot in it, at any depth."""
+def _keys_of(values: Any) -> Iterable[str]:
     if isinstance(values, list):
-        return next((found for item in values if (found := _dotted(item))), None)
-    if not isinstance(values, dict):
-        return None
-    own = (key for key in values if isinstance(key, str) and "." in key)
-    return next(own, None) or next((found for item in values.values() if (found := _dotted(item))), None)
+        for item in values:
+            yield from _keys_of(item)
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield str(key)
+            yield from _keys_of(value)
 
 
-def _without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in keys}
-
-
-def _unless_set(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` without what ``own`` sets, key by key inside mappings that both have."""
-    kept = {}
+def _with_texts(values: Any, texts: Any, prefix: str = "") -> Any:
+    """Values of text options as the file has them: 010 and 12:30 are numbers to YAML."""
+    found = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(own.get(key), Mapping):
-            kept[key] = _unless_set(value, own[key])
-        elif key not in own:
-            kept[key] = value
-    return kept
+        item = keys().get(f"{prefix}{key}")
+        if item and is_text(item[1]) and value is not None and not isinstance(value, (list, dict)):
+            value = texts[key]
+        elif key == "stages" and isinstance(value, list):
+            value = [
+                _with_texts(*pair) if isinstance(pair[0], dict) else pair[0]
+                for pair in zip(value, texts[key])
+            ]
+        elif isinstance(value, dict):
+            value = _with_texts(value, texts[key], "" if prefix == "stages." else f"{prefix}{key}.")
+        found[key] = value
+    return found
 
 
-def _values_of(path: Path) -> dict[str, Any]:
-    """What a file says itself."""
-    return _without(_read(path), ("base",))
+def _parse_overrides(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mapping of ``key=value`` items; what a text option is set to stays as it was typed.
 
-
-def _label(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    Args:
+        values: of the config, which name the targets of open mappings.
+    """
+    changes = OmegaConf.create()
     for item in overrides:
         if not OVERRIDE.match(item):
             raise ValueError(f"'{item}' is not key=value, for example train.steps=100 (all keys: --help)")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"cannot read the overrides {list(overrides)}: {error}") from error
+        key, _, text = item.partition("=")
+        try:
+            if _is_text_key(key, values) and text != "null":
+                OmegaConf.update(changes, key, text, force_add=True)
+            else:
+                changes.merge_with_dotlist([item])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"cannot read the override {item}: {error}") from error
+    return OmegaConf.to_container(changes)  # type: ignore[return-value]
 
 
-def _targets(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Open mappings of the config with the class or function that reads each."""
-    for prefix, where in OPEN.items():
-        path = OmegaConf.select(cfg, where)
-        if path:
-            yield prefix, import_target(path)
-
-
-def _parts(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Mappings among the method's arguments with the classes and functions that read each."""
-    path = OmegaConf.select(cfg, "method.target")
-    if path and hasattr(method := import_target(path), "parts"):
-        names = keyword_names(method) or set()
-        for argument, part in method.parts(_container(cfg)["method"]):
-            if argument in names:
-                yield f"method.{argument}", part
-
-
-def _check_keys(
-    values: Mapping[str, Any] | DictConfig,
-    merged: DictConfig,
-    source: str,
-    existing: DictConfig | None = None,
-) -> None:
-    """Refuse keys of ``values`` that are neither in default.yaml nor arguments of an open mapping's
-    target.
-    """
-    default = dict.fromkeys(key for key, _ in leaves(_defaults()))
-    known_here = default | (dict(leaves(OmegaConf.to_container(existing, resolve=False))) if existing else {})
-    arguments = (
-        {prefix: keyword_names(target) for prefix, target in _targets(merged)} if existing is not None else {}
-    )
-    if isinstance(values, DictConfig):
-        values = OmegaConf.to_container(values, resolve=False)  # type: ignore[assignment]
-    for key, _ in leaves(values):
-        prefix = next((p for p in OPEN if key == p or key.startswith(p + ".")), None)
-        if prefix is None:
-            if key not in default and not any(known.startswith(key + ".") for known in default):
-                raise KeyError(f"{source}: '{key}' is not a key{suggest(key, known_here)}")
-        elif key != prefix and arguments.get(prefix) is not None:
-            first = key.removeprefix(prefix + ".").split(".")[0]
-            allowed = arguments[prefix] | {"target"}  # type: ignore[operator]
-            if first not in allowed:
-                names = [f"{prefix}.{name}" for name in allowed - GIVEN]
-                raise KeyError(
-                    f"{source}: '{prefix}.{first}' is not a key{suggest(f'{prefix}.{first}', names)}"
-                )
-
-
-def _check_values(cfg: DictConfig, source: str, changed: Iterable[str] = ()) -> None:
-    """Refuse a value of the engine's that is no number, no list of numbers, or no true or false, where the
-    default is one, and a word that is none of the known ones.
-
-    Args:
-        source: what errors name, but for the keys in ``changed``, which come from the command line.
-    """
-    for key, kind in _wrong_values(cfg):
-        where = "the command line" if key in changed else source
-        raise ValueError(f"{where}: {key} is {kind}, not {OmegaConf.select(cfg, key)!r}")
-
-
-def _wrong_values(cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """Keys with a wrong value, and what it should be."""
-
-    def is_count(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-    for key, words in CHOICES.items():
-        if OmegaConf.select(cfg, key) not in words:
-            yield key, " or ".join(words)
-    for key in OPTIONAL_COUNTS:
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not is_count(value):
-            yield key, "a whole number from 1, or null"
-    if not isinstance(cfg.train.resume, str):  # YAML takes no, off and false for a boolean
-        yield "train.resume", "auto, never or a checkpoint's path"
-    if not isinstance(cfg.work_dir, str):
-        yield "work_dir", "a folder"
-    if cfg.run_name is not None and ".." in Path(str(cfg.run_name)).parts:
-        yield "run_name", "a name below logs/ (work_dir is any folder)"
-    if cfg.infer.size != "native" and not is_count(cfg.infer.size):
-        yield "infer.size", "native or a whole number from 1"
-    for key, default in leaves(_defaults()):
-        value = OmegaConf.select(cfg, key)
-        if not isinstance(default, (bool, int, float)) and key not in LISTS:
-            continue
-        if key in LISTS:
-            length = LISTS[key]
-            kind = "a list of numbers" if length is None else f"a list of {length} numbers"
-            fits = isinstance(value, ListConfig) and len(value) == (length or len(value)) > 0
-            fits = fits and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
-        elif isinstance(default, bool):
-            kind, fits = "true or false", isinstance(value, bool)
-        else:
-            least = 1 if key in COUNTS else 0
-            kind = f"a {'whole ' if isinstance(default, int) else ''}number from {least}"
-            allowed = int if isinstance(default, int) else (int, float)
-            fits = isinstance(value, allowed) and not isinstance(value, bool) and value >= least
-        if not fits:
-            yield key, kind
-
-
-def _comments(path: Path) -> dict[str, str]:
-    """The comment behind each key of a YAML file, by dotted key."""
-    found: dict[str, str] = {}
-    stack: list[tuple[int, str]] = []
-    for line in path.read_text("utf-8").splitlines():
-        match = re.match(r"^(\s*)([A-Za-z_]\w*):(?:\s(.*?))??(?:\s+#\s(.*))?$", line)
-        if not match:
-            continue
-        indent, key, _, comment = match.groups()
-        while stack and stack[-1][0] >= len(indent):
-            stack.pop()
-        stack.append((len(indent), key))
-        if comment:
-            found[".".join(name for _, name in stack)] = comment.strip()
-    return found
-
-
-_REQUIRED = object()
-
-
-def _argument_docs(target: Any) -> dict[str, tuple[Any, str]]:
-    """Default and docstring text of the arguments of a class (over its bases) or function."""
-    found: dict[str, tuple[Any, str]] = {}
-    target = target.func if isinstance(target, partial) else target
-    for part in (
-        [c for c in target.__mro__ if c.__module__.startswith(("methods", "models"))]
-        if inspect.isclass(target)
-        else [target]
-    ):
-        parameters = inspect.signature(part).parameters.values()
-        text = "\n".join(
-            filter(None, [inspect.getdoc(part), inspect.getdoc(getattr(part, "__init__", None))])
-        )
-        for parameter in parameters:
-            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                continue
-            # "name: meaning", or "name, other: meaning" of several together.
-            entry = rf"^\s*(?:\w+, )*{parameter.name}(?:, \w+)*:\s(.*(?:\n\s{{8,}}.*)*)"
-            match = re.search(entry, text, flags=re.MULTILINE)
-            default = _REQUIRED if parameter.default is parameter.empty else parameter.default
-            plain = default is _REQUIRED or isinstance(
-                default, (int, float, str, bool, list, tuple, dict, type(None))
-            )
-            meaning = " ".join(match.group(1).split()) if match else ""
-            # The class itself comes before its bases: its default counts, and their text where it has none.
-            if parameter.name in found:
-                default, known = found[parameter.name]
-                found[parameter.name] = (default, known or meaning)
-                continue
-            found[parameter.name] = (
-                list(default) if isinstance(default, tuple) else default if plain else _REQUIRED,
-                meaning,
-            )
-    return found
+def _is_text_key(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key takes a text: by the schema, or by the annotation in its target's signature."""
+    parts = key.split(".")
+    key = ".".join(parts[2:] if parts[0] == "stages" else parts)
+    if key in keys():
+        return is_text(keys()[key][1])
+    prefix, _, name = key.rpartition(".")
+    found = prefix in OPEN and arguments(str(_select(values, OPEN[prefix])))
+    kinds = found[name].annotation.split(" | ") if found and name in found else []
+    return bool(kinds) and set(kinds) <= {"str", "Path", "None"}

@@ -13,10 +13,11 @@ from functools import cache
 from typing import Any
 
 from engine.config.options import is_below, marked, option, types_of, walk
-from utils.files import differences
+from utils.mappings import differences
 
 # Mappings whose keys are the arguments of a class or function, and the key that holds its import path.
 OPEN = {"method": "method.target", "data.options": "data.source", "data.generate": "data.generate.target"}
+MERGES = ("sum", "mean", "max")
 GIVEN = {"num_classes", "root", "split"}  # arguments that the engine gives
 
 
@@ -161,11 +162,9 @@ class Infer:
         None, "canvas around the scaled image, pixels: side or [height, width]; null: none", length=2, least=1
     )
     merge_flips: str = option(
-        "sum", "how the two scores of a scale are merged: sum, mean or max", choices=("sum", "mean", "max")
+        "sum", "how the two scores of a scale are merged: sum, mean or max", choices=MERGES
     )
-    merge_scales: str = option(
-        "max", "how scales are merged: sum, mean or max", choices=("sum", "mean", "max")
-    )
+    merge_scales: str = option("max", "how scales are merged: sum, mean or max", choices=MERGES)
     tags: bool = option(
         False, "rule out classes that an image is not tagged with (pseudo labels; no test of a network)"
     )

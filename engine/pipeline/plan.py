@@ -33,7 +33,7 @@ from engine.inference import is_photo
 from engine.train import run as train
 from utils.build import suggest
 from utils.cli import message_of
-from utils.files import leaves
+from utils.mappings import leaves
 
 
 @dataclass(frozen=True)

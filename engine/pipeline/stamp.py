@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import FILES, differences, read_json, write_json
+from utils.files import FILES, read_json, write_json
 from utils.logging import LOGGER
+from utils.mappings import differences
 from utils.weights import file_digest
 
 STAMP = "stage.json"

@@ -16,10 +16,10 @@ from PIL import Image
 from datasets.base import Record, Split
 from datasets.lists import read_class_names, read_list
 from datasets.tags import read_tags, write_tags
+from engine.config.help import describe
 from engine.config.load import (
     CONFIGS,
     STAGE_KEYS,
-    describe,
     load_config,
     load_stages,
     override_config,
@@ -34,8 +34,8 @@ from scripts.launch import main
 from tests.checkpoints import demo_folder  # noqa: F401
 from tests.processes import TIMEOUT, in_a_group, start
 from utils.build import import_target
-from utils.files import leaves
 from utils.image import read_mask
+from utils.mappings import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY_STAGE = '''

@@ -29,7 +29,7 @@ from engine.scores.evaluation import Evaluation, has_mask
 from engine.scores.records import provenance, short_name
 from utils.cam_files import cam_path, label_path, load_cam
 from utils.files import made_with, require_files
-from utils.image import read_mask
+from utils.image import IGNORE_INDEX, read_mask
 from utils.logging import progress_bar
 
 
@@ -97,12 +97,13 @@ def run(options: Options) -> Path:
         if options.cam:
             evaluation.add(record, predicted_cams(load_cam(path), threshold))
         else:
-            prediction = ImagePrediction({"seg": torch.from_numpy(read_mask(path))})
+            label = read_mask(path)
             try:
-                evaluation.add(record, prediction, options.ignored)
+                evaluation.add(record, ImagePrediction({"seg": torch.from_numpy(label)}), options.ignored)
             except ValueError as error:
-                advice = "; pseudo labels with ignored pixels need --ignored background or skip"
-                raise ValueError(f"{path}: {error}{advice if options.ignored == 'error' else ''}") from error
+                is_pseudo = options.ignored == "error" and (label == IGNORE_INDEX).any()
+                advice = "; labels with ignored pixels need --ignored background or skip" if is_pseudo else ""
+                raise ValueError(f"{path}: {error}{advice}") from error
     if options.labels:
         protocols, settings = {"seg": protocol}, {**settings, "ignored": options.ignored}
     else:

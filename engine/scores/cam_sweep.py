@@ -25,6 +25,7 @@ class CamSweep(Score):
     background at every threshold from its score on, so the number of thresholds below it is all that counts.
     """
 
+    title, key = "mIoU", "miou"  # at the best threshold
     validates = False
 
     def __init__(
@@ -70,7 +71,7 @@ class CamSweep(Score):
             at = {threshold: miou.values(matrix) for threshold, matrix in matrices.items()}
             best = max(at, key=lambda threshold: at[threshold].mean)
             own, ratios = at[best], confusion.values(matrices[best])
-            more = {miou.key: plain(own.mean), confusion.key: plain(ratios.mean), **own.more, **ratios.more}
+            more = {confusion.key: plain(ratios.mean), **own.more, **ratios.more}
             curve = {f"{threshold:.2f}": values.mean for threshold, values in at.items()}
             about = {"threshold": best, "miou_by_threshold": curve}
             per_class = {**own.per_class, **ratios.per_class}

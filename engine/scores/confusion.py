@@ -63,7 +63,7 @@ class Confusion(LabelScore):
         ]
         rows.append(["mean", *(number(finite(c).mean(), share) for c, share in columns)])
         rows.append(["finite", *(str(len(finite(c))) for c, _ in columns)])
-        pairs = list(found.values())[-1].more["confused_objects"][:SHOWN]
+        pairs = next(iter(found.values())).more["confused_objects"][:SHOWN]
         shown = [[pair["truth"], pair["predicted"], number(pair["share"])] for pair in pairs]
         return (
             f"{text_table(header, rows)}\n{text_table(['Truth', 'Predicted as', '% of its pixels'], shown)}"

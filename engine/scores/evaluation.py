@@ -186,10 +186,11 @@ class Evaluation:
         print(self.tables())
         records = self.records(protocols, settings, {**provenance, "scored_images": len(scored)})
         for record in records:
+            by_title = {score.title: score for score in self.scores if score.key in record["score"]}
             means = [
-                f"{score.title} {number(float(value), score.is_share):>6}"
-                for score in self.scores
-                if (value := record["score"].get(score.key)) is not None
+                f"{title} {number(float(value), score.is_share):>6}"
+                for title, score in by_title.items()
+                if (value := record["score"][score.key]) is not None
             ]
             print(f"{record['protocol']:<40} {'   '.join(means)}")
         write_scores(folder, records)

@@ -57,7 +57,6 @@ def pixels(case, key):
 
 @recorded("ms_cda_paste")
 def test_paste_equals_the_published_program(case):
-    pytest.importorskip("scipy")
     for name in case.starting("seg"):
         number = name.removeprefix("seg")
         labels, background = case[name].numpy(), pixels(case, f"bg{number}")
@@ -139,7 +138,6 @@ def cropped(image, long_side, flip, offsets, size):
 
 @recorded("ms_cda_dataset")
 def test_item_of_the_data_set_equals_the_published_one(case, tmp_path):
-    pytest.importorskip("scipy")
     for number, draws in case.meta["draws"].items():
         label = case[f"label_{number}"]
         tags = tuple((label.nonzero()[:, 0] + 1).tolist())

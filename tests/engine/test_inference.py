@@ -18,7 +18,7 @@ from methods.one_stage import OneStage
 from methods.ws_fcn import WSFCN
 from tests.methods.single_stage import grey_levels, small_method
 from tests.recorded import recorded
-from utils.image import denormalize, normalize
+from utils.image import denormalize, normalize, read_mask, write_mask
 from utils.weights import load_checkpoint, save_checkpoint
 
 
@@ -173,14 +173,26 @@ def test_merging_of_masks_matches_reference_values(case):
 
 
 @recorded("wsfcn_msloader")
-def test_network_inputs_match_reference_values(case):
-    case.irrelevant("crop_*", "labels", "mask")  # the mask is as it was read
+def test_network_inputs_match_reference_values(case, tmp_path):
     image = normalize(grey_levels(case.input("image")))[None]
     scales, size = case.setting("scales", SCALES), case["batch__shape"].tolist()[-2:]
     batch, pads = on_canvases(image, scales, size)
     case.same("pads", pads)
     for name, found in (("batch", batch), ("image_norm", image[0]), ("denorm", denormalize(image[0]) / 255)):
         case.compare(name, found, rtol=1e-3, atol=5e-3)
+
+    canvas, (_, rows, columns) = on_canvas(image, size)
+    views = []
+    for i, (y0, y1, x0, x1, top, left) in enumerate(case["crop_pads"].tolist()):
+        assert (rows.start, columns.start) == (top, left)
+        view = canvas[..., y0:y1, x0:x1]
+        views.append(view if i % 2 else view.flip(-1))
+    case.compare("crop_batch", torch.cat(views), rtol=1e-3, atol=5e-3)
+
+    write_mask(tmp_path / "mask.png", case["mask"])
+    mask = read_mask(tmp_path / "mask.png")
+    case.same("mask", mask)
+    case.same("labels", [(mask == k + 1).any() for k in range(len(case["labels"]))])
 
 
 def test_every_image_is_visited_once_and_finished_ones_are_not_read(split):

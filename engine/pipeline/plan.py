@@ -113,31 +113,37 @@ class _Planner:
         """A stage with ``Options``, completed by what the pipeline knows."""
         module, folder = _module(stage.run), self.work_dir / stage.name
         kind = module.Options
-        names = [field.name for field in dataclasses.fields(kind)]
-        if "out" in stage.options:
-            raise ValueError(f"a stage always writes to {folder}: leave out 'out'")
-        known = {"out": folder, "device": self.cfg.device, "num_workers": self.cfg.data.num_workers}
-        values = {key: known[key] for key in known if key in names} | stage.options
-        paths = [key for key, what in marked(kind, "reads").items() if what != "images" and values.get(key)]
-        inputs = {key: project_path(values[key]) for key in paths}
-        options = fill(kind, values | inputs)
+        options, inputs = self.filled(stage, kind, folder)
         trained = next((plan for plan in self.plans if plan.checkpoint in inputs.values()), None)
         own = list(getattr(options, "overrides", ()))
-        changes = [*self.inference(kind, trained), *own]
+        changes = [*self.inference(kind, trained), *own]  # of the config that the tool reads
         cfg = override_config(trained.options if trained else self.cfg, changes)
         if trained and trained.images and own:
             check_training(cfg, trained.images.num_classes)
-        if "overrides" in names:
-            passed = ("data.",) if "model_path" in inputs else ("config=", "data.")
+        has_checkpoint = "model_path" in inputs
+        if hasattr(options, "overrides"):
+            passed = ("data.",) if has_checkpoint else ("config=", "data.")
             options.overrides = [*(item for item in self.given if item.startswith(passed)), *changes]
-        is_foreign = "model_path" in inputs and not trained  # the checkpoint alone knows its data set
-        images, fingerprint = (None, None) if is_foreign else self.images(stage, options, cfg, trained)
+        images, fingerprint = None, None
+        if trained or not has_checkpoint:  # otherwise the checkpoint alone knows its data set
+            images, fingerprint = self.images(stage, options, cfg, trained)
         settings = _decisive(kind, dict(leaves(dataclasses.asdict(options))), {"out", *inputs})
         settings |= {"run": stage.run, "data": fingerprint}
         # Changes of the data count by the images.
         settings["overrides"] = [item for item in changes if not item.startswith("data.")]
         shares_work = getattr(kind, "shares_work", False)
         return Plan(stage.name, stage.run, module.run, options, folder, shares_work, inputs, settings, images)
+
+    def filled(self, stage: Stage, kind: Any, folder: Path) -> tuple[Any, dict[str, Path]]:
+        """The ``Options`` of a stage, and the paths among them that it reads."""
+        if "out" in stage.options:
+            raise ValueError(f"a stage always writes to {folder}: leave out 'out'")
+        known = {"out": folder, "device": self.cfg.device, "num_workers": self.cfg.data.num_workers}
+        names = {field.name for field in dataclasses.fields(kind)}
+        values = {key: value for key, value in known.items() if key in names} | stage.options
+        paths = [key for key, what in marked(kind, "reads").items() if what != "images" and values.get(key)]
+        inputs = {key: project_path(values[key]) for key in paths}
+        return fill(kind, values | inputs), inputs
 
     def inference(self, kind: Any, trained: Plan | None) -> list[str]:
         """The ``infer`` section of now for a tool that reads it: a checkpoint may hold an earlier one."""

@@ -14,4 +14,6 @@ if [ $# -eq 0 ]; then
   "$PYTHON" -m mypy
   exec "$PYTHON" -m pytest -q -n auto --dist loadfile
 fi
+# pytest would take the folder of --golden-dir FOLDER for its root, so it gets --golden-dir=FOLDER.
+[ "$1" != --golden-dir ] || set -- "--golden-dir=$2" "${@:3}"
 exec "$PYTHON" -m pytest -q "$@"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from engine.inference import segment_views
+from engine.segmentation import segment_views
 from losses.classification import multilabel_loss
 from losses.contrastive import class_token_contrast
 from methods.toco import ToCo

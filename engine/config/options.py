@@ -97,7 +97,8 @@ def is_below(key: str, keys: Iterable[str]) -> bool:
 
 def is_text(kind: Any) -> bool:
     """Whether an option of this type takes nothing but a text, or a path, which stays as it is typed."""
-    return kind is not NoneType and {*(get_args(kind) or (kind,))} <= {str, Path, NoneType}
+    kinds = set(get_args(kind)) if isinstance(kind, UnionType) else {kind}
+    return kinds != {NoneType} and kinds <= {str, Path, NoneType}
 
 
 def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

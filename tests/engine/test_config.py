@@ -258,6 +258,8 @@ def test_refiner_of_the_inference_is_a_name_or_a_mapping(tmp_path):
         refiner, protocol = inference_refiner(to_plain(cfg)["infer"]["refiner"])
         assert refiner.steps == 5 and protocol == "crf(toco,steps=5)"
     assert inference_refiner("par")[1] == "par"
+    cfg = load_config("configs/toco/voc.yaml", ["eval.scores=[miou,boundary_f]", "infer.refiner=par"])
+    assert (cfg.eval.scores, cfg.infer.refiner) == (["miou", "boundary_f"], "par")
     for wrong in ("tocoo", {"target": "x"}, {"name": "dense_crf", "step": 3}):
         with pytest.raises((KeyError, ValueError), match="refiner"):
             inference_refiner(wrong)

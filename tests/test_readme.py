@@ -111,7 +111,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
     words = [word for word in shlex.split(command) if not re.match(r"^[A-Z_]+=\S+$", word)]
     if words[0] == "bash":
         words = started_by(words, out)
-    script = next((word for word in words if word.startswith(("scripts/", "tools/"))), "")
+    script = next((word for word in words if word.startswith(("scripts/", "tools/", "bench/"))), "")
     if "prepare_" in script or script in OWN_TESTS:
         return None  # tests of their own run them
     if script.startswith("scripts/train_") and "--help" not in words:

@@ -6,7 +6,7 @@ Letters: B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.base import Batch
-from models.backbones import BACKBONES, create_backbone
 from utils.build import check_number
 from utils.image import resize
 from utils.schedule import Schedule
@@ -70,18 +69,6 @@ class Method(nn.Module):
             check_number("method.cam_scales: every scale", scale, 1e-3, 100)
         self.background_threshold = background_threshold
         self.cam_scales = tuple(cam_scales)
-
-    @classmethod
-    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-        """Arguments that hold options of a class or function, each with one that takes them; for ``--help``.
-
-        Args:
-            options: the method's arguments, those that have a default included.
-        """
-        yield "backbone", create_backbone
-        name = (options.get("backbone") or {}).get("name")
-        if name in BACKBONES:
-            yield "backbone", BACKBONES[name]
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         """Unweighted losses by name, all of them at every step, and numbers for the log.

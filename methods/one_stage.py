@@ -7,7 +7,7 @@ B images, C foreground classes, P of them present, K = C + 1, D decoder width, (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from losses.segmentation import mask_loss
 from methods.base import Batch, Losses, Metrics, Prediction
 from methods.cnn_base import Reading, SingleStageCNN
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
-from models.refiners.base import create_refiner, refiner_class, refiner_options
+from models.refiners.base import create_refiner, refiner_options
 from ops.cam import PresentClasses, present_classes
 from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
@@ -74,11 +74,6 @@ class OneStage(SingleStageCNN):
             nn.Conv2d(width, num_classes - 1, 1),
         )
         kaiming(self.head)
-
-    @classmethod
-    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-        yield from super().parts(options)
-        yield "refiner", refiner_class(refiner_options(options.get("refiner"), "pamr")["name"])
 
     def build_decoder(self, shallow: int, deep: int, width: int, dilations: tuple[int, ...]) -> None:
         """Make the modules of ``branches`` for maps of ``shallow`` and ``deep`` channels."""

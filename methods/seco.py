@@ -8,7 +8,7 @@ tokens, s side of a local crop. Tags: 1..C a class, 0 background, -1 mixed or un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -107,11 +107,6 @@ class SeCo(ContrastiveViT):
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=0))
         self.register_buffer("queue_tags", torch.zeros(queue_size, 1, dtype=torch.int64))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
-
-    @classmethod
-    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-        yield from super().parts(options)
-        yield "head", key_head
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]

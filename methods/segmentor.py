@@ -9,7 +9,7 @@ B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,13 +81,6 @@ class Segmentor(Method):
             self.head = nn.Conv2d(dims[-1], num_classes, 1)
         else:
             self.head = create_decoder(head, dims[-1], num_classes, head_options, key=key)
-
-    @classmethod
-    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-        yield from super().parts(options)
-        heads = {"deeplab": DeepLabHead, **DECODERS}
-        if (head := options.get("head")) in heads:
-            yield "head_options", heads[head]
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         label = batch["pseudo_label"]  # (B, H, W)

@@ -6,7 +6,7 @@ B images, P present classes, V local crops of each, s their side, D width, (H, W
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,11 +65,6 @@ class ToCo(ContrastiveViT):
         self.temperature = temperature
         self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
         self.teacher_head = momentum_copy(self.proj_head)
-
-    @classmethod
-    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-        yield from super().parts(options)
-        yield "head", ProjectionHead
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]

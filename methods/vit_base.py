@@ -6,7 +6,7 @@ K = C + 1, D width, (H, W) pixels, (h, w) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +17,8 @@ from datasets.transforms import PlainView
 from methods.base import Method, Metrics, Prediction, Transform
 from models.backbones import create_backbone
 from models.backbones.vit import Tokens
-from models.heads import DECODERS, create_decoder, pooled_logits
-from models.refiners.base import create_refiner, refiner_class, refiner_options
+from models.heads import create_decoder, pooled_logits
+from models.refiners.base import create_refiner, refiner_options
 from ops.cam import PresentClasses, multi_scale_cam, present_classes
 from ops.labels import ignore_outside_box, refined_label
 from utils.build import check_number
@@ -86,13 +86,6 @@ class SingleStageViT(Method):
         self.decoder = None
         if decoder is not None:
             self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
-
-    @classmethod
-    def parts(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
-        yield from super().parts(options)
-        yield "refiner", refiner_class(refiner_options(options.get("refiner"), "par")["name"])
-        if (decoder := options.get("decoder")) in DECODERS:
-            yield "decoder_options", DECODERS[decoder]
 
     # -- forward passes
 

@@ -18,19 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
-from datasets.base import Split
 from engine.config.common import DataOptions
 from engine.config.options import command_line, option
-from engine.data import data_config, load_split
-from engine.scores.base import ImagePrediction, predicted_cams
-from engine.scores.evaluation import Evaluation, has_mask
-from engine.scores.records import provenance, short_name
-from utils.cam_files import cam_path, label_path, load_cam
-from utils.files import made_with, require_files
-from utils.image import IGNORE_INDEX, read_mask
-from utils.logging import progress_bar
 
 
 @dataclass(kw_only=True)
@@ -62,6 +52,17 @@ class Options(DataOptions):
 
 def run(options: Options) -> Path:
     """Score a folder; returns where ``scores.json`` lies."""
+    import torch
+
+    from engine.data import data_config, load_split
+    from engine.scores.base import ImagePrediction, predicted_cams
+    from engine.scores.evaluation import Evaluation, has_mask
+    from engine.scores.records import provenance, short_name
+    from utils.cam_files import cam_path, label_path, load_cam
+    from utils.files import made_with, require_files
+    from utils.image import IGNORE_INDEX, read_mask
+    from utils.logging import progress_bar
+
     folder = options.labels or options.cam
     assert folder is not None
     if not folder.is_dir():
@@ -85,7 +86,7 @@ def run(options: Options) -> Path:
         hint,
     )
     origin = made_with(folder)
-    protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", split)
+    protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", short_name(split))
     settings = {"folder": str(folder.absolute()), "made_with": origin}
     # Of which run a folder is, a data set's config does not know; `made_with` has the checkpoint's hash.
     source = provenance(config if options.model_path else None, split)
@@ -112,12 +113,12 @@ def run(options: Options) -> Path:
     return out
 
 
-def _protocol(origin: Mapping[str, Any], kind: str, split: Split) -> str:
+def _protocol(origin: Mapping[str, Any], kind: str, split: str) -> str:
     """The id that inference gave the folder, with the scored split; ``labels/<split>`` for other folders."""
     if "protocol" not in origin:
-        return f"{kind}/{short_name(split)}"
+        return f"{kind}/{split}"
     kind, _, rest = origin["protocol"].split("/", 2)
-    return f"{kind}/{short_name(split)}/{rest}"
+    return f"{kind}/{split}/{rest}"
 
 
 if __name__ == "__main__":

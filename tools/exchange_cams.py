@@ -14,12 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
 
 from engine.config.options import command_line, option
-from utils.cam_files import cam_path, save_cam
-from utils.exchange import NoClassError, load_foreign_cam
-from utils.files import claim_folder, origin_of
 
 
 @dataclass(kw_only=True)
@@ -36,6 +32,12 @@ def run(options: Options) -> Path:
 
     PSA's files of images without classes do not say how large the image is: they are skipped and counted.
     """
+    from tqdm import tqdm
+
+    from utils.cam_files import cam_path, save_cam
+    from utils.exchange import NoClassError, load_foreign_cam
+    from utils.files import claim_folder, origin_of
+
     source, out = options.input, options.out
     names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.npy"))
     if not names:

@@ -16,21 +16,9 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
-from datasets.base import Record, Sample, WeakSegDataset
 from engine.config.common import ImageOptions
 from engine.config.options import command_line, option
-from engine.inference import for_each_image, load_method
-from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
-from engine.scores.base import predicted_cams
-from engine.scores.evaluation import Evaluation
-from engine.scores.records import protocol_id, short_name
-from methods.base import Predicts
-from utils.cam_files import CamFile, cam_path, load_cam, save_cam
-from utils.distributed import init_process_group
-from utils.image import normalize, resize, strided_size
-from utils.precision import autocast
 
 
 @dataclass(kw_only=True)
@@ -49,9 +37,22 @@ class Options(ImageOptions):
     dtype: str = option("float16", "of the stored values", choices=("float16", "float32"))
 
 
-@torch.no_grad()
 def run(options: Options) -> Path:
     """Write and score CAMs; returns the output folder."""
+    import torch
+
+    from datasets.base import Record, Sample, WeakSegDataset
+    from engine.inference import for_each_image, load_method
+    from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
+    from engine.scores.base import predicted_cams
+    from engine.scores.evaluation import Evaluation
+    from engine.scores.records import protocol_id, short_name
+    from methods.base import Predicts
+    from utils.cam_files import CamFile, cam_path, load_cam, save_cam
+    from utils.distributed import init_process_group
+    from utils.image import normalize, resize, strided_size
+    from utils.precision import autocast
+
     device = init_process_group(options.device)
     loaded = load_method(options.model_path, device, options.changes())
     method = loaded.method

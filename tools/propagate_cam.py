@@ -15,25 +15,9 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
 
-from datasets.base import Record, Sample, WeakSegDataset
 from engine.config.common import ImageOptions
 from engine.config.options import command_line, option
-from engine.crf_labels import named
-from engine.inference import for_each_image, load_method
-from engine.outputs import claim_output, find_split, score_source
-from engine.scores.base import ImagePrediction
-from engine.scores.evaluation import Evaluation
-from engine.scores.records import short_name
-from methods.base import Propagates
-from models.refiners.dense_crf import DenseCRF
-from utils.cam_files import cam_path, label_path, load_cam
-from utils.distributed import init_process_group
-from utils.files import origin_of, require_files
-from utils.image import normalize, read_mask, write_mask
-from utils.precision import autocast
 
 
 @dataclass(kw_only=True)
@@ -47,9 +31,26 @@ class Options(ImageOptions):
     )
 
 
-@torch.no_grad()
 def run(options: Options) -> Path:
     """Write and score pseudo labels; returns the output folder."""
+    import numpy as np
+    import torch
+
+    from datasets.base import Record, Sample, WeakSegDataset
+    from engine.crf_labels import named
+    from engine.inference import for_each_image, load_method
+    from engine.outputs import claim_output, find_split, score_source
+    from engine.scores.base import ImagePrediction
+    from engine.scores.evaluation import Evaluation
+    from engine.scores.records import short_name
+    from methods.base import Propagates
+    from models.refiners.dense_crf import DenseCRF
+    from utils.cam_files import cam_path, label_path, load_cam
+    from utils.distributed import init_process_group
+    from utils.files import origin_of, require_files
+    from utils.image import normalize, read_mask, write_mask
+    from utils.precision import autocast
+
     device = init_process_group(options.device)
     loaded = load_method(options.model_path, device, options.changes())
     method = loaded.method

@@ -162,7 +162,7 @@ def started_by(words: list[str], folder: Path) -> list[str]:
 def test_command_runs(command, world, tmp_path, monkeypatch):
     words = adapted(command, world, tmp_path)
     if words is None:
-        assert list(ROOT.glob(f"tests/tools/test_{Path(shlex.split(command)[1]).stem}.py"))
+        assert list(ROOT.glob(f"tests/*/test_{Path(shlex.split(command)[1]).stem}.py"))
         return
     run_here(words, monkeypatch)
 

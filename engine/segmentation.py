@@ -6,6 +6,7 @@ Letters: K classes with background 0, H x W the image, h x w the size at which t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from engine.config.schema import Infer
 from methods.base import Method, Predicts, crf_probs, finish_scores
 from models.refiners.base import Refiner, create_refiner, refiner_options
-from utils.image import normalize, rescale, resize
+from utils.distributed import world_size
+from utils.image import normalize, rescale, resize, write_mask
 from utils.precision import autocast
+from utils.worker import core_count
 
 
 def inference_refiner(
@@ -225,3 +228,24 @@ def _pair(size: int | Sequence[int]) -> Sequence[int]:
 def _merge(a: Tensor, b: Tensor, how: str) -> Tensor:
     """Two maps into one; whoever asks for a mean divides the sum."""
     return torch.maximum(a, b) if how == "max" else a + b
+
+
+def refine_and_write(
+    image: np.ndarray, probs: np.ndarray, refiner: Refiner, size: Sequence[int], path: Path
+) -> np.ndarray:
+    """`label_image` in a worker, which writes the label too, so that the network waits for neither.
+
+    Arrays, because tensors travel between processes in shared memory, of which containers have little.
+    """
+    prediction = label_image(torch.from_numpy(image), torch.from_numpy(probs), refiner, size)
+    write_mask(path, prediction)
+    return prediction
+
+
+def refining_processes(asked: int | None, refiner: Refiner | None, device: torch.device, images: int) -> int:
+    """Number of processes that refine: starting them is not worth it for few images, and a GPU needs none."""
+    if refiner is None or device.type != "cpu":
+        return 0
+    if asked is not None:
+        return asked
+    return max(1, core_count() // world_size() - 1) if images >= 20 else 0

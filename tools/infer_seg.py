@@ -11,42 +11,18 @@ processes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
 
-from datasets.base import Record, Sample, WeakSegDataset
 from engine.config.common import ImageOptions
-from engine.config.load import to_plain
 from engine.config.options import command_line, fill, option
 from engine.config.schema import Infer
-from engine.inference import (
-    LoadedMethod,
-    for_each_image,
-    is_photo,
-    load_method,
-)
-from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
-from engine.pool import WorkerPool
-from engine.scores.base import ImagePrediction
-from engine.scores.evaluation import Evaluation
-from engine.scores.records import protocol_id, short_name
-from engine.segmentation import inference_refiner, label_image, segment_image, segment_scores
-from methods.base import crf_probs
-from models.refiners.base import Refiner
 from models.refiners.presets import PRESETS
-from utils.cam_files import label_path
-from utils.distributed import init_process_group, world_size
-from utils.drawing import label_overlay, write_picture
-from utils.image import UnreadableImageError, read_mask, write_mask
-from utils.worker import core_count
 
 
 @dataclass(kw_only=True)
@@ -92,9 +68,35 @@ def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> N
     command_line(Options, partial(run, num_classes=num_classes, other=other), __doc__)
 
 
-@torch.no_grad()
 def run(options: Options, num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
     """Segment and score; returns the output folder."""
+    import numpy as np
+    import torch
+
+    from datasets.base import Record, Sample, WeakSegDataset
+    from engine.inference import (
+        for_each_image,
+        is_photo,
+        load_method,
+    )
+    from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
+    from engine.pool import WorkerPool
+    from engine.scores.base import ImagePrediction
+    from engine.scores.evaluation import Evaluation
+    from engine.scores.records import protocol_id, short_name
+    from engine.segmentation import (
+        inference_refiner,
+        refine_and_write,
+        refining_processes,
+        segment_image,
+        segment_scores,
+    )
+    from methods.base import crf_probs
+    from utils.cam_files import label_path
+    from utils.distributed import init_process_group
+    from utils.drawing import label_overlay, write_picture
+    from utils.image import UnreadableImageError, read_mask, write_mask
+
     device = init_process_group(options.device)
     loaded = load_method(options.model_path, device, options.changes())
     if num_classes is not None and len(loaded.class_names) != num_classes:
@@ -145,7 +147,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
             finish(prediction)
 
     bare = is_bare(split)
-    workers = crf_workers(options.crf_workers, refiner, device, len(split))
+    workers = refining_processes(options.crf_workers, refiner, device, len(split))
     with WorkerPool(workers) as pool:
         try:
             for_each_image(
@@ -167,29 +169,10 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
     return out
 
 
-def refine_and_write(
-    image: np.ndarray, probs: np.ndarray, refiner: Refiner, size: Sequence[int], path: Path
-) -> np.ndarray:
-    """`label_image` in a worker, which writes the label too, so that the network waits for neither.
-
-    Arrays, because tensors travel between processes in shared memory, of which containers have little.
-    """
-    prediction = label_image(torch.from_numpy(image), torch.from_numpy(probs), refiner, size)
-    write_mask(path, prediction)
-    return prediction
-
-
-def crf_workers(asked: int | None, refiner: Refiner | None, device: torch.device, images: int) -> int:
-    """Number of processes that refine: starting them is not worth it for few images, and a GPU needs none."""
-    if refiner is None or device.type != "cpu":
-        return 0
-    if asked is not None:
-        return asked
-    return max(1, core_count() // world_size() - 1) if images >= 20 else 0
-
-
-def _settings(options: Options, loaded: LoadedMethod) -> Infer:
+def _settings(options: Options, loaded: Any) -> Infer:
     """The ``infer`` section with what the command line says instead."""
+    from engine.config.load import to_plain
+
     config = to_plain(loaded.cfg.infer)
     keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags")
     given = {key: value for key in keys if (value := getattr(options, key)) not in (None, [])}

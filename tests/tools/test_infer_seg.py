@@ -72,7 +72,7 @@ def test_repeated_run_skips_finished_images_and_scores_them_all(plain, checkpoin
     missing.unlink()
     seen = []
     monkeypatch.setattr(
-        "tools.infer_seg.segment_image", lambda *a, **k: seen.append(a) or segment_image(*a, **k)
+        "engine.segmentation.segment_image", lambda *a, **k: seen.append(a) or segment_image(*a, **k)
     )
     infer(checkpoint, tmp_path)
     assert len(seen) == 1 and missing.read_bytes() == (plain / missing.name).read_bytes()

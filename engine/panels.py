@@ -13,8 +13,10 @@ from torch import Tensor
 from datasets.base import Record
 from engine.inference import LoadedMethod
 from engine.scores.evaluation import has_mask
-from methods.base import MakesPseudoLabels, Prediction, Predicts, finish_scores
-from utils.drawing import cam_overlay, label_overlay
+from methods.base import Decomposes, MakesPseudoLabels, Prediction, Predicts, finish_scores
+from ops.cam import present_classes
+from ops.crops import cut
+from utils.drawing import cam_overlay, label_overlay, tagged_tiles
 from utils.image import normalize, read_mask, resize
 
 LEGEND_SHARE = 0.01  # of the image: a class of fewer predicted pixels is not explained in the legend
@@ -83,3 +85,21 @@ def enlarged(maps: Tensor, size: Sequence[int]) -> np.ndarray:
     if not len(maps):
         return np.zeros((0, *size), np.float32)
     return resize(maps[None].float(), size)[0].cpu().numpy()
+
+
+def crop_tiles(loaded: LoadedMethod, image_rgb: Tensor, seen: Seen) -> np.ndarray | None:
+    """The image and its local crops as a training step would take and tag them; None for other methods."""
+    method, size = loaded.method, seen.image.shape[2:]
+    if not isinstance(method, Decomposes):
+        return None
+    present = present_classes(seen.class_label)
+    cam = present.select(getattr(seen.prediction, method.tag_source(loaded.step or 0)))
+    whole = torch.tensor([[0, size[0], 0, size[1]]], device=cam.device)
+    positions, crop_tags = method.decompose({"valid_box": whole, "sample_seed": torch.zeros(1)}, cam, present)
+    square = resize(image_rgb[None].float(), size).round().to(torch.uint8)
+    parts = cut(square, positions, method.local_crop_size)[:, 0]  # (V, 3, s, s)
+    pictures = [part.permute(1, 2, 0).cpu().numpy() for part in (square[0], *parts)]
+    names = {-1: "mixed", **dict(enumerate(loaded.class_names))}
+    shown = crop_tags[0, 1:].tolist()  # one of the two equal tags of the whole image, then the crops'
+    titles = ["image", *(names[tag] for tag in shown[1:])]
+    return tagged_tiles(pictures, list(zip(shown, titles, strict=True)))

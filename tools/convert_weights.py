@@ -20,20 +20,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from engine.config.load import to_plain
 from engine.config.options import command_line, option
-from engine.inference import load_method
-from models.backbones import create_backbone, pretrained_weights
-from models.backbones.resnet38d import MXNET_CLASSIFIER, MXNET_NAMES
-from utils.mxnet_params import load_mxnet_params
-from utils.weights import rename_keys, save_checkpoint
 
 
 @dataclass(kw_only=True)
@@ -55,6 +47,10 @@ def run(options: Options) -> Path:
         ValueError: the file is of no known program, or ``--out`` or an override does not go with it.
         FileExistsError: ``--out`` exists.
     """
+    from engine.config.load import to_plain
+    from engine.inference import load_method
+    from utils.weights import save_checkpoint
+
     out = options.out
     if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"--out {out} ends neither in .pth nor in .safetensors")
@@ -90,6 +86,13 @@ def convert_resnet38d(path: Path, out: Path) -> Path:
     Raises:
         ValueError: if the file holds another network, or ``out`` is no ``.safetensors`` file.
     """
+    import torch
+
+    from models.backbones import create_backbone, pretrained_weights
+    from models.backbones.resnet38d import MXNET_CLASSIFIER, MXNET_NAMES
+    from utils.mxnet_params import load_mxnet_params
+    from utils.weights import rename_keys
+
     if out.suffix != ".safetensors":
         raise ValueError(f"pretrained weights are written as .safetensors, so --out cannot be {out}")
     arrays = load_mxnet_params(path)
@@ -106,8 +109,10 @@ def convert_resnet38d(path: Path, out: Path) -> Path:
     return out
 
 
-def save_weights(state: Mapping[str, Tensor], out: Path) -> None:
+def save_weights(state: Mapping[str, Any], out: Path) -> None:
     """Write tensors by name to a ``.safetensors`` file."""
+    from safetensors.torch import save_file
+
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in state.items()}, out)
 

@@ -9,31 +9,14 @@ An image gives an object if its label holds a single class that covers neither t
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from datasets.base import Record
-from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object, write_index
 from engine.config.common import DataOptions
 from engine.config.options import command_line, option
-from engine.data import data_config, load_split
-from engine.pool import WorkerPool
-from engine.scores.records import short_name
-from engine.scores.tables import text_table
-from utils.cam_files import label_path
-from utils.drawing import SheetRow, sheet, write_picture
-from utils.files import claim_folder, origin_of, require_files
-from utils.image import read_image, read_mask
-
-TILE = 96  # side of an object in the overview, pixels
-TILES = 8  # objects of a class in the overview
 
 
 @dataclass(kw_only=True)
@@ -59,6 +42,19 @@ class Options(DataOptions):
 
 def run(options: Options) -> Path:
     """Make the bank; returns its folder, which also holds ``overview.jpg``."""
+    from tqdm import tqdm
+
+    from datasets.base import Record
+    from datasets.context_decoupling import write_index
+    from engine.data import data_config, load_split
+    from engine.objects import mine, overview
+    from engine.pool import WorkerPool
+    from engine.scores.records import short_name
+    from engine.scores.tables import text_table
+    from utils.cam_files import label_path
+    from utils.drawing import write_picture
+    from utils.files import claim_folder, origin_of, require_files
+
     labels = options.labels
     config = data_config(options)
     split = load_split(config.data, options.split or config.data.train_set)
@@ -103,40 +99,6 @@ def run(options: Options) -> Path:
         print(f"no object of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
     write_picture(out / "overview.jpg", overview(out, objects, split.class_names))
     return out
-
-
-def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
-    """Cut the object out of one image unless its file is there; returns its class id, None without object."""
-    label = read_mask(label_path(labels, record.name))
-    image = read_image(record.image)
-    if label.shape != (image.height, image.width):
-        raise ValueError(
-            f"label {label_path(labels, record.name)} is {label.shape[1]} x {label.shape[0]} pixels, but its "
-            f"image {record.image} is {image.width} x {image.height}"
-        )
-    item: MinedObject | None = extract_object(np.asarray(image), label, min_share, max_share)
-    if item is None:
-        return None
-    if not object_path(out, item.class_id, record.name).is_file():
-        save_object(out, record.name, item)
-    return item.class_id
-
-
-def overview(bank: Path, objects: Mapping[int, list[str]], class_names: Sequence[str]) -> Image.Image:
-    """The first objects of every class on grey, a class per row."""
-    rows = []
-    for class_id, names in objects.items():
-        tiles: list[np.ndarray | None] = []
-        for name in names[:TILES]:
-            with Image.open(object_path(bank, class_id, name)) as picture:
-                picture.thumbnail((TILE, TILE))
-                tile = Image.new("RGB", (TILE, TILE), "grey")
-                tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2), picture)
-                tiles.append(np.asarray(tile))
-        tiles += [None] * (TILES - len(tiles))
-        count = f"{len(names)} object{'' if len(names) == 1 else 's'}" if names else "no object"
-        rows.append(SheetRow(class_names[class_id], tiles, note=count))
-    return sheet(rows, [""] * TILES, class_names, width=TILE)
 
 
 if __name__ == "__main__":

@@ -14,27 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import torch
-from torch import Tensor
 
-from datasets.base import Split, WeakSegDataset
 from engine.config.common import CheckpointOptions
 from engine.config.options import command_line, option
-from engine.inference import LoadedMethod, load_method
-from engine.outputs import find_split
-from engine.panels import Seen, panels_of, see
-from methods.base import Decomposes
-from ops.cam import present_classes
-from ops.crops import cut
-from utils.cam_files import label_path
-from utils.distributed import init_process_group
-from utils.drawing import SheetRow, label_overlay, sheet, tagged_tiles, write_picture
-from utils.image import read_mask, resize
-from utils.logging import progress_bar
 
 TITLES = ("image", "truth", "CAM", "auxiliary CAM", "pseudo label", "prediction", "crops and their tags")
 
@@ -55,9 +41,18 @@ class Options(CheckpointOptions):
     device: str = option("auto", "auto, cpu or cuda", free=True)
 
 
-@torch.no_grad()
 def run(options: Options) -> Path:
     """Draw the sheets; returns their folder."""
+    from datasets.base import WeakSegDataset
+    from engine.inference import load_method
+    from engine.outputs import find_split
+    from engine.panels import crop_tiles, panels_of, see
+    from utils.cam_files import label_path
+    from utils.distributed import init_process_group
+    from utils.drawing import SheetRow, label_overlay, sheet, write_picture
+    from utils.image import read_mask
+    from utils.logging import progress_bar
+
     device = init_process_group(options.device)
     loaded = load_method(options.model_path, device, options.changes())
     split = find_split(loaded, options.infer)
@@ -72,7 +67,7 @@ def run(options: Options) -> Path:
         image_rgb = sample["image"].to(device)
         seen = see(loaded, split.records[index], image_rgb, size)
         panels, classes = panels_of(loaded, split.records[index], image_rgb, seen)
-        if (crops := _crops(loaded, image_rgb, seen)) is not None:
+        if (crops := crop_tiles(loaded, image_rgb, seen)) is not None:
             panels["crops and their tags"] = crops
         for title, folder in folders.items():
             path = label_path(folder, split.records[index].name)
@@ -95,25 +90,9 @@ def run(options: Options) -> Path:
     return out
 
 
-def _crops(loaded: LoadedMethod, image_rgb: Tensor, seen: Seen) -> np.ndarray | None:
-    """The image and its local crops as a training step would take and tag them; None for other methods."""
-    method, size = loaded.method, seen.image.shape[2:]
-    if not isinstance(method, Decomposes):
-        return None
-    present = present_classes(seen.class_label)
-    cam = present.select(getattr(seen.prediction, method.tag_source(loaded.step or 0)))
-    whole = torch.tensor([[0, size[0], 0, size[1]]], device=cam.device)
-    positions, crop_tags = method.decompose({"valid_box": whole, "sample_seed": torch.zeros(1)}, cam, present)
-    square = resize(image_rgb[None].float(), size).round().to(torch.uint8)
-    parts = cut(square, positions, method.local_crop_size)[:, 0]  # (V, 3, s, s)
-    pictures = [part.permute(1, 2, 0).cpu().numpy() for part in (square[0], *parts)]
-    names = {-1: "mixed", **dict(enumerate(loaded.class_names))}
-    shown = crop_tags[0, 1:].tolist()  # one of the two equal tags of the whole image, then the crops'
-    titles = ["image", *(names[tag] for tag in shown[1:])]
-    return tagged_tiles(pictures, list(zip(shown, titles, strict=True)))
+def _chosen(split: Any, names: str | None, count: int) -> list[int]:
+    import numpy as np
 
-
-def _chosen(split: Split, names: str | None, count: int) -> list[int]:
     if names is None:
         count = min(count, len(split))
         return [int(i) for i in np.linspace(0, len(split) - 1, count).round()] if count else []

@@ -59,7 +59,7 @@ def test_interrupted_bank_has_no_index_and_goes_on(labels, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"index\.json"):
         ObjectBank(options["out"], split.class_names)
     broken.write_bytes(content)
-    monkeypatch.setattr(mine_objects, "save_object", None)  # what is there is not written again
+    monkeypatch.setattr("engine.objects.save_object", None)  # what is there is not written again
     assert len(ObjectBank(call(mine_objects, options), split.class_names)) == 1
 
 

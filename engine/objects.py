@@ -1,0 +1,52 @@
+"""Objects cut out of pseudo labels, and a picture of what was found (tools/mine_objects.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.base import Record
+from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object
+from utils.cam_files import label_path
+from utils.drawing import SheetRow, sheet
+from utils.image import read_image, read_mask
+
+TILE = 96  # side of an object in the overview, pixels
+TILES = 8  # objects of a class in the overview
+
+
+def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
+    """Cut the object out of one image unless its file is there; returns its class id, None without object."""
+    label = read_mask(label_path(labels, record.name))
+    image = read_image(record.image)
+    if label.shape != (image.height, image.width):
+        raise ValueError(
+            f"label {label_path(labels, record.name)} is {label.shape[1]} x {label.shape[0]} pixels, but its "
+            f"image {record.image} is {image.width} x {image.height}"
+        )
+    item: MinedObject | None = extract_object(np.asarray(image), label, min_share, max_share)
+    if item is None:
+        return None
+    if not object_path(out, item.class_id, record.name).is_file():
+        save_object(out, record.name, item)
+    return item.class_id
+
+
+def overview(bank: Path, objects: Mapping[int, list[str]], class_names: Sequence[str]) -> Image.Image:
+    """The first objects of every class on grey, a class per row."""
+    rows = []
+    for class_id, names in objects.items():
+        tiles: list[np.ndarray | None] = []
+        for name in names[:TILES]:
+            with Image.open(object_path(bank, class_id, name)) as picture:
+                picture.thumbnail((TILE, TILE))
+                tile = Image.new("RGB", (TILE, TILE), "grey")
+                tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2), picture)
+                tiles.append(np.asarray(tile))
+        tiles += [None] * (TILES - len(tiles))
+        count = f"{len(names)} object{'' if len(names) == 1 else 's'}" if names else "no object"
+        rows.append(SheetRow(class_names[class_id], tiles, note=count))
+    return sheet(rows, [""] * TILES, class_names, width=TILE)

@@ -207,7 +207,7 @@ def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
         (["eval.select=segg"], "did you mean 'seg'"),
         (["infer.merge_flips=summ"], "infer.merge_flips"),
         (["infer.size=large"], "infer.size"),
-        (["train.resume=no"], "train.resume"),
+        (["train.resume=no"], "no checkpoint"),
         (["train.keep_every=-1"], "train.keep_every"),
         (["method.background_threshold=0,5"], "method.background_threshold"),
         (["method.low_threshold=0.9"], "method.low_threshold=0.9"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.config.load import find_config, load_config
+from engine.config.load import load_config
 from engine.config.schema import GIVEN, OPEN, keys
 from utils.mappings import leaves
 from utils.signature import REQUIRED, arguments
@@ -20,16 +20,16 @@ def documented_keys(name: str | Path, overrides: Sequence[str] = ()) -> list[tup
     Those of the engine are in the schema. Arguments of classes and functions have the meaning of their
     docstring, and the default where no file sets them.
     """
-    cfg: dict[str, Any] = OmegaConf.to_container(load_config(name, overrides))  # type: ignore[assignment]
-    values = dict(leaves(cfg))
+    cfg = load_config(name, overrides)
     rows: list[tuple[str, Any, str]] = []
     for key, (item, _) in keys().items():
-        if key not in OPEN:
-            value = values.get(key, OmegaConf.select(OmegaConf.create(cfg), key))
-            value = [stage["name"] for stage in value] if key == "stages" and value else value
-            rows.append((key, value, item.metadata["meaning"]))
-        elif OmegaConf.select(OmegaConf.create(cfg), OPEN[key]):
-            rows += _arguments(key, OmegaConf.create(cfg), item.metadata["meaning"])
+        value, meaning = OmegaConf.select(cfg, key), item.metadata["meaning"]
+        if key in OPEN:
+            target = OmegaConf.select(cfg, OPEN[key])
+            rows += _arguments(key, OmegaConf.to_container(value), target, meaning) if target else []
+        else:
+            names = [stage["name"] for stage in value or ()] if key == "stages" else None
+            rows.append((key, names or value, meaning))
     return rows
 
 
@@ -41,14 +41,12 @@ def describe(name: str | Path, overrides: Sequence[str] = ()) -> str:
         lines += [
             f"  stages.{stage.name}.{key} = {_typed(value)}" for key, value in leaves(stage) if key != "name"
         ]
-    return f"{find_config(name)}: every key, its value and its meaning\n" + "\n".join(lines)
+    return f"{name}: every key, its value and its meaning\n" + "\n".join(lines)
 
 
-def _arguments(prefix: str, cfg: Any, meaning: str) -> Iterator[tuple[str, Any, str]]:
+def _arguments(prefix: str, given: Any, target: str, meaning: str) -> Iterator[tuple[str, Any, str]]:
     """Rows of an open mapping: what the config sets, then the defaults of its target."""
-    given = OmegaConf.to_container(OmegaConf.select(cfg, prefix))
-    assert isinstance(given, Mapping)
-    known = arguments(str(OmegaConf.select(cfg, OPEN[prefix]))) or {}
+    known = arguments(target) or {}
     for key, value in leaves(given):
         first = key.partition(".")[0]
         yield f"{prefix}.{key}", value, known[first].meaning if first in known else meaning

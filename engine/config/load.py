@@ -4,8 +4,8 @@ A config file is a difference from its bases::
 
     base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this file, then the command line
 
-engine/config/schema.py lists every key of the engine. Only the open mappings (``method``, ``data.options``, ...)
-take further keys, and those must be arguments of the class or function they configure. A config with
+engine/config/schema.py lists every key of the engine. Only the open mappings (``method``, ``data.options``,
+...) take further keys, and those must be arguments of the class or function they configure. A config with
 ``stages`` is a pipeline (engine/config/stages.py, docs/pipelines.md).
 """
 
@@ -80,8 +80,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         FileNotFoundError: if the file or one of its bases does not exist.
         KeyError: for a key that nothing reads, with the closest one that exists.
-        ValueError: for a value of the wrong kind, an override that is not ``key=value``, or YAML that does not
-            parse.
+        ValueError: for a value of the wrong kind, an override that is not ``key=value``, or damaged YAML.
     """
     layers = _read_layers(name, overrides)
     merged = _compose(layers.files, [(COMMAND_LINE, layers.changes)])

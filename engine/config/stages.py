@@ -80,8 +80,8 @@ def take_changes(stages: StageValues, changes: Any) -> tuple[StageValues, StageV
             raise KeyError(f"{where}: there is no stage '{name}'{suggest(name, stages)}")
         if change is not None and (not isinstance(change, dict) or {"name", "like"} & set(change)):
             raise ValueError(
-                f"{where}: stages.{name} is null, or stages.{name}.<key>=value of a key; name and like belong "
-                "in the config file"
+                f"{where}: stages.{name} is null, or stages.{name}.<key>=value of a key; name and like "
+                "belong in the config file"
             )
     removed = [name for name, change in changes.items() if change is None]
     return without(stages, removed), without(changes, removed)

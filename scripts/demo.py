@@ -1,5 +1,4 @@
-"""The whole job on generated scenes: make data, train, score on two test splits, one table and a page of
-pictures.
+"""The whole job on generated scenes: make data, train, score on two test splits, one table, one page.
 
     python scripts/demo.py                                  plain classifier, ToCo and SeCo
     python scripts/demo.py configs/toco/demo.yaml seed=1    these configs, with overrides for all of them
@@ -33,8 +32,8 @@ METHODS = {
 CONFIGS = tuple(METHODS)[:3]
 # Same objects and partners as in train; and the same objects on contexts that were drawn without them.
 SPLITS = {"test": "contexts as in training", "test_shuffled": "contexts shuffled"}
-FINISHED = "demo_scores.json"  # the last file of a method
 COLUMNS = ("cam_miou", "aux_cam_miou", "seg_miou")
+HEADER = ["mIoU %", "CAM", "shuffled", "gap", "aux CAM", "shuffled", "seg", "shuffled", "tag F1", "FP/TP"]
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>tag2mask demo</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto }  img { max-width: 100% }
@@ -57,21 +56,22 @@ def main() -> None:
     # Other settings are another demo, in a folder of its own.
     title = "_".join(["demo", *(re.sub(r"[^\w.=]+", "_", item) for item in overrides)])[:100]
     out = Path(folders[-1]).absolute() if folders else project_path(Path("logs") / title)
-    keys = {item.partition("=")[0] for item in overrides}
-    if "data.root" not in keys and any(key.startswith("data.generate.") for key in keys):
+    scenes = [item.removeprefix("data.generate.") for item in overrides if item.startswith("data.generate.")]
+    if scenes and not any(item.startswith("data.root=") for item in overrides):
         overrides.append(f"data.root={out / 'data'}")  # other scenes are beside those of the usual demo
     started = time.monotonic()
     for name in names:
         cfg = load_config(name, overrides)
         if cfg.stages:
             raise ValueError(f"{name} is a pipeline: python scripts/train_voc.py config={name}")
-        make_demo_data.run(cfg)
-    todo = [name for name in names if not (folder_of(name, out) / FINISHED).is_file()]
-    train_side_by_side(todo, out, overrides)
+        root = project_path(cfg.data.root)
+        make_demo_data.run(make_demo_data.Options(config=name, out=root, overrides=scenes))
+    train_side_by_side(names, out, overrides)
     records = []
     for name in names:
-        print(f"--- {METHODS.get(name, name)}: {name}", flush=True)
-        record = {"method": METHODS.get(name, name), "config": name, "overrides": overrides}
+        method = METHODS.get(name, name)
+        print(f"--- {method}: {name}", flush=True)
+        record = {"method": method, "config": name, "overrides": overrides}
         records.append(record | run_method(name, out, overrides))
     table = results_table(records)
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
@@ -86,6 +86,11 @@ def folder_of(name: str, out: Path) -> Path:
     return out / Path(name).parent.name
 
 
+def finished_file(name: str, out: Path) -> Path:
+    """The last file that a method writes: its scores."""
+    return folder_of(name, out) / "demo_scores.json"
+
+
 def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Train, draw and score one method; what is there already is read back."""
     from datasets.base import WeakSegDataset
@@ -97,36 +102,31 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
     from engine.validation import protocols, validate
     from tools import visualize
 
-    folder = folder_of(name, out)
+    folder, finished = folder_of(name, out), finished_file(name, out)
     given = [f"run_name=demo/{folder.name}", f"work_dir={folder}", "data.val_set=null"]
     cfg = load_config(name, [*given, *overrides])
     checkpoint = train(cfg) / "last.pth"
     loaded = load_method(checkpoint, "cpu")
-    finished = checkpoint.parent / FINISHED
     if finished.is_file() and (record := json.loads(finished.read_text()))["checkpoint"] == loaded.sha256:
         return record
     record = {"checkpoint": loaded.sha256, "steps": loaded.step}
+    workers, size = cfg.data.num_workers, cfg.eval.size
     for split_name in SPLITS:
         split = load_split(cfg.data, split_name)
         dataset = WeakSegDataset(split, with_mask=True)
-        workers = cfg.data.num_workers
-        result = validate(
-            loaded.method, dataset, size=cfg.eval.size, device="cpu", batch_size=8, num_workers=workers
-        )
-        entries = result.records(protocols(loaded.method, split_name), {}, {})
+        scored = validate(loaded.method, dataset, size=size, device="cpu", batch_size=8, num_workers=workers)
+        entries = scored.records(protocols(loaded.method, split_name), {}, {})
         record[split_name] = {
-            "images": int(result.images),
-            "size": cfg.eval.size,
+            "images": int(scored.images),
+            "size": size,
             "provenance": provenance(cfg, split),
-            **{f"{entry['protocol'].split('/')[0]}_protocol": entry["protocol"] for entry in entries},
-            "tag_f1": 100 * result.results["tag_f1"][""].mean,
-            **{f"{output}_miou": 100 * values.mean for output, values in result.results["miou"].items()},
-            **{f"{output}_confusion": values.mean for output, values in result.results["confusion"].items()},
+            "protocols": [entry["protocol"] for entry in entries],
+            "tag_f1": 100 * scored.results["tag_f1"][""].mean,
+            **{f"{output}_miou": 100 * values.mean for output, values in scored.results["miou"].items()},
+            **{f"{output}_confusion": values.mean for output, values in scored.results["confusion"].items()},
         }
-        sheets = checkpoint.parent / "sheets"
-        visualize.run(
-            visualize.Options(model_path=checkpoint, infer=split_name, count=6, out=sheets, device="cpu")
-        )
+        pictures = {"infer": split_name, "count": 6, "out": folder / "sheets"}
+        visualize.run(visualize.Options(model_path=checkpoint, device="cpu", **pictures))
     finished.write_text(json.dumps(record, indent=1))
     return record
 
@@ -136,6 +136,7 @@ def train_side_by_side(names: Sequence[str], out: Path, overrides: Sequence[str]
     from engine.pool import WorkerPool
     from utils.worker import core_count
 
+    names = [name for name in names if not finished_file(name, out).is_file()]
     if len(names) < 2 or core_count() < 2:
         return
     # One more than there are cores: none is idle while the last method trains.
@@ -172,7 +173,6 @@ def results_table(records: list[dict[str, Any]]) -> str:
     """One line per method: mIoU on both splits, their difference, and the confusion ratio."""
     from engine.scores.tables import text_table
 
-    header = ["mIoU %", "CAM", "shuffled", "gap", "aux CAM", "shuffled", "seg", "shuffled", "tag F1", "FP/TP"]
     rows = []
     for record in records:
         near, far = record["test"], record["test_shuffled"]
@@ -181,7 +181,7 @@ def results_table(records: list[dict[str, Any]]) -> str:
         numbers = ["-" if value is None else f"{value:.1f}" for value in cells]
         rows.append([record["method"], *numbers, f"{near['cam_confusion']:.2f}"])
     return (
-        f"{text_table(header, rows)}\n{records[0]['test']['images']} images per split; shuffled: the same "
+        f"{text_table(HEADER, rows)}\n{records[0]['test']['images']} images per split; shuffled: the same "
         "objects on contexts drawn without them. CAM and\nFP/TP: true tags, scales and threshold of the "
         "config; seg: single scale, no CRF. Masks only score."
     )

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from datasets.demo.scene import SceneOptions
+from datasets.demo.write import write_dataset
 from engine.config.load import load_config, to_plain
 from engine.method import build_method
 from methods.vit_base import SingleStageViT
-from tools.make_demo_data import generate
 from utils.weights import save_checkpoint
 
 
@@ -14,7 +15,7 @@ from utils.weights import save_checkpoint
 def demo_folder(tmp_path_factory):
     """The demo data with 4 training and 6 test images of 48 pixels."""
     root = tmp_path_factory.mktemp("demo_set")
-    generate(root, {"train": 4, "test": 6, "image_size": 48}, workers=1)
+    write_dataset(root, SceneOptions(train=4, test=6, image_size=48), workers=1)
     return root
 
 

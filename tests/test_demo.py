@@ -33,8 +33,8 @@ def test_demo_ends_with_a_table_and_a_page(arguments, monkeypatch, capsys):
         assert 0 <= record["test"]["cam_miou"] <= 100 and record["test_shuffled"]["images"] == 4
         assert f"{record['test']['cam_miou']:.1f}" in table
     cam, toco, _ = (record["test_shuffled"] for record in records)
-    assert cam["cam_protocol"] == "cam/test_shuffled/ss+flip@0.30" and "seg_protocol" not in cam
-    assert toco["seg_protocol"] == "seg/test_shuffled/ss" and toco["seg_miou"] >= 0 and toco["size"] == 48
+    assert "cam/test_shuffled/ss+flip@0.30" in cam["protocols"] and "seg_miou" not in cam
+    assert "seg/test_shuffled/ss" in toco["protocols"] and toco["seg_miou"] >= 0 and toco["size"] == 48
     page = (out / "report.html").read_text()
     pictures = re.findall(r'<img src="([^"]+)"', page)
     assert len(pictures) == 2 * len(records) and all((out / picture).is_file() for picture in pictures)
@@ -60,8 +60,8 @@ def test_a_pipeline_is_no_demo(arguments, monkeypatch):
 
 def test_other_scenes_lie_beside_the_runs(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("tools.make_demo_data.run", lambda cfg: asked.append(cfg.data.root) or sys.exit(0))
+    monkeypatch.setattr("tools.make_demo_data.run", lambda options: asked.append(options) or sys.exit(0))
     monkeypatch.setattr(sys, "argv", ["demo.py", f"out={tmp_path}", "data.generate.train=8"])
     with pytest.raises(SystemExit):
         demo.main()
-    assert asked == [str(tmp_path / "data")]
+    assert asked[0].out == tmp_path / "data" and asked[0].overrides == ["train=8"]

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.demo.scene import SceneOptions
+from datasets.demo.write import write_dataset
 from engine.config.load import load_config
 from engine.train import run as train
 from engine.trainer import Trainer
 from scripts.launch import main
 from tests.processes import TIMEOUT, free_port, in_a_group, launch, start
-from tools.make_demo_data import generate
 from utils.files import alone_in
 from utils.image import read_mask, write_mask
 from utils.weights import load_checkpoint
@@ -37,7 +38,7 @@ def demo(tmp_path_factory):
     step.
     """
     root = tmp_path_factory.mktemp("demo")
-    generate(root, {"train": 24, "test": 2, "image_size": 48}, workers=1)
+    write_dataset(root, SceneOptions(train=24, test=2, image_size=48), workers=1)
     return [
         "config=configs/toco/demo.yaml",
         f"data.root={root}",

@@ -1,90 +1,53 @@
 """Generate the demo data set: scenes with planted co-occurrence in VOC layout (datasets/demo/scene.py).
 
-    python tools/make_demo_data.py                                   what configs/datasets/demo.yaml says
-    python tools/make_demo_data.py out=data/demo_080 strength=0.8    another folder, another option
-    python tools/make_demo_data.py strength=0.8 overwrite=true       replace a set of other options
-    python tools/make_demo_data.py --help                            every option with its meaning
+    python tools/make_demo_data.py                                       what configs/datasets/demo.yaml says
+    python tools/make_demo_data.py --out data/demo_080 strength=0.8      another folder, another option
+    python tools/make_demo_data.py --overwrite strength=0.8              replace a set of other options
 
-A set that is already there is left alone; one that was interrupted is continued.
+Options of the scenes are those of `datasets.demo.scene.SceneOptions`. A set that is already there is left alone; one that
+was interrupted is continued.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
-
-from datasets.demo.scene import SPLITS, SceneOptions
-from utils.build import suggest
-from utils.cli import run_main
-
-DEFAULT_CONFIG = "datasets/demo.yaml"
-OWN_KEYS = ("config", "out", "overwrite", "workers")
+from engine.config.options import command_line, option
 
 
-def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Stage: generate what ``data.generate`` describes in ``data.root`` unless it is there.
+@dataclass(kw_only=True)
+class Options:
+    """What the tool is told."""
 
-    Returns:
-        The content of meta.json.
-    """
-    from engine.config.load import project_path
+    config: str = option("datasets/demo.yaml", "config whose data.generate describes the scenes")
+    out: Path | None = option(None, "folder of the data set; default: data.root of the config")
+    overwrite: bool = option(False, "replace a set of other options")
+    workers: int | None = option(
+        None, "processes that draw; default: one for each core, at most 8", free=True, least=1
+    )
+    overrides: list[str] = option([], "an option of the scenes, such as strength=0.8")
 
-    options = {key: value for key, value in cfg["data"]["generate"].items() if key != "target"}
-    return generate(project_path(cfg["data"]["root"]), options)
 
-
-def generate(root: Path, options: Mapping[str, Any], **how: Any) -> dict[str, Any]:
-    """Check the options, write the set, and say where it is.
-
-    Args:
-        how: ``overwrite`` and ``workers`` of ``write_dataset``.
-
-    Raises:
-        KeyError: for an option that does not exist; names the closest one.
-    """
+def run(options: Options) -> dict[str, Any]:
+    """Draw the data set unless it is there; returns the content of its ``meta.json``."""
+    from datasets.demo.scene import SPLITS
     from datasets.demo.write import write_dataset
+    from engine.config.load import load_config, project_path, to_plain
+    from utils.build import build
 
-    known = {field.name for field in fields(SceneOptions)}
-    for key in options:
-        if key not in known:
-            raise KeyError(f"'{key}' is not an option of the generator{suggest(key, {*known, *OWN_KEYS})}")
-    checked = SceneOptions(**options)
-    meta = write_dataset(root, checked, **how)
-    counts = ", ".join(f"{split} {checked.count(split)}" for split in SPLITS)
-    print(f"demo data in {root}: {counts} images of {len(checked.classes)} classes, {meta['fingerprint']}")
+    cfg = load_config(options.config, [f"data.generate.{item}" for item in options.overrides])
+    scenes = build(to_plain(cfg)["data"]["generate"])
+    root = options.out or project_path(cfg.data.root)
+    meta = write_dataset(root, scenes, overwrite=options.overwrite, workers=options.workers)
+    counts = ", ".join(f"{split} {scenes.count(split)}" for split in SPLITS)
+    print(f"demo data in {root}: {counts} images of {len(scenes.classes)} classes, {meta['fingerprint']}")
     return meta
 
 
-def main() -> None:
-    """Read ``key=value`` arguments: options of the generator, or out, overwrite, workers, config."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        print(SceneOptions.__doc__)
-        return
-    import yaml
-
-    from engine.config.load import find_config, project_path
-
-    given: dict[str, Any] = {}
-    for item in arguments:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise ValueError(f"'{item}' is not key=value, for example strength=0.8 (all keys: --help)")
-        given[key] = value if key in ("config", "out") else yaml.safe_load(value)
-    own = {key: given.pop(key) for key in OWN_KEYS if key in given}
-    path = find_config(own.get("config", DEFAULT_CONFIG))
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["data"]
-    options = {key: value for key, value in data["generate"].items() if key != "target"} | given
-    root = Path(own["out"]) if "out" in own else project_path(data["root"])
-    generate(root, options, overwrite=bool(own.get("overwrite", False)), workers=own.get("workers"))
-
-
 if __name__ == "__main__":
-    run_main(main)
+    command_line(Options, run, __doc__)

@@ -238,21 +238,9 @@ def paint_object(name: str, look: Look, pose: Pose, camera: Camera, rng: Rng) ->
     for distance, tone, textured in drawing.parts:
         share = np.clip(0.5 - distance * unit, 0, 1)
         coverage = np.maximum(coverage, share)
-        # Rounded everywhere, as `blend` rounds what it mixes: the pixels must not depend on the box.
-        colour = colour.astype(np.float32).astype(np.float64)
-        box = _box_of(share)  # a part covers little of the image: only there is something to paint
-        rim = np.clip(1 + distance[box] * unit / 3, 0, 1) * 0.16  # darker towards the outline of each part
-        grain = texture[box] if textured else 0.03 * texture[box]
-        surface = palette[tone] * (shade[box] - rim)[..., None] + grain[..., None]
-        colour[box] = blend(colour[box], surface, share[box])
+        rim = np.clip(1 + distance * unit / 3, 0, 1) * 0.16  # darker towards the outline of each part
+        grain = texture if textured else 0.03 * texture
+        colour = blend(colour, palette[tone] * (shade - rim)[..., None] + grain[..., None], share)
     lean = x + camera.light * (0.35 * unit + 1.2 * y)  # the shadow falls away from the light
     radius = np.hypot(lean / (1.05 * unit * half_width), (y + 0.03 * unit) / (0.22 * unit))
     return np.clip(colour, 0, 1), coverage, np.clip(1.25 - radius, 0, 1)
-
-
-def _box_of(share: Array) -> tuple[slice, slice]:
-    """Rows and columns around everything above 0."""
-    rows, columns = (np.flatnonzero(share.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(0), slice(0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

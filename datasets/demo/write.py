@@ -19,29 +19,23 @@ import numpy as np
 from PIL import Image
 
 from datasets.demo.contexts import CONTEXTS
-from datasets.demo.scene import SPLITS, Scene, SceneOptions, context_given_class, render_scene
+from datasets.demo.scene import SPLITS, SceneOptions, context_given_class, render_scene
 from datasets.tags import write_tags
-from datasets.voc import tags_from_xml
 from utils.files import read_json, write_atomic, write_json
-from utils.image import write_mask
+from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
 from utils.mappings import differences
 from utils.worker import start_worker
 
 FORMAT = "tag2mask/synthetic-1"  # a change of what is drawn for the same options needs a new number
-FOLDERS = ("Annotations", "SegmentationClass", "JPEGImages", "ImageSets")
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
 CHUNK = 50  # images that a process draws at a time
 
 Item = tuple[str, int]  # split and index of an image
 
 
 def write_dataset(
-    root: Path,
-    options: SceneOptions,
-    *,
-    overwrite: bool = False,
-    workers: int | None = None,
-    progress: bool = True,
+    root: Path, options: SceneOptions, *, overwrite: bool = False, workers: int | None = None
 ) -> dict[str, Any]:
     """Write all splits in VOC layout below ``root``, or do nothing where they already are.
 
@@ -59,42 +53,47 @@ def write_dataset(
     """
     head = {"format": FORMAT, "options": json.loads(json.dumps(asdict(options)))}
     found = read_meta(root)
-    if found is None and any((root / folder).exists() for folder in FOLDERS):
+    if found is None and any((root / folder).exists() for folder in (IMAGES, MASKS, LISTS)):
         raise FileExistsError(f"{root} holds another data set (no meta.json): choose another folder")
     if found is not None and (changed := differences({key: found.get(key, {}) for key in head}, head)):
         if not overwrite:
             raise FileExistsError(
-                f"{root} was generated with other options ({', '.join(changed)}): "
-                "overwrite=true replaces it, out=DIR writes elsewhere"
+                f"{root} was generated with other options ({', '.join(changed)}): --overwrite replaces it, "
+                "--out FOLDER writes elsewhere"
             )
         # In this order a crash leaves an unfinished set of the old options, never a mixture.
         write_json(root / "meta.json", {key: found[key] for key in head if key in found})
-        for folder in FOLDERS:
+        for folder in (MASKS, IMAGES, LISTS):
             shutil.rmtree(root / folder, ignore_errors=True)
     elif found is not None and found.get("fingerprint"):
         return found
     write_json(root / "meta.json", head)  # before any image, so that an interrupted run is recognised as ours
 
     images = [(split, index) for split in SPLITS for index in range(options.count(split))]
-    missing = [item for item in images if not (root / "Annotations" / f"{image_name(*item)}.xml").exists()]
+    missing = [item for item in images if not _mask_path(root, image_name(*item)).exists()]
     parts = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
-    with progress_bar(total=len(images), desc=f"scenes in {root}", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(images), desc=f"scenes in {root}", unit="image") as bar:
         bar.update(len(images) - len(missing))
         for written in _write_parts(root, options, parts, workers):
             bar.update(written)
 
     class_names = ("background", *options.classes)
-    names = [image_name(*item) for item in images]
-    write_tags(root / "tags.csv", tags_from_xml(root / "Annotations", names, class_names))
+    tags, digest = {}, hashlib.sha256()
+    for name in (image_name(*item) for item in images):
+        tags[name] = [class_names[k] for k in np.unique(read_mask(_mask_path(root, name))) if k]
+        digest.update(name.encode())
+        for path in (_image_path(root, name), _mask_path(root, name)):
+            digest.update(path.read_bytes())
+    write_tags(root / "tags.csv", tags)
     for split in SPLITS:
         lines = "".join(f"{image_name(split, index)}\n" for index in range(options.count(split)))
-        write_atomic(root / "ImageSets/Segmentation" / f"{split}.txt", lines.encode())
+        write_atomic(root / LISTS / "Segmentation" / f"{split}.txt", lines.encode())
     write_atomic(root / "class_names.txt", "".join(f"{name}\n" for name in class_names).encode())
     table = {
         name: {context: round(float(share), 4) for context, share in zip(CONTEXTS, row, strict=True)}
         for name, row in zip(options.classes, context_given_class(options), strict=True)
     }
-    meta = {**head, "context_given_class": table, "fingerprint": _fingerprint(root, names)}
+    meta = {**head, "context_given_class": table, "fingerprint": digest.hexdigest()[:16]}
     write_json(root / "meta.json", meta)
     return meta
 
@@ -115,6 +114,14 @@ def image_name(split: str, index: int) -> str:
     return f"{split}_{index:05d}"
 
 
+def _image_path(root: Path, name: str) -> Path:
+    return root / IMAGES / f"{name}.jpg"
+
+
+def _mask_path(root: Path, name: str) -> Path:
+    return root / MASKS / f"{name}.png"
+
+
 def _write_parts(
     root: Path, options: SceneOptions, parts: Sequence[list[Item]], workers: int | None
 ) -> Iterator[int]:
@@ -129,59 +136,12 @@ def _write_parts(
 
 
 def _write_images(root: Path, options: SceneOptions, images: Sequence[Item]) -> int:
-    """Write some images; the annotation comes last and says that the other two files are complete."""
+    """Write some images; the mask comes last and says that its image is complete."""
     for split, index in images:
         scene, name = render_scene(options, split, index), image_name(split, index)
-        write_atomic(root / "JPEGImages" / f"{name}.jpg", _jpeg(scene.image))
-        write_mask(root / "SegmentationClass" / f"{name}.png", scene.mask)
-        write_atomic(root / "Annotations" / f"{name}.xml", _annotation(name, scene, options).encode())
+        buffer = io.BytesIO()
+        # Without chroma subsampling: at this size a block of 16 x 16 pixels is as large as a wheel.
+        Image.fromarray(scene.image).save(buffer, "JPEG", quality=95, subsampling=0)
+        write_atomic(_image_path(root, name), buffer.getvalue())
+        write_mask(_mask_path(root, name), scene.mask)
     return len(images)
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    # Without chroma subsampling: at this size a block of 16 x 16 pixels is as large as a wheel.
-    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
-
-
-_OBJECT_XML = """\
-\t<object>
-\t\t<name>{name}</name>
-\t\t<pose>Unspecified</pose>
-\t\t<truncated>{truncated:d}</truncated>
-\t\t<occluded>{occluded:d}</occluded>
-\t\t<difficult>0</difficult>
-\t\t<bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox>
-\t</object>
-"""
-
-_IMAGE_XML = """\
-<annotation>
-\t<folder>JPEGImages</folder>
-\t<filename>{name}.jpg</filename>
-\t<source><database>generated scenes</database></source>
-\t<size><width>{side}</width><height>{side}</height><depth>3</depth></size>
-\t<segmented>1</segmented>
-{objects}</annotation>
-"""
-
-
-def _annotation(name: str, scene: Scene, options: SceneOptions) -> str:
-    objects = ""
-    for class_id, (x0, y0, x1, y1), truncated, occluded in scene.objects:
-        # VOC counts from 1 and includes the last pixel.
-        objects += _OBJECT_XML.format(
-            name=options.classes[class_id - 1], truncated=truncated, occluded=occluded,
-            xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1,
-        )  # fmt: skip
-    return _IMAGE_XML.format(name=name, side=options.image_size, objects=objects)
-
-
-def _fingerprint(root: Path, names: Sequence[str]) -> str:
-    """Short hash over every image, mask and annotation."""
-    digest = hashlib.sha256()
-    for name in names:
-        for path in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png", f"Annotations/{name}.xml"):
-            digest.update(path.encode() + (root / path).read_bytes())
-    return digest.hexdigest()[:16]

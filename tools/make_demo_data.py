@@ -4,8 +4,8 @@
     python tools/make_demo_data.py --out data/demo_080 strength=0.8      another folder, another option
     python tools/make_demo_data.py --overwrite strength=0.8              replace a set of other options
 
-Options of the scenes are those of `datasets.demo.scene.SceneOptions`. A set that is already there is left alone; one that
-was interrupted is continued.
+Options of the scenes are those of `datasets.demo.scene.SceneOptions`. A set that is already there is left
+alone; one that was interrupted is continued.
 """
 
 from __future__ import annotations

@@ -202,9 +202,7 @@ def render_scene(options: SceneOptions, split: str, index: int) -> Scene:
     return Scene(image, mask, context_map, context)
 
 
-def _visible_parts(
-    coverages: list[np.ndarray], covers: list[np.ndarray | None]
-) -> dict[int, np.ndarray]:
+def _visible_parts(coverages: list[np.ndarray], covers: list[np.ndarray | None]) -> dict[int, np.ndarray]:
     """Visible pixels of the objects worth keeping; the nearest one always stays.
 
     An object of which nearer ones leave too little to recognise is taken out before anything is painted.

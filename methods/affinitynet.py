@@ -23,7 +23,7 @@ from datasets.base import Sample
 from datasets.transforms import colour_jitter, crop, crop_box, flip_box, random_draw
 from losses.affinity import pair_affinity_loss, pair_label
 from methods.base import Batch, Losses, Method, Metrics, Transform, groups_by_origin, resize_like
-from models.backbones import create_backbone
+from models.backbones import GivesMaps, create_backbone, require
 from models.refiners.random_walk import random_walk
 from ops.cam import background_score
 from ops.labels import merge_readings
@@ -74,6 +74,7 @@ class AffinityNet(Method):
         self.radius, self.small_grids, self.stride = radius, small_grids, stride
         self.alpha, self.beta, self.exp_times = alpha, beta, exp_times
         self.backbone = create_backbone(**backbone)
+        require(self, GivesMaps)
         dims = self.backbone.dims[-len(branch_dims) :]
         widths = branch_dims[-len(dims) :]
         self.branches = nn.ModuleList(

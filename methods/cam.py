@@ -20,7 +20,7 @@ from datasets.transforms import StageView
 from losses.classification import multilabel_loss
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform
 from methods.vit_base import SingleStageViT
-from models.backbones import create_backbone
+from models.backbones import GivesMaps, create_backbone, require
 from models.heads import check_pooling, pooled_logits
 from ops.cam import divide_by_maximum, summed_cam
 from utils.image import strided_size
@@ -105,6 +105,7 @@ class PooledCAMNetwork(Method):
         self.pooling, self.cam_size, self.colour_jitter = pooling, cam_size, colour_jitter
         self.long_side = None if long_side is None else tuple(long_side)
         self.backbone = create_backbone(**backbone)
+        require(self, GivesMaps)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes - 1, 1, bias=False)
         if xavier:

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.transforms import ResizedView
 from losses.classification import multilabel_hinge_loss, multilabel_loss
 from methods.base import Method, Prediction, Transform, groups_by_origin
-from models.backbones import create_backbone
+from models.backbones import GivesMaps, create_backbone, require
 from ops.cam import summed_cam
 
 CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
@@ -75,11 +75,7 @@ class SingleStageCNN(Method):
         if unknown := set(self.lr_scales) - set(self.LR_SCALES):
             raise ValueError(f"lr_scales has no '{unknown.pop()}', only {', '.join(self.LR_SCALES)}")
         self.backbone = create_backbone(**backbone)
-        if not hasattr(self.backbone, "dims"):
-            raise ValueError(
-                f"{type(self).__name__} needs a backbone that gives maps, such as resnet38d, or a ViT with "
-                f"method.backbone.pyramid=true; '{backbone['name']}' gives tokens"
-            )
+        require(self, GivesMaps)
 
     def read(self, image: Tensor) -> Reading:
         """Class scores and masks of normalised images (B, 3, H, W)."""

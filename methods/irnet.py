@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datasets.transforms import StageView
 from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
 from methods.base import Batch, Losses, Method, Metrics, Transform, resize_like
-from models.backbones import create_backbone
+from models.backbones import GivesMaps, create_backbone, require
 from models.refiners.random_walk import propagate_to_edge
 from ops.pairs import PathPairs
 from utils.distributed import all_reduce_mean
@@ -66,6 +66,9 @@ class IRNet(Method):
         self.walk = {"radius": walk_radius, "beta": beta, "exp_times": exp_times}
         self.input_size = input_size
         self.backbone = create_backbone(**backbone).requires_grad_(False)
+        require(self, GivesMaps)
+        if self.backbone.strides[self.backbone.shallow] != 4:
+            raise ValueError(f"IRNet needs a map at stride 4; this backbone has {self.backbone.strides}")
 
         dims = self.backbone.dims
         # Names count from 1, like those of the authors' layers.

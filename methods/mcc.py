@@ -20,7 +20,7 @@ from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Metrics, resize_like
 from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import cam_schedule, label_shares
-from models.backbones.vit import ViT
+from models.backbones import HidesTokens, require
 from models.heads import ProjectionHead
 from models.memory import momentum_copy
 from ops.cam import PresentClasses
@@ -66,6 +66,7 @@ class MCC(ContrastiveViT):
         **options: Any,
     ) -> None:
         super().__init__(num_classes, backbone, momentum, loss_weights=loss_weights, **options)
+        require(self, HidesTokens)
         check_number("method.mask_rate", mask_rate)
         check_number("method.object_share", object_share, 0, 2)
         self.num_masks = num_masks
@@ -141,7 +142,7 @@ def visible_flags(region: Tensor, masks: Tensor, object_share: float) -> Tensor:
     return torch.cat([shown.new_ones(len(shown), 2), shown], 1)
 
 
-def masked_class_token(backbone: ViT, image: Tensor, masks: Tensor) -> Tensor:
+def masked_class_token(backbone: HidesTokens, image: Tensor, masks: Tensor) -> Tensor:
     """Class tokens (V * B, D), view-major, of images (B, 3, H, W) with hidden tokens masked as keys.
 
     A token that is no key reaches the class token in no block, so hidden tokens are left out of the
@@ -154,13 +155,15 @@ def masked_class_token(backbone: ViT, image: Tensor, masks: Tensor) -> Tensor:
     batch, views = masks.shape[:2]
     visible = (~masks).flatten(2).transpose(0, 1).flatten(0, 1)  # (V * B, hw), on the device of the masks
     length = int(visible.sum(1).max())
+    prefix = backbone.num_prefix_tokens
     # Visible tokens first; shorter sequences are filled up with hidden ones, which are masked after all.
     index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length].to(image.device)
-    is_key = F.pad(visible.to(image.device).gather(1, index), (1, 0), value=True)[:, None, None, :]
+    is_key = F.pad(visible.to(image.device).gather(1, index), (prefix, 0), value=True)[:, None, None, :]
 
-    tokens = backbone.embed(image)  # (B, 1 + hw, D), once for all views of an image
+    tokens = backbone.embed(image)  # (B, p + hw, D), p prefix tokens, once for all views of an image
     owner = torch.arange(batch, device=image.device).repeat(views)[:, None]
-    x = tokens[owner, F.pad(index + 1, (1, 0))]  # (V * B, 1 + length, D)
+    first = torch.arange(prefix, device=image.device).expand(len(index), -1)
+    x = tokens[owner, torch.cat([first, index + prefix], 1)]  # (V * B, p + length, D)
     for block in backbone.blocks:
         x = block(x, attn_mask=is_key)
     return backbone.norm(x)[:, 0]

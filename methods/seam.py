@@ -26,7 +26,7 @@ from losses.equivariance import (
     with_background,
 )
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, groups_by_origin
-from models.backbones import create_backbone
+from models.backbones import GivesMaps, create_backbone, require
 from models.heads import check_pooling, pooled_logits
 from ops.cam import summed_cam
 from utils.image import resize
@@ -89,6 +89,7 @@ class SEAM(Method):
         self.long_side = None if long_side is None else tuple(long_side)
         self.colour_jitter = colour_jitter
         self.backbone = create_backbone(**backbone)
+        require(self, GivesMaps)
         self.dropout = nn.Dropout2d(dropout)
         # The background has a channel that no tag supervises; only its place in the maps is used.
         self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes, 1, bias=False)

@@ -21,8 +21,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from datasets.transforms import PlainView
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, resize_like
-from models.backbones import create_backbone
-from models.backbones.vit import ViT
+from models.backbones import GivesTokens, create_backbone
 from models.blocks import conv_norm_relu
 from models.heads import DECODERS, create_decoder
 from utils.build import build_part, suggest
@@ -65,12 +64,12 @@ class Segmentor(Method):
             raise ValueError(f"there is no head '{head}'{suggest(head, HEADS)}")
         self.balanced, self.head_lr_scale = balanced, head_lr_scale
         self.backbone = create_backbone(**backbone)
-        is_vit = isinstance(self.backbone, ViT)
-        dims = (self.backbone.embed_dim,) if is_vit else self.backbone.dims
+        self.reads_tokens = isinstance(self.backbone, GivesTokens)
+        dims = (self.backbone.embed_dim,) if self.reads_tokens else self.backbone.dims
         self.skip: int | None = None  # index of the shallow map that the head takes as well
         key = "method.head_options"
         if head == "deeplab":
-            if is_vit:
+            if self.reads_tokens:
                 raise ValueError("the head 'deeplab' needs a shallow map: set method.backbone.pyramid=true")
             self.skip = self.backbone.shallow
             widths = dims[-1], dims[self.skip], num_classes
@@ -91,7 +90,7 @@ class Segmentor(Method):
     def network(self, image: Tensor) -> Tensor:
         """Logits (B, K, h, w) of normalised images (B, 3, H, W)."""
         maps = self.backbone(image)
-        if isinstance(self.backbone, ViT):
+        if self.reads_tokens:
             return self.head(maps.patch_tokens)
         return self.head(maps[-1]) if self.skip is None else self.head(maps[-1], maps[self.skip])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import PlainView
 from methods.base import Method, Metrics, Prediction, Transform
-from models.backbones import create_backbone
+from models.backbones import GivesTokens, create_backbone, require
 from models.backbones.vit import Tokens
 from models.heads import create_decoder, pooled_logits
 from models.refiners.base import create_refiner, refiner_options
@@ -76,10 +76,7 @@ class SingleStageViT(Method):
         self.label_source = cam_schedule("label_source", label_source)
         self.refiner = create_refiner(**refiner_options(refiner, "par"), key="method.refiner")
         self.backbone = create_backbone(**backbone)
-        if not hasattr(self.backbone, "embed_dim"):
-            raise ValueError(
-                f"{type(self).__name__} needs the tokens of a ViT; backbone '{backbone['name']}' gives maps"
-            )
+        require(self, GivesTokens)
         width = self.backbone.embed_dim
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)

@@ -5,9 +5,11 @@ B images, F and D channels before and after, (h, w) places of a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class FixedStatisticsNorm(nn.BatchNorm2d):
@@ -66,3 +68,9 @@ def freeze_layers(network: nn.Module, frozen: Sequence[str] | str) -> None:
             known = ", ".join(name for name, _ in network.named_children())
             raise ValueError(f"'{name}' in 'frozen' is no layer; there are: {known}; or 'all'")
         network.get_submodule(name).requires_grad_(False)
+
+
+def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
+    """Have layers keep their input alone, and compute what is inside of them again in the backward pass."""
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

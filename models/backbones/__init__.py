@@ -1,28 +1,33 @@
-"""Backbones by name, with their pretrained weights.
+"""Backbones by name: those of the papers, any model of timm, and any class by its import path.
 
-A backbone maps normalised images to ``Tokens`` on a grid (``ViT``), or to a list of maps with ``dims`` and
-``strides`` (``CNNBackbone``). One of another project is a name too: its import path.
+A backbone maps normalised images to ``Tokens`` on a grid (``GivesTokens``) or to a list of maps
+(``GivesMaps``); a method says with ``require`` which of them it reads.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.backbones.cnn import CNNBackbone
 from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
+from models.backbones.timm_maps import TimmMaps
+from models.backbones.timm_net import near_names, renormalize, strides_of, timm_name, timm_net
+from models.backbones.timm_vit import TimmAbsoluteViT, TimmPyramid, TimmViT
 from models.backbones.vgg16d import VGG16d
 from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
-from utils.build import build_part, import_target, suggest
-from utils.image import denormalize
-from utils.logging import LOGGER
-from utils.weights import load_checkpoint, rename_keys
+from models.backbones.weights import load_pretrained, pretrained_weights, timm_weights
+from models.blocks import checkpoint_layers
+from utils.build import build_part, import_target
+from utils.weights import load_checkpoint
+
+__all__ = ["BACKBONES", "create_backbone", "load_pretrained", "pretrained_weights", "require"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     # vit_base and deit_base are one network; only the pretrained weights differ.
@@ -62,21 +67,96 @@ PRETRAINED_TAGS = {
 }
 
 
+@runtime_checkable
+class GivesTokens(Protocol):
+    """Its output is ``Tokens``: that of a ViT, such as vit_base_patch16_224 or vit_small_patch14_dinov2."""
+
+    embed_dim: int
+    patch_size: int
+
+
+@runtime_checkable
+class GivesMaps(Protocol):
+    """Its output is a list of maps: that of resnet50, a Swin, or a ViT with method.backbone.pyramid=true."""
+
+    dims: tuple[int, ...]  # channels, from shallow to deep
+    strides: tuple[int, ...]  # pixels per position
+
+
+@runtime_checkable
+class HidesTokens(Protocol):
+    """Tokens can be left out: of a ViT with a class token and absolute positions, such as deit3 or dinov2."""
+
+    num_prefix_tokens: int
+    blocks: nn.Module
+    norm: nn.Module
+
+    def embed(self, image: Tensor) -> Tensor: ...
+
+
+def require(method: nn.Module, kind: type) -> None:
+    """Raise a ValueError unless ``method.backbone`` is what the method needs, one of the protocols above."""
+    if not isinstance(method.backbone, kind):
+        gives = "maps" if isinstance(method.backbone, GivesMaps) else "tokens"
+        raise ValueError(
+            f"{type(method).__name__} needs another backbone than {type(method.backbone).__name__}, which "
+            f"gives {gives}. {' '.join((kind.__doc__ or '').split())}"
+        )
+
+
 def backbone_class(name: str) -> Callable[..., nn.Module]:
-    """What makes the backbone of a name: a key of ``BACKBONES``, or an import path.
+    """What makes the backbone of a name: a key of ``BACKBONES``, a model of timm, or an import path.
 
     Raises:
         KeyError, ImportError: for an unknown one.
+        ValueError: for a model of timm that gives neither tokens nor maps of images of any size.
     """
-    if name not in BACKBONES and "." not in name:
-        raise KeyError(f"there is no backbone '{name}'{suggest(name, BACKBONES)}")
-    return BACKBONES[name] if name in BACKBONES else import_target(name)
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if (known := timm_name(name)) is not None:
+        return partial(timm_class(known), known)
+    if "." in name and not (near := near_names(name)):
+        return import_target(name)
+    near = near_names(name, BACKBONES)
+    names = ", ".join(f"'{n}'" for n in near) or "a model of timm with weights, or one of " + ", ".join(
+        BACKBONES
+    )
+    raise KeyError(f"there is no backbone '{name}': did you mean {names}?")
+
+
+@cache
+def timm_class(name: str) -> Callable[..., nn.Module]:
+    """The class for a model of timm, by a trial without memory (``meta``) on an image of no usual size."""
+    with torch.device("meta"), torch.no_grad():
+        net = timm_net(name)
+        strides = strides_of(net)
+        if len(set(strides)) > 1 or not hasattr(net, "num_prefix_tokens"):
+            made: Any = TimmMaps
+        elif isinstance(net, VisionTransformer) and net.has_class_token:
+            made = TimmAbsoluteViT
+        else:
+            made = TimmViT
+        height, width = 5 * max(strides), 6 * max(strides)
+        try:
+            net = made(name).eval()
+            out = net(torch.empty(1, 3, height, width))
+            if made is TimmMaps:
+                expected = [(dim, -(-height // s), -(-width // s)) for dim, s in zip(net.dims, net.strides)]
+                assert [tuple(m.shape[1:]) for m in out] == expected, "its maps are not where timm says"
+        except Exception as error:  # of whatever kind timm's networks raise
+            reason = str(error).partition("\n")[0][:120] or type(error).__name__
+            raise ValueError(
+                f"timm's {name} is no backbone for images of any size: {reason}. ViTs with absolute or "
+                "rotary positions, Swin and convolutional networks are: docs/backbones.md"
+            ) from error
+    return made
 
 
 def create_backbone(
     name: str,
     pretrained: str | Path | None = None,
     pyramid: bool | Mapping[str, Any] = False,
+    grad_checkpointing: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Build a backbone.
@@ -85,13 +165,16 @@ def create_backbone(
     (three numbers on 0..255 each) gets them normalised with those.
 
     Args:
-        name: a key of ``BACKBONES``, or an import path.
-        pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``);
-            or a local ``.pth`` / ``.safetensors`` file: timm's parameter names for a ViT, the published ones
-            for a CNN (``tools/convert_weights.py`` makes such a file for resnet38d), or a checkpoint of a
-            method with the same backbone.
+        name: a key of ``BACKBONES``; a model of timm (``vit_small_patch14_dinov2``, with or without the tag
+            of its weights; ``timm/...`` where a key of ``BACKBONES`` has the same name); or an import path.
+        pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``, or
+            timm's of the name); or a local ``.pth`` / ``.safetensors`` file with timm's or the authors' names
+            for a model of timm, with the published ones for a CNN (``tools/convert_weights.py`` makes such a
+            file for resnet38d), or a checkpoint of a method with the same backbone.
         pyramid: for a ViT: give the maps of ``ViTPyramid`` as a CNN does, instead of tokens; a mapping holds
             its arguments, ``layers`` and ``shallow_layer``.
+        grad_checkpointing: compute blocks again in the backward pass instead of keeping what they computed:
+            less memory for a third more time, the same numbers.
         **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.
 
     Raises:
@@ -99,7 +182,7 @@ def create_backbone(
         FileNotFoundError: if the weights are not there and cannot be downloaded; says what to put where.
         ValueError: if the file holds another network, or for an option of a wrong kind.
     """
-    others = ("pretrained", "pyramid")
+    others = ("pretrained", "pyramid", "grad_checkpointing")
     try:
         backbone = build_part(backbone_class(name), options, key="method.backbone", others=others)
     except TypeError as error:  # a value of a wrong kind, or an option that the variant decides itself
@@ -107,82 +190,36 @@ def create_backbone(
     if pretrained is not None:
         if Path(pretrained).suffix == ".params":
             raise ValueError(f"{pretrained} is a file of MXNet; tools/convert_weights.py makes ours of it")
-        state = timm_weights(name) if str(pretrained) == "timm" else load_checkpoint(pretrained)
+        tag = PRETRAINED_TAGS.get(name) or timm_name(name)
+        state = timm_weights(name, tag) if str(pretrained) == "timm" else load_checkpoint(pretrained)
         load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")
+    if grad_checkpointing:
+        _recompute(backbone, name)
     if pyramid is not False:
-        if not isinstance(backbone, ViT):
+        if not isinstance(backbone, (ViT, TimmViT)):
             raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' gives a list of maps as it is")
         options = {} if pyramid is True else dict(pyramid)
-        backbone = build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
+        made = ViTPyramid if isinstance(backbone, ViT) else TimmPyramid
+        backbone = build_part(made, options, backbone, key="method.backbone.pyramid")
     if getattr(backbone, "mean", None) is not None:
         backbone.register_forward_pre_hook(_renormalize)
     return backbone
 
 
 def _renormalize(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    image, *others = inputs
-    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-    return (denormalize(image) - mean) / std, *others
+    return renormalize(backbone, inputs[0]), *inputs[1:]
 
 
-def timm_weights(name: str) -> dict[str, Tensor]:
-    """Weights of the model ``PRETRAINED_TAGS[name]``, from timm's cache or the network."""
-    if name not in PRETRAINED_TAGS:
-        raise ValueError(
-            f"timm has no weights for '{name}' (it has them for {', '.join(PRETRAINED_TAGS)}); give "
-            "pretrained a local file (tools/convert_weights.py makes one for resnet38d) or null"
-        )
-    tag = PRETRAINED_TAGS[name]
-    try:
-        return timm.create_model(tag, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # timm passes on whatever its download libraries raise
-        raise FileNotFoundError(
-            f"the pretrained weights '{tag}' could not be downloaded "
-            f"({type(error).__name__}: {str(error)[:200]}). "
-            f"Without a network, fetch https://huggingface.co/timm/{tag}/resolve/main/model.safetensors "
-            "on another machine and set method.backbone.pretrained to the path of that file"
-        ) from error
-
-
-def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Load ImageNet weights by name; the classification head of the file is left out.
-
-    Layers that no ImageNet file has (``new_layers`` of a CNN) keep their random values, which is logged.
-
-    Raises:
-        ValueError: if a parameter is missing, left over or of another shape.
-    """
-    backbone.load_state_dict(backbone.state_dict() | pretrained_weights(backbone, state, source))
-
-
-def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The weights of ``state`` under the names of the backbone, checked as ``load_pretrained`` says."""
-    for entry in ("model", "state_dict"):  # DeiT's own files nest the weights
-        if isinstance(state.get(entry), Mapping):
-            state = state[entry]
-    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-    # A checkpoint of this project holds a whole method.
-    own = {re.sub(r"^backbone\.(vit\.)?", "", k): v for k, v in state.items() if k.startswith("backbone.")}
-    cnn = isinstance(backbone, CNNBackbone)
-    head = backbone.classifier if cnn else ("head.", "head_dist.", "pre_logits.")
-    weights = {key: value.float() for key, value in (own or state).items() if not key.startswith(head)}
-    target = backbone.state_dict()
-    optional: set[str] = set()
-    if cnn:
-        weights = rename_keys(weights, backbone.file_names)
-        # Nothing reads the counters of batch norms, and old files do not have them.
-        optional = {key for key in target if key.endswith("num_batches_tracked")}
-        if new := [key for key in target if key.startswith(backbone.new_layers) and key not in weights]:
-            LOGGER.warning(f"the {source} have no {', '.join(new)}: these start from random values")
-            optional |= set(new)
-    problems = [f"{key} is missing" for key in target if key not in weights and key not in optional]
-    problems += [f"{key} has no place" for key in weights if key not in target]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in target.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"the {source} do not fit: {'; '.join(problems[:5])}{more}")
-    return weights
+def _recompute(backbone: nn.Module, name: str) -> None:
+    """Switch gradient checkpointing on."""
+    if hasattr(backbone, "net"):
+        try:
+            backbone.net.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"timm's {name} has no gradient checkpointing") from error
+        return
+    # The blocks of a ViT, the stages of a CNN.
+    layers = getattr(backbone, "blocks", None) or [m for m in backbone.children() if len(list(m.children()))]
+    if not len(layers):
+        raise ValueError(f"backbone '{name}' has no blocks that could be computed again (grad_checkpointing)")
+    checkpoint_layers(layers)

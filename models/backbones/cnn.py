@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -24,8 +24,13 @@ class CNNBackbone(nn.Module):
 
     @property
     def shallow(self) -> int:
-        """Index of the deepest map at stride 4, which decoders skip to."""
-        return max(i for i, stride in enumerate(self.strides) if stride == 4)
+        """Index of the deepest map at stride 4, or the smallest there is, which decoders skip to."""
+        return max(i for i, stride in enumerate(self.strides) if stride == min(self.strides))
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Number of the layer that a parameter belongs to, in the form of timm's networks."""
+        layers = [name for name, _ in self.named_children()]
+        return lambda name: layers.index(name.partition(".")[0])
 
     def freeze(self, frozen: Sequence[str] | str, train_affine: bool) -> None:
         """Take the gradient from layers.

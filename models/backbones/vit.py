@@ -55,10 +55,8 @@ class ViT(VisionTransformer):
     ) -> None:
         # The 1000-way head of the ImageNet models is of no use here.
         super().__init__(num_classes=0, global_pool="token", **options)
-        depth = len(self.blocks)
-        if not -depth <= aux_layer < depth:
-            raise ValueError(f"aux_layer {aux_layer} is outside of the {depth} blocks of this ViT")
-        self.aux_layer = aux_layer % depth
+        self.depth = len(self.blocks)
+        self.aux_layer = checked_layer(aux_layer, self.depth)
         self.patch_size = self.patch_embed.patch_size[0]
         self.pos_embed.requires_grad_(not freeze_pos_embed)
         freeze_layers(self, frozen)
@@ -79,11 +77,7 @@ class ViT(VisionTransformer):
 
     def embed(self, image: Tensor) -> Tensor:
         """The token sequence that enters the first block, (B, 1 + hw, D), class token first."""
-        h, w = (side * self.patch_size for side in self.grid(image))
-        if h > image.shape[-2] or w > image.shape[-1]:  # a thumbnail, or a small photo at half its size
-            larger = [max(side, self.patch_size) for side in image.shape[-2:]]
-            image = F.interpolate(image, size=larger, mode="bilinear", align_corners=False)
-        return self.sequence(self.patch_embed.proj(image[..., :h, :w]))
+        return self.sequence(self.patch_embed.proj(whole_patches(image, self.patch_size)))
 
     def grid(self, image: Tensor) -> tuple[int, int]:
         """Tokens (h, w) of images (B, 3, H, W)."""
@@ -96,6 +90,23 @@ class ViT(VisionTransformer):
         patches = patches.flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches], 1)
         return x + resize_pos_embed(self.pos_embed, self.patch_embed.grid_size, size)
+
+
+def checked_layer(layer: int, depth: int) -> int:
+    """The index of one of ``depth`` blocks, counted from the first one."""
+    if not -depth <= layer < depth:
+        raise ValueError(f"aux_layer {layer} is outside of the {depth} blocks of this ViT")
+    return layer % depth
+
+
+def whole_patches(image: Tensor, patch_size: int) -> Tensor:
+    """Images cut to whole patches at the right and bottom; a side below one patch is stretched to one."""
+    height, width = image.shape[-2:]
+    if min(height, width) < patch_size:  # a thumbnail, or a small photo at half its size
+        larger = max(height, patch_size), max(width, patch_size)
+        image = F.interpolate(image, size=larger, mode="bilinear", align_corners=False)
+    height, width = (side // patch_size * patch_size for side in image.shape[-2:])
+    return image[..., :height, :width]
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -173,7 +184,7 @@ class ViTPyramid(nn.Module):
         self, vit: ViT, layers: Sequence[int] | None = None, shallow_layer: int | None = None
     ) -> None:
         super().__init__()
-        depth = len(vit.blocks)
+        depth = vit.depth
         # Blocks of very small ViTs may coincide; then there are fewer maps.
         quarter, half, three_quarters = (max(depth * k // 4 - 1, 0) for k in (1, 2, 3))
         self.layers = tuple(sorted({half, three_quarters} if layers is None else set(layers)))
@@ -182,9 +193,12 @@ class ViTPyramid(nn.Module):
             if not 0 <= layer < depth:
                 raise ValueError(f"layer {layer} of the pyramid is outside of the {depth} blocks of this ViT")
         self.vit = vit
-        self.stem_gives_shallow = isinstance(vit.patch_embed, ConvStem) and vit.patch_size >= 4
-        shallow_dim = vit.patch_embed.proj[3].out_channels if self.stem_gives_shallow else vit.embed_dim
+        stem = getattr(vit, "patch_embed", None)
+        self.stem_gives_shallow = isinstance(stem, ConvStem) and vit.patch_size >= 4
+        shallow_dim = stem.proj[3].out_channels if self.stem_gives_shallow else vit.embed_dim
         self.dims = (shallow_dim, *(vit.embed_dim for _ in self.layers), vit.embed_dim)
+        self.strides = (4, *(vit.patch_size for _ in self.layers), vit.patch_size)
+        self.mean, self.std = getattr(vit, "mean", None), getattr(vit, "std", None)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``[shallow, *layers, deep]`` of normalised images (B, 3, H, W)."""

@@ -1,0 +1,140 @@
+"""Pretrained weights of backbones, from files in circulation or from timm."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from models.backbones.cnn import CNNBackbone
+from models.backbones.timm_net import near_names
+from models.backbones.vit import ViT, resize_pos_embed
+from utils.logging import LOGGER
+from utils.weights import rename_keys
+
+# Where checkpoints keep the weights that are meant for use, the best first: averages, DINO's teacher, ...
+ENTRIES = ("state_dict_ema", "model_ema", "teacher", "model", "state_dict", "module")
+# In front of names: of wrappers, of DINO, and of the methods of this project.
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)*(backbone\.)?(vit\.)?(net\.)?")
+HEADS = ("head.", "head_dist.", "pre_logits.", "fc_norm.", "attn_pool.")
+
+
+def timm_weights(name: str, tag: str | None) -> dict[str, Tensor]:
+    """Weights of the timm model ``tag``, from timm's cache or the network.
+
+    Args:
+        name: of the backbone, for messages.
+        tag: ``architecture`` or ``architecture.tag``; None: timm does not have this network.
+    """
+    cfg = timm.models.get_pretrained_cfg(tag) if tag else None
+    if tag is None or cfg is None or not cfg.has_weights:
+        near = near_names(tag or name)
+        raise ValueError(
+            f"timm has no weights for '{name}'; it has them for {', '.join(near) or 'no similar name'}. Give "
+            "pretrained a local file (tools/convert_weights.py makes one for resnet38d) or null"
+        )
+    try:
+        return timm.create_model(tag, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # timm passes on whatever its download libraries raise
+        file = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
+        raise FileNotFoundError(
+            f"the pretrained weights '{tag}' could not be downloaded "
+            f"({type(error).__name__}: {str(error)[:200]}). "
+            f"Without a network, fetch https://huggingface.co/timm/{file}/resolve/main/model.safetensors "
+            "on another machine and set method.backbone.pretrained to the path of that file"
+        ) from error
+
+
+def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Load ImageNet weights by name; the classification head of the file is left out.
+
+    Layers that no ImageNet file has (``new_layers`` of a CNN) keep their random values, which is logged.
+
+    Raises:
+        ValueError: if a parameter is missing, left over or of another shape.
+    """
+    inner = getattr(backbone, "net", backbone)
+    inner.load_state_dict(inner.state_dict() | pretrained_weights(backbone, state, source))
+
+
+def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The weights of ``state`` under the names of the backbone, checked as ``load_pretrained`` says."""
+    state = plain_names(state, source)
+    if hasattr(backbone, "whole"):
+        target = backbone.net.state_dict()
+        weights, unused = _for_timm(backbone, state, source)
+    else:
+        target = backbone.state_dict()
+        weights, unused = state, HEADS
+    # Nothing reads the counters of batch norms, and old files do not have them.
+    optional = {key for key in target if key.endswith("num_batches_tracked")}
+    if isinstance(backbone, CNNBackbone):
+        unused = (*unused, *backbone.classifier)
+        weights = rename_keys(weights, backbone.file_names)
+        if new := [key for key in target if key.startswith(backbone.new_layers) and key not in weights]:
+            LOGGER.warning(f"the {source} have no {', '.join(new)}: these start from random values")
+            optional |= set(new)
+    weights = {k: v.float() for k, v in weights.items() if k in target or not k.startswith(tuple(unused))}
+    if isinstance(backbone, ViT) and "pos_embed" in weights:
+        weights["pos_embed"] = _on_grid(weights["pos_embed"], backbone.patch_embed.grid_size)
+    problems = [f"{key} is missing" for key in target if key not in weights and key not in optional]
+    problems += [f"{key} has no place" for key in weights if key not in target]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in target.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        distilled = "dist_token" in weights and "dist_token" not in target
+        hint = "; a distilled DeiT is a backbone of its own, such as deit_tiny_distilled_patch16_224"
+        raise ValueError(f"the {source} do not fit: {'; '.join(problems[:5])}{more}{hint * distilled}")
+    return weights
+
+
+def plain_names(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The weights of a checkpoint, without what programs put around them or before their names."""
+    while entry := next((name for name in ENTRIES if isinstance(state.get(name), Mapping)), None):
+        state = state[entry]
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"the {source} hold no weights, only {', '.join(map(str, list(state)[:8]))}")
+    # A checkpoint of a method, or of DINO, holds more than the backbone.
+    own = {key: value for key, value in tensors.items() if "backbone." in PREFIXES.match(key)[0]}
+    return {PREFIXES.sub("", key): value for key, value in (own or tensors).items()}
+
+
+def _for_timm(
+    backbone: Any, state: dict[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights as timm names them, on the grids of the network, and the names of what it does not keep.
+
+    timm's own filters know the files of the authors: DINOv2, EVA, Swin, ConvNeXt, CLIP, ...
+    """
+    with torch.device("meta"):
+        whole = backbone.whole()
+    module = sys.modules[type(whole).__module__]
+    change = getattr(module, "checkpoint_filter_fn", None)
+    if change is not None:
+        deit3 = {"adapt_layer_scale": True} if any("gamma_1" in key for key in state) else {}
+        try:
+            state = change(state, whole, **deit3)
+        except (KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            name = whole.pretrained_cfg.get("architecture", "this network")
+            raise ValueError(f"the {source} are of another network than {name}: {error}") from error
+    classifier = whole.pretrained_cfg.get("classifier") or ()
+    classifier = (classifier,) if isinstance(classifier, str) else classifier
+    pooling = set(whole.state_dict()) - set(backbone.net.state_dict())
+    return state, (*HEADS, *(f"{name}." for name in classifier), *pooling)
+
+
+def _on_grid(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The position embedding of a square grid, on the grid of the network."""
+    side = round((pos_embed.shape[1] - 1) ** 0.5)
+    is_square = pos_embed.shape[1] == 1 + side * side
+    return resize_pos_embed(pos_embed, (side, side), grid) if is_square else pos_embed

@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.lists import check_paths, file_of, find_list, read_list, require_root, some
-from datasets.tags import read_tags
+from datasets.lists import some
 from utils.files import require_files
 from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
@@ -44,21 +43,12 @@ LABELS = ("mask", "pseudo_label")  # what a transform moves together with the im
 
 @dataclass(frozen=True)
 class Record:
-    """One image: where it is and which classes it is tagged with.
+    """One image: where it is and which classes it is tagged with."""
 
-    Args:
-        name: unique in its split; files made from the image are called after it.
-        image: the picture.
-        mask: where its ground truth is, or None where there is none. The file need not exist until it is
-            asked for.
-        tags: class ids 1..C in ascending order; () for an image without objects; None where the tags are
-            unknown.
-    """
-
-    name: str
+    name: str  # unique in its split; files made from the image are called after it
     image: Path
-    mask: Path | None
-    tags: tuple[int, ...] | None
+    mask: Path | None  # its ground truth, if there is any; need not exist until it is asked for
+    tags: tuple[int, ...] | None  # ascending class ids 1..C; () without objects; None: unknown
 
 
 @dataclass(frozen=True)
@@ -80,12 +70,12 @@ class Split:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes with background."""
+        """With background."""
         return len(self.class_names)
 
     @property
     def has_tags(self) -> bool:
-        """Whether the tags of every image are known."""
+        """Whether those of every image are known."""
         return all(record.tags is not None for record in self.records)
 
     def class_label(self, index: int) -> Tensor:
@@ -116,20 +106,17 @@ class WeakSegDataset(Dataset[Sample]):
     A sample before its transform: ``name``, ``index``, ``sample_seed``, ``skipped``, ``image`` (PIL, RGB),
     ``class_label`` (C,) float and, if asked for, ``mask`` (H, W). With a transform the set is for training,
     so every image needs tags. Without one it is for evaluation: ``image`` is a (3, H, W) uint8 tensor of
-    native size, and images without known tags have no ``class_label``. The transform turns what a label
-    folder adds (``pseudo_label`` or ``label_scores``) into tensors that can be stacked.
+    native size, and images without known tags have no ``class_label``.
 
     Args:
-        split: what to load.
-        transform: sample -> sample. All it draws from torch's global generator belongs to the sample's seed:
-            it does not depend on the process or the worker that loads the sample, and leaves that generator
-            as it was.
+        transform: sample -> sample. All it draws from torch's global generator belongs to the sample's seed,
+            whichever process or worker loads the sample; that generator is left as it was.
         with_mask: load the masks too. Training on tags never does.
         on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
-            place, the same one whenever the seed is the same, and counts it in ``skipped``. In evaluation it
-            is always an error: a score over other images would not be the split's score.
+            place, decided by the seed, and counts it in ``skipped``. In evaluation it is always an error.
         label_dir: folder of labels that an earlier stage made. Label images ``<name>.png`` become
-            ``pseudo_label``; files ``<name>.npz`` become ``label_scores``, arrays by name.
+            ``pseudo_label``; files ``<name>.npz`` become ``label_scores``, arrays by name, which the
+            transform turns into tensors.
     """
 
     def __init__(
@@ -230,56 +217,6 @@ class WeakSegDataset(Dataset[Sample]):
                 last_error = error
             index = int(torch.randint(len(self), (), generator=generator))
         raise ValueError(f"10 images drawn in a row are unreadable: {last_error}")
-
-
-def listed_split(
-    root: str | Path,
-    split: str,
-    class_names: tuple[str, ...],
-    *,
-    lists: str,
-    images: str,
-    masks: str | None,
-    tags: str | None,
-    make_tags: str,
-) -> Split:
-    """What `datasets.voc.voc_split` and `datasets.coco.coco_split` say.
-
-    Args:
-        make_tags: the command that makes a missing tags file, for the error.
-    """
-    root = Path(root)
-    require_root(root)
-    list_file = find_list(root, lists, split)
-    names = read_list(list_file)
-    may_lack = split == "test" or split.endswith(".txt")
-    image_files = [file_of(root, images, name, ".jpg") for name in names]
-    require_files(
-        image_files,
-        f"images of split '{split}'",
-        "unpack them there, or set data.root or data.options.images",
-    )
-    check_paths(list_file, names, root, dict(zip(names, image_files)))
-    mask_files = [file_of(root, masks, name, ".png") if masks else None for name in names]
-    if may_lack:
-        mask_files = [path if path is not None and path.is_file() else None for path in mask_files]
-    known: dict[str, tuple[int, ...]] = {}
-    if tags is not None and not (may_lack and not (root / tags).is_file()):
-        if not (root / tags).is_file():
-            raise FileNotFoundError(
-                f"tags file {root / tags} is missing: make it with '{make_tags}', or set data.options.tags"
-            )
-        known = read_tags(root / tags, class_names)
-        without = [name for name in names if name not in known]
-        if without and not may_lack:
-            raise ValueError(
-                f"{some(without, len(names), 'images')} of split '{split}' have no line in {root / tags}"
-            )
-    records = (
-        Record(name, image, mask, known.get(name))
-        for name, image, mask in zip(names, image_files, mask_files, strict=True)
-    )
-    return Split(Path(split).stem if split.endswith(".txt") else split, class_names, tuple(records))
 
 
 def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.base import Split, listed_split
-from datasets.lists import read_class_names
+from datasets.base import Split
+from datasets.voc import voc_split
 
 # In the order of COCO's category ids, which have gaps: mask value k is the k-th category, not category id k.
 # fmt: off
@@ -42,8 +42,7 @@ def coco_split(
 
     Args:
         root: folder of the data set, for example ``data/coco``.
-        split: name of a list (``train``, ``val``, ``val_part``), or path of a text file with an image name
-            per line.
+        split: name of a list (``train``, ``val``, ``val_part``), or path of a text file of image names.
         lists: folder of the lists, below root.
         images: folder of the JPEG images, below root, or a pattern; ``{part}`` is train or val, as in the
             image's name.
@@ -51,8 +50,5 @@ def coco_split(
         tags: file of image tags (CSV, JSON or text), below root; null: tags are unknown.
         class_names: file below root whose line k names mask value k, or a list; null: the 80 classes of COCO.
     """
-    classes = read_class_names(class_names, Path(root), CLASS_NAMES)
-    make_tags = f"python tools/prepare_coco.py --root {root}"
-    return listed_split(
-        root, split, classes, lists=lists, images=images, masks=masks, tags=tags, make_tags=make_tags
-    )
+    names = CLASS_NAMES if class_names is None else class_names
+    return voc_split(root, split, lists=lists, images=images, masks=masks, tags=tags, class_names=names)

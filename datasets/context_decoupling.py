@@ -1,10 +1,7 @@
 """Context decoupling: objects cut out by pseudo labels, pasted into images that do not show their class.
 
-"Context Decoupling Augmentation for Weakly Supervised Semantic Segmentation" (Su et al., ICCV 2021). A
-classifier that sees a boat on a meadow cannot take the water for the boat. The augmentation works on a sample
-before the transform of the method, so every method can use it.
-
-H, W: pixels of the image; h, w: of an object's box.
+"Context Decoupling Augmentation for Weakly Supervised Semantic Segmentation" (Su et al., ICCV 2021). It works
+on a sample before the transform of the method. H, W: pixels of the image; h, w: of an object's box.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +23,6 @@ from utils.files import read_json, require_files, write_atomic, write_json
 from utils.image import IGNORE_INDEX
 from utils.seed import sample_generator
 
-INDEX_FORMAT = "tag2mask-objects/1"
 MAX_DEGREE = 90  # of the rotation, either way
 MAX_SHARE = 0.7  # of the image's height and width that a pasted object may take
 RESCALE = (0.8, 1.2)  # factors of `rescale`
@@ -43,9 +39,7 @@ class MinedObject(NamedTuple):
 def extract_object(
     image_rgb: np.ndarray, label: np.ndarray, min_share: float = 0.1, max_share: float = 0.7
 ) -> MinedObject | None:
-    """The object of an image whose label holds a single class, of neither tiny nor huge area; else None.
-
-    "Object" means all pixels of that class. A label with two classes gives none: it is rarely one object.
+    """All pixels of the class of an image whose label holds a single class; else None.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -67,10 +61,6 @@ class ObjectBank:
     Args:
         folder: output of tools/mine_objects.py.
         class_names: of the data set that objects are pasted into, background first.
-
-    Raises:
-        FileNotFoundError: there is no finished bank, or objects of its index are missing.
-        ValueError: the bank is of other classes.
     """
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
@@ -79,16 +69,12 @@ class ObjectBank:
         if not path.is_file():
             raise FileNotFoundError(f"there is no object bank {path}: make one with tools/mine_objects.py")
         index = read_json(path)
-        if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT:
-            raise ValueError(f"{path} is not the index of an object bank ({INDEX_FORMAT})")
         if index["class_names"] != list(class_names):
             raise ValueError(
                 f"the object bank {self.folder} is of other classes ({', '.join(index['class_names'][:4])}, "
                 f"...) than the data set ({', '.join(class_names[:4])}, ...)"
             )
-        self.names: dict[int, tuple[str, ...]] = {
-            int(class_id): tuple(names) for class_id, names in index["objects"].items() if names
-        }
+        self.names: dict[int, list[str]] = {int(k): names for k, names in index["objects"].items() if names}
         require_files(
             (object_path(self.folder, k, name) for k, names in self.names.items() for name in names),
             "objects of the bank",
@@ -106,7 +92,7 @@ class ObjectBank:
 
 
 def object_path(folder: Path, class_id: int, name: str) -> Path:
-    """Where an object of a bank lies."""
+    """The file of an object of a bank."""
     return folder / str(class_id) / f"{name}.png"
 
 
@@ -121,31 +107,21 @@ def save_object(folder: Path, name: str, item: MinedObject) -> None:
 def write_index(folder: Path, class_names: Sequence[str], objects: Mapping[int, Sequence[str]]) -> None:
     """Finish a bank: which objects (sorted names) there are of each class id."""
     listed = {str(k): sorted(objects.get(k, ())) for k in range(1, len(class_names))}
-    write_json(
-        folder / "index.json", {"format": INDEX_FORMAT, "class_names": list(class_names), "objects": listed}
-    )
-
-
-class Draw(Protocol):
-    """Where random numbers come from; a test replays recorded ones."""
-
-    def integer(self, low: int, high: int) -> int:
-        """Uniform over low..high, both included."""
-
-    def real(self) -> float:
-        """Uniform in [0, 1)."""
+    write_json(folder / "index.json", {"class_names": list(class_names), "objects": listed})
 
 
 class SampleDraw:
-    """Random numbers of one sample, whichever process or worker loads it."""
+    """Random numbers of one sample, whichever process or worker loads it; a test replays recorded ones."""
 
     def __init__(self, sample_seed: int) -> None:
         self._generator = sample_generator(sample_seed, "context decoupling")
 
     def integer(self, low: int, high: int) -> int:
+        """Uniform over low..high, both included."""
         return int(torch.randint(low, high + 1, (), generator=self._generator))
 
     def real(self) -> float:
+        """Uniform in [0, 1)."""
         return torch.rand((), generator=self._generator).item()
 
 
@@ -167,7 +143,9 @@ class Paste:
     blend: bool = False
     paste_mask: str = "binary"
 
-    def __call__(self, image_rgb: np.ndarray, item: MinedObject, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, image_rgb: np.ndarray, item: MinedObject, draw: SampleDraw
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draws, in this order: degrees, factor (as far as they are used), row, column.
 
         Returns:
@@ -245,14 +223,9 @@ def softened(mask: np.ndarray) -> np.ndarray:
 class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
     """Every image twice: as it is, and with an object of a class that it is not tagged with.
 
-    Both versions pass the transform of the wrapped data set, each with draws of its own. In the second one
-    ``class_label`` has the object's class, labels, if there are any, its shape, and ``sample_seed`` is
-    another. An image that is tagged with every class of the bank stays as it is.
-
-    Args:
-        dataset: for training, with the method's transform.
-        bank: the objects.
-        paste: how they get in.
+    Both versions pass the transform of the wrapped data set, each with draws and a ``sample_seed`` of its
+    own. In the second one ``class_label`` has the object's class, and labels its shape. An image that is
+    tagged with every class of the bank stays as it is.
     """
 
     def __init__(self, dataset: WeakSegDataset, bank: ObjectBank, paste: Paste) -> None:
@@ -270,7 +243,7 @@ class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
         pasted |= {"sample_seed": sample_generator(seed, "pasted version").initial_seed(), "skipped": 0}
         return self.dataset.transformed(sample), self.dataset.transformed(pasted)
 
-    def decoupled(self, sample: Sample, draw: Draw) -> Sample:
+    def decoupled(self, sample: Sample, draw: SampleDraw) -> Sample:
         """A raw sample with a pasted object; draws the class, then the object, then what ``Paste`` draws."""
         if "label_scores" in sample:
             raise ValueError("data.context_decoupling cannot change label scores, only tags and label images")

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from datasets.base import Record, Split
-from datasets.lists import check_paths, find_list, nfc, read_class_names, read_list, refuse_hidden, some
+from datasets.lists import (
+    check_paths,
+    find_list,
+    nfc,
+    read_class_names,
+    read_list,
+    refuse_hidden,
+    require_root,
+    some,
+)
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from datasets.tags import classes_of, read_tags, warn_of_constant_classes
 
@@ -29,10 +38,9 @@ def custom_split(
 ) -> Split:
     """One split of a folder of images with tags.
 
-    An image is called after its path below the image folder, without the suffix (``cats/0001``); tags, lists
-    and masks use that name, or the file's own name where only one image has it. A split is ``all``, ``train``
-    or ``val``, which a hash of the name decides (an image stays in its split when others are added), or a
-    list.
+    An image is called after its path below the image folder, without the suffix (``cats/0001``); tags and
+    lists may use the file's own name where only one image has it. A hash of the name decides between
+    ``train`` and ``val``, so an image stays in its split when others are added.
 
     Args:
         root: folder of the data set.
@@ -49,12 +57,14 @@ def custom_split(
             class), ``leave_out`` (it is in no split) or ``unknown`` (kept, for inference only).
     """
     root = Path(root)
+    require_root(root)
     if untagged not in UNTAGGED:
         raise ValueError(f"data.options.untagged is '{untagged}': choose one of {', '.join(UNTAGGED)}")
     if tags is None and class_names is None:
         raise ValueError("set data.options.tags or data.options.class_names: nothing else names the classes")
-    own_names = class_names is None and tags is not None
-    classes = read_class_names(classes_of(root / tags) if own_names and tags else class_names, root, ())
+    if class_names is None and tags is not None:
+        class_names = classes_of(root / tags)
+    classes = read_class_names(class_names, root, ())
     files = find_images(root / images)
     aliases = _aliases(files)
     known = _known_tags(root / tags, classes, aliases) if tags is not None else {}
@@ -88,11 +98,8 @@ def custom_split(
 def find_images(folder: Path) -> dict[str, Path]:
     """Image name -> file of every picture below a folder, sorted by name.
 
-    A name is the path below the folder without the suffix, with accents in one spelling (NFC).
-
-    Raises:
-        FileNotFoundError: no such folder, or no picture in it.
-        ValueError: pictures that differ only in their suffix, so that one name means two of them.
+    A name is the path below the folder without the suffix, with accents in one spelling (NFC). Pictures that
+    differ in their suffix alone are an error.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no image folder {folder}: set data.root or data.options.images")
@@ -122,11 +129,7 @@ def _names_of(
     if lists is not None or split.endswith(".txt"):
         path = find_list(root, lists or "", split)
         listed = read_list(path, whole_lines=True)
-        if missing := [name for name in listed if name not in aliases]:
-            raise FileNotFoundError(
-                f"{some(missing, len(listed), 'images')} named in {path} are missing, or their short name "
-                "is not unique"
-            )
+        _refuse_unknown(path, listed, aliases)
         check_paths(path, listed, root, {name: files[aliases[name]] for name in listed})
         return [aliases[name] for name in listed]
     if split == "all":
@@ -135,12 +138,9 @@ def _names_of(
         raise ValueError(
             f"there is no split '{split}': use train, val or all, or write lists and set data.options.lists"
         )
-    return [name for name in files if (_uniform(name) < val_fraction) == (split == "val")]
-
-
-def _uniform(name: str) -> float:
-    """A number in [0, 1) that a name always gives, on every machine."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+    # The same number in [0, 1) on every machine.
+    uniform = {name: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in files}
+    return [name for name in files if (uniform[name] < val_fraction) == (split == "val")]
 
 
 def _aliases(files: Mapping[str, Path]) -> dict[str, str]:
@@ -152,11 +152,7 @@ def _aliases(files: Mapping[str, Path]) -> dict[str, str]:
 
 def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     read = read_tags(path, classes)
-    if missing := [name for name in read if name not in aliases]:
-        raise FileNotFoundError(
-            f"{some(missing, len(read), 'images')} named in {path} are missing, or their short name is not "
-            "unique: add the files, remove their lines, or write the path below the image folder"
-        )
+    _refuse_unknown(path, read, aliases)
     known: dict[str, tuple[int, ...]] = {}
     for name, ids in read.items():
         if aliases[name] in known:
@@ -164,3 +160,11 @@ def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) 
         known[aliases[name]] = ids
     warn_of_constant_classes(known, classes)
     return known
+
+
+def _refuse_unknown(path: Path, names: Collection[str], aliases: Mapping[str, str]) -> None:
+    if missing := [name for name in names if name not in aliases]:
+        raise FileNotFoundError(
+            f"{some(missing, len(names), 'images')} named in {path} are missing, or their short name is not "
+            "unique: add the files, remove their lines, or write the path below the image folder"
+        )

@@ -12,11 +12,7 @@ from utils.image import IGNORE_INDEX
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with its byte order mark; accents in one spelling (NFC).
-
-    Raises:
-        ValueError: another encoding.
-    """
+    """The text of a file in UTF-8, or in UTF-16 with its byte order mark; accents in one spelling (NFC)."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -37,18 +33,12 @@ def read_list(path: str | Path, whole_lines: bool = False) -> dict[str, str]:
 
     ``2007_000032``, ``2007_000032.jpg``, ``2007_000032 1`` and the field's ``/JPEGImages/2007_000032.jpg
     /SegmentationClassAug/2007_000032.png`` (see `check_paths`) name an image. With ``whole_lines`` a line is
-    a name, spaces included. Blank lines are skipped.
-
-    Raises:
-        FileNotFoundError: no such list.
-        ValueError: an empty list, or a name that occurs twice.
+    a name, spaces included. Blank lines are skipped; an empty list or a name that occurs twice is an error.
     """
     path = Path(path)
     if not path.is_file():
-        there = sorted(file.stem for file in path.parent.glob("*.txt"))
-        raise FileNotFoundError(
-            f"list {path} is missing; lists in that folder: {', '.join(there) or 'none'} (docs/data.md)"
-        )
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"list {path} is missing; lists in that folder: {there} (docs/data.md)")
     lines = (line.strip() if whole_lines else line.partition(" ")[0] for line in read_text(path).splitlines())
     words = [word for line in lines if (word := line.strip())]
     for word in words:
@@ -62,7 +52,7 @@ def read_list(path: str | Path, whole_lines: bool = False) -> dict[str, str]:
 
 
 def check_paths(path: Path, listed: Mapping[str, str], root: Path, files: Mapping[str, Path]) -> None:
-    """Raise a ValueError where a list says a path and the data set has another image of that name.
+    """Refuse a list that says a path where the data set has another image of that name.
 
     Args:
         listed: of `read_list`; paths count from the data set's folder ``root`` or from that of the machine.
@@ -89,16 +79,12 @@ def read_class_names(
 ) -> tuple[str, ...]:
     """Class names, background first, from a file (line k names mask value k), a sequence or a default.
 
-    ``background`` is put in front where it is left out, and replaces another spelling of it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a blank line, background in another place than the first, a name twice, too many names.
+    ``background`` is put in front where it is left out, and replaces another spelling of it. A blank line,
+    background in another place than the first, a name that occurs twice and too many names are errors.
     """
     where, names = "class names", [str(name) for name in (default if source is None else source)]
     if isinstance(source, str):
         path = root / source
-        require_root(root)
         if not path.is_file():
             raise FileNotFoundError(
                 f"class names {path} are missing: write one name per line, or set data.options.class_names"
@@ -121,7 +107,7 @@ def read_class_names(
 
 
 def require_root(root: Path) -> None:
-    """Raise a FileNotFoundError unless the data set's folder is there."""
+    """Refuse a data set whose folder is not there."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no data set folder {root}: see docs/data.md, or set data.root")
 

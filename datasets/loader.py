@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -27,8 +26,6 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     Args:
         length: number of images.
         batch_size: images per step over all processes and micro-batches, a multiple of their number.
-        seed: of the order and of the samples' own seeds.
-        start_step: first step to yield.
         accumulate: micro-batches per step and process; the iterator yields this many lists per step.
         rank, world_size: this process; None: as torch.distributed says.
     """
@@ -46,13 +43,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
         assert length > 0 and batch_size % (self.world_size * accumulate) == 0  # engine/checks.py
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
-        self.accumulate = accumulate
-        self._epoch = -1
-        self._order = torch.empty(0)
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start_step, self.accumulate = start_step, accumulate
+        self._epoch, self._order = -1, torch.empty(0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         part = self.batch_size // (self.world_size * self.accumulate)
@@ -85,8 +78,8 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers.
 
-    A stop signal reaches the workers too (Ctrl-C in a terminal, a cluster's end of the time). They ignore it,
-    because the step that the training finishes needs them. They end when this generator is closed.
+    A stop signal reaches the workers too. They ignore it, because the step that the training finishes needs
+    them, and end when this generator is closed.
     """
     loader = DataLoader(
         dataset,
@@ -132,8 +125,7 @@ def _set_up_training_worker(worker: int) -> None:
 def _collate(samples: Sequence[Any]) -> Batch:
     """A batch, in a worker already in shared memory.
 
-    Otherwise torch moves it there in a thread of the worker, whose error never reaches the main process: that
-    one would wait for the batch for ever.
+    Otherwise torch moves it there in a thread of the worker, whose error never reaches the main process.
     """
     batch = collate(samples)
     if get_worker_info() is not None:
@@ -142,16 +134,8 @@ def _collate(samples: Sequence[Any]) -> Batch:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            raise ValueError(_no_shared_memory()) from error
+            raise ValueError(
+                "the loader's workers need more shared memory (/dev/shm): start the container with "
+                "--shm-size=8g, or load in the main process with data.num_workers=0 (--num_workers 0)"
+            ) from error
     return batch
-
-
-def _no_shared_memory() -> str:
-    try:
-        size = f"/dev/shm has {shutil.disk_usage('/dev/shm').total >> 20} MiB"
-    except OSError:
-        size = "there is none left"
-    return (
-        f"the loader's workers need more shared memory ({size}): start the container with --shm-size=8g, "
-        "or load in the main process with data.num_workers=0 (--num_workers 0)"
-    )

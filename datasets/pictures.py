@@ -27,12 +27,12 @@ def picture_files(folder: Path, subfolders: bool = True) -> list[Path]:
     visited: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(place))
-        paths = [Path(place, name) for name in names if not name.startswith(".")]
-        pictures = [path for path in paths if is_picture(path)]
-        found += [path for path in pictures if path.is_file()]
-        left_out += [path for path in pictures if not path.is_file()]  # dangling links
-        left_out += [path for path in paths if path.suffix.lower() in FOREIGN_SUFFIXES]
-        hidden = [Path(place, name) for name in folders if name.startswith(".")]
+        for path in (Path(place, name) for name in names if name[0] != "."):
+            if is_picture(path) and path.is_file():
+                found.append(path)
+            elif is_picture(path) or path.suffix.lower() in FOREIGN_SUFFIXES:  # a dangling link, or foreign
+                left_out.append(path)
+        hidden = [Path(place, name) for name in folders if name[0] == "."]
         left_out += [path for path in hidden if any(map(is_picture, path.iterdir()))]
         # A link to a folder above would be walked for ever.
         folders[:] = [

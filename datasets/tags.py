@@ -52,12 +52,7 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     """Image name, without the suffix of an image file -> class ids in ascending order, () without objects.
 
     Args:
-        path: the file.
         class_names: background and then the classes; position k is class id k.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another form, an unknown tag (with the closest class), an image named twice.
     """
     class_id = {name: k for k, name in enumerate(class_names) if k > 0}
     tags: dict[str, tuple[int, ...]] = {}
@@ -75,11 +70,7 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
 
 
 def classes_of(path: Path) -> list[str]:
-    """The classes that a tags file speaks of, sorted.
-
-    Raises:
-        ValueError: no class, or words that would become classes by mistake.
-    """
+    """The classes that a tags file speaks of, sorted; words that would be classes by mistake are errors."""
     place_of: dict[str, str] = {}
     for _, words, _ in tag_entries(path):
         for word, place in words:
@@ -95,13 +86,13 @@ def classes_of(path: Path) -> list[str]:
         if (other := alike.setdefault(word.casefold(), word)) != word:
             raise ValueError(f"{place_of[word]}: '{word}' differs from '{other}' in case alone: write one")
     for first, second in itertools.combinations(words, 2):
-        if len(first) > 3 and _one_letter_apart(first, second):
+        if len(first) > 3 and _slips(first) & _slips(second):
             warn_once(f"{path}: the classes '{first}' and '{second}' differ by one letter; is one a slip?")
     return words
 
 
 def warn_of_constant_classes(tags: Mapping[str, tuple[int, ...]], class_names: Sequence[str]) -> None:
-    """Warn of classes that every image has, where there are several: nothing tells them from background."""
+    """Warn of classes that every image has: nothing tells them from background."""
     counts = Counter(class_id for ids in tags.values() for class_id in ids)
     for class_id, count in counts.items():
         if count == len(tags) > 1:
@@ -125,7 +116,8 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"tags file {path} is missing: make it (docs/data.md), or set data.options.tags"
+            f"tags file {path} is missing: make it with tools/prepare_voc.py or tools/prepare_coco.py, write "
+            "it (docs/data.md), or set data.options.tags"
         )
     readers = {".csv": _csv, ".json": _json, ".txt": _txt, ".npy": _npy}
     if path.suffix.lower() not in readers:
@@ -176,7 +168,7 @@ def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
 
 
 def _table(header: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Iterator[Entry]:
-    """Entries of a table with a column of 0 and 1 for each class, its header first."""
+    """A table with a column of 0 and 1 for each class, its header first."""
     if "" in columns or len(set(columns)) < len(columns):
         raise ValueError(f"{header}: every column needs a class of its own, got {', '.join(columns)}")
     yield Entry(None, [(name, f"{header}, column {k}") for k, name in enumerate(columns, start=2)], header)
@@ -197,10 +189,8 @@ def _table(header: str, columns: Sequence[str], rows: Sequence[tuple[str, list[s
 
 def _cells(row: Sequence[str]) -> list[str]:
     """Cells without the empty ones at the end, which spreadsheets add."""
-    cells = [cell.strip() for cell in row]
-    while cells and not cells[-1]:
-        del cells[-1]
-    return cells
+    filled = [k for k, cell in enumerate(row, start=1) if cell.strip()]
+    return [cell.strip() for cell in row[: max(filled, default=0)]]
 
 
 def _json(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
@@ -245,9 +235,6 @@ def _npy(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
         yield Entry(strip_suffix(name), [(class_names[k + 1], place) for k in np.flatnonzero(vector)], place)
 
 
-def _one_letter_apart(first: str, second: str) -> bool:
-    """Whether one letter changed, added or removed turns one word into the other."""
-    short, long = sorted((first, second), key=len)
-    same = next((k for k, (a, b) in enumerate(zip(short, long)) if a != b), len(short))
-    rest = short[same + 1 :] if len(short) == len(long) else short[same:]
-    return len(long) - len(short) <= 1 and rest == long[same + 1 :]
+def _slips(word: str) -> set[str]:
+    """The word without one of its letters: words that differ by one letter have one of these in common."""
+    return {word, *(word[:k] + word[k + 1 :] for k in range(len(word)))}

@@ -26,16 +26,12 @@ Draw = Callable[[int], int]  # draw(n) is an integer from 0 to n - 1
 class PlainView:
     """A randomly rescaled, mirrored and cropped image, for plain classification and segmentation.
 
-    Args:
-        crop_size: S.
-        scale_range: smallest and largest factor of the rescaling.
-
     A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64 y0, y1, x0, x1; its labels
     become (S, S), 255 outside the box. Padding is black before the normalisation.
     """
 
     def __init__(self, crop_size: int, scale_range: tuple[float, float] = (0.5, 2.0)) -> None:
-        self.crop_size, self.scale_range = _checked(crop_size, scale_range)
+        self.crop_size, self.scale_range = crop_size, _checked(scale_range)
 
     def __call__(self, sample: Sample) -> Sample:
         sample = random_crop(sample, self.crop_size, self.scale_range)
@@ -48,7 +44,6 @@ class ResizedView:
     Nothing is padded: an image smaller than the crop is enlarged.
 
     Args:
-        crop_size: S.
         area_range: smallest and largest share of the image's area; the aspect ratio changes by up to 4/3.
 
     A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64, the whole crop; its labels
@@ -56,7 +51,7 @@ class ResizedView:
     """
 
     def __init__(self, crop_size: int, area_range: tuple[float, float] = (0.9, 1.0)) -> None:
-        self.crop_size, area = _checked(crop_size, area_range)
+        self.crop_size, area = crop_size, _checked(area_range)
         if area[1] > 1:
             raise ValueError(
                 f"data.scale_range {list(area)} is a share of the image's area here, so at most 1: the "
@@ -73,7 +68,7 @@ class ResizedView:
 
     def __call__(self, sample: Sample) -> Sample:
         labels = {key: tv_tensors.Mask(sample[key]) for key in LABELS if key in sample}
-        image, labels = self.geometry(_as_pil(sample["image"]), labels)
+        image, labels = self.geometry(sample["image"], labels)
         valid_box = torch.tensor([0, self.crop_size, 0, self.crop_size])
         changed = {key: label.as_subclass(Tensor) for key, label in labels.items()}
         return sample | changed | {"image": _to_input(self.colour(image)), "valid_box": valid_box}
@@ -85,7 +80,6 @@ class StageView:
     The image is resized bicubically and cropped after the normalisation, so padding has the mean colour.
 
     Args:
-        crop_size: S.
         scale_range: smallest and largest factor of the resizing (IRN's boundaries: 0.5, 1.5).
         long_side: smallest and largest long side after it, in pixels, instead of ``scale_range``
             (classifiers).
@@ -102,12 +96,12 @@ class StageView:
         long_side: tuple[int, int] | None = None,
         jitter: bool = False,
     ) -> None:
-        self.crop_size, self.range = _checked(crop_size, long_side or scale_range)
+        self.crop_size, self.range = crop_size, _checked(long_side or scale_range)
         self.has_long_side = long_side is not None
         self.jitter = colour_jitter() if jitter else None
 
     def __call__(self, sample: Sample) -> Sample:
-        image = _as_pil(sample["image"])
+        image = sample["image"]
         low, high = self.range
         if self.has_long_side:
             resized = resize_long_side(image, int(low) + random_draw(int(high - low) + 1))
@@ -140,8 +134,6 @@ class WeakStrongViews:
     labels follow ``image``.
 
     Args:
-        crop_size: S.
-        scale_range: smallest and largest factor of the rescaling.
         main_view: ``augmented`` (ToCo, MCC) or ``plain`` (SeCo).
         consistent_flip: whether ``image``, ``strong_view`` and ``valid_box`` are mirrored together. The
             published programs mirror each view on its own and never the box (rulixiang/ToCo, zwyang6/SeCo,
@@ -159,9 +151,8 @@ class WeakStrongViews:
         global_scale: tuple[float, float] = (0.4, 1.0),
     ) -> None:
         assert main_view in ("augmented", "plain"), main_view
-        self.crop_size, self.scale_range = _checked(crop_size, scale_range)
-        self.main_view = main_view
-        self.consistent_flip = consistent_flip
+        self.crop_size, self.scale_range = crop_size, _checked(scale_range)
+        self.main_view, self.consistent_flip = main_view, consistent_flip
         self.global_part = v2.RandomResizedCrop(
             crop_size, scale=tuple(global_scale), interpolation=v2.InterpolationMode.BICUBIC
         )
@@ -176,7 +167,7 @@ class WeakStrongViews:
         self.solarize = v2.RandomSolarize(threshold=128, p=0.2)
 
     def __call__(self, sample: Sample) -> Sample:
-        original = _as_pil(sample["image"])
+        original = sample["image"]
         sample = random_crop(sample, self.crop_size, self.scale_range)
         crop = sample["image"]
         flip_image = self.main_view == "augmented" and _chance(0.5)
@@ -208,7 +199,7 @@ def random_crop(
     Returns:
         The sample with ``image`` (PIL, S x S), ``valid_box`` (4,) int64 and labels (S, S).
     """
-    image = _as_pil(sample["image"])
+    image = sample["image"]
     low, high = scale_range
     factor = low + (high - low) * torch.rand(()).item()
     width, height = max(int(factor * image.width), 1), max(int(factor * image.height), 1)
@@ -352,19 +343,12 @@ def _nearest(label: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pil_to_tensor(picture.resize(size, Image.Resampling.NEAREST))[0].to(label.dtype)
 
 
-def _as_pil(image: Image.Image | Tensor) -> Image.Image:
-    return F.to_pil_image(image) if isinstance(image, Tensor) else image
-
-
 def _to_input(image: Image.Image) -> Tensor:
     return normalize(F.pil_to_tensor(image))
 
 
-def _checked(crop_size: int, bounds: tuple[float, float]) -> tuple[int, tuple[float, float]]:
+def _checked(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
-    if crop_size < 1 or not 0 < low <= high:
-        raise ValueError(
-            f"crop_size {crop_size} must be at least 1, and the range {list(bounds)} two rising positive "
-            "numbers"
-        )
-    return crop_size, (float(low), float(high))
+    if not 0 < low <= high:
+        raise ValueError(f"the range {list(bounds)} must be two rising positive numbers")
+    return float(low), float(high)

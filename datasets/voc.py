@@ -6,8 +6,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datasets.base import Split, listed_split
-from datasets.lists import read_class_names
+from datasets.base import Record, Split
+from datasets.lists import check_paths, file_of, find_list, read_class_names, read_list, require_root, some
+from datasets.tags import read_tags
+from utils.files import require_files
 
 # fmt: off
 CLASS_NAMES = (
@@ -30,9 +32,8 @@ def voc_split(
 ) -> Split:
     """One split of a data set in VOC layout.
 
-    ``test`` and lists of one's own may hold images without ground truth or tags: their records have a mask or
-    tags where there are any, else None. Everywhere else a missing tag is an error here, a missing mask where
-    it is asked for.
+    ``test`` and lists of one's own may hold images without ground truth or tags, which are then None.
+    Everywhere else a missing tag is an error here, a missing mask where it is asked for.
 
     Args:
         root: folder of the data set, for example ``data/VOCdevkit/VOC2012``.
@@ -43,52 +44,58 @@ def voc_split(
         tags: file of image tags (CSV, JSON or text), below root; null: tags are unknown.
         class_names: file below root whose line k names mask value k, or a list; null: the 20 classes of VOC.
     """
-    classes = read_class_names(class_names, Path(root), CLASS_NAMES)
-    make_tags = f"python tools/prepare_voc.py --root {root}"
-    return listed_split(
-        root, split, classes, lists=lists, images=images, masks=masks, tags=tags, make_tags=make_tags
+    root = Path(root)
+    require_root(root)
+    classes = read_class_names(class_names, root, CLASS_NAMES)
+    list_file = find_list(root, lists, split)
+    names = read_list(list_file)
+    may_lack = split == "test" or split.endswith(".txt")
+    image_files = [file_of(root, images, name, ".jpg") for name in names]
+    advice = "unpack them there, or set data.root or data.options.images"
+    require_files(image_files, f"images of split '{split}'", advice)
+    check_paths(list_file, names, root, dict(zip(names, image_files)))
+    mask_files = [file_of(root, masks, name, ".png") if masks else None for name in names]
+    if may_lack:
+        mask_files = [path if path is not None and path.is_file() else None for path in mask_files]
+    known: dict[str, tuple[int, ...]] = {}
+    if tags is not None and ((root / tags).is_file() or not may_lack):
+        known = read_tags(root / tags, classes)
+        if not may_lack and (without := [name for name in names if name not in known]):
+            lacking = some(without, len(names), "images")
+            raise ValueError(f"{lacking} of split '{split}' have no line in {root / tags}")
+    records = (
+        Record(name, image, mask, known.get(name))
+        for name, image, mask in zip(names, image_files, mask_files, strict=True)
     )
+    return Split(Path(split).stem if split.endswith(".txt") else split, classes, tuple(records))
 
 
 def tags_from_xml(
-    annotations: str | Path,
-    names: Iterable[str],
-    class_names: Sequence[str] = CLASS_NAMES,
-    difficult: bool = True,
+    annotations: str | Path, names: Iterable[str], difficult: bool = True
 ) -> dict[str, list[str]]:
-    """Image name -> names of the classes that its VOC annotation holds, in class order.
+    """Image name -> names of the classes that its VOC annotation ``<name>.xml`` holds, in class order.
 
     Args:
-        annotations: folder of ``<name>.xml``.
-        names: the images to read.
-        class_names: background and then the classes.
         difficult: whether objects that are marked difficult count as present. The tag table that the field
             shares counts them; so does this project.
 
     Raises:
-        FileNotFoundError: an annotation is missing.
         ValueError: a file that is not XML, or an object of an unknown class.
     """
-    return {
-        name: _tags_of_annotation(Path(annotations) / f"{name}.xml", class_names, difficult) for name in names
-    }
-
-
-def _tags_of_annotation(path: Path, class_names: Sequence[str], difficult: bool) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"annotation {path} is missing")
-    try:
-        # Only direct children: the parts of a person (head, hand, foot) are nested objects with names of
-        # their own.
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except ElementTree.ParseError as error:
-        raise ValueError(f"annotation {path} is not valid XML: {error}") from error
-    present = {
-        (item.findtext("name") or "").strip()
-        for item in objects
-        if difficult or (item.findtext("difficult") or "0").strip() != "1"
-    }
-    unknown = present - set(class_names[1:])
-    if unknown:
-        raise ValueError(f"annotation {path} holds an object of the unknown class '{min(unknown)}'")
-    return [name for name in class_names[1:] if name in present]
+    tags = {}
+    for name in names:
+        path = Path(annotations) / f"{name}.xml"
+        try:
+            # Only direct children: the parts of a person (head, hand, foot) are nested objects.
+            objects = ElementTree.parse(path).getroot().findall("object")
+        except ElementTree.ParseError as error:
+            raise ValueError(f"annotation {path} is not valid XML: {error}") from error
+        present = {
+            (item.findtext("name") or "").strip()
+            for item in objects
+            if difficult or (item.findtext("difficult") or "0").strip() != "1"
+        }
+        if unknown := present - set(CLASS_NAMES[1:]):
+            raise ValueError(f"annotation {path} holds an object of the unknown class '{min(unknown)}'")
+        tags[name] = [word for word in CLASS_NAMES[1:] if word in present]
+    return tags

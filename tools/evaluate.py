@@ -78,6 +78,7 @@ def run(options: Options) -> Path:
         )
     out = options.out or folder
     records = [record for record in split.records if has_mask(record)]
+    compare_masks_with_tags(replace(split, records=tuple(records)))
     path_of = label_path if options.labels else cam_path
     hint = "finish the inference (it goes on where it stopped), or score what is there with --split LIST.txt"
     require_files(

@@ -25,7 +25,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 IGNORE_INDEX = 255  # in masks and labels: the pixel does not count
 
-_EXIF_ORIENTATION = 0x0112
+NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 _TIFF_WHITE = 0x0119  # MaxSampleValue
 _SAVE_AS = "save it as an 8-bit grey or palette PNG whose pixel values are the class indices"
 
@@ -86,38 +86,33 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
 def read_image(path: str | Path) -> Image.Image:
     """Read any picture that Pillow knows, and TIFF of any kind, as RGB.
 
-    Grey, palette and CMYK pictures are converted, transparent parts become white, and a camera's EXIF
-    orientation is applied. Deeper pictures are scaled by their type, so by the same factor in a whole data
-    set: 16 bits from 0..65535 (or the largest value that a TIFF states), floats from 0..1.
+    Transparent parts become white, and a camera's EXIF orientation is applied. Deeper pictures are scaled by
+    their type: 16 bits from 0..65535 (or the largest value that a TIFF states), floats from 0..1.
 
     Raises:
-        FileNotFoundError: no such file.
         UnreadableImageError: the file is damaged, no image, or has values outside of the range of its type.
     """
     try:
         with Image.open(path) as image:
             image.load()
-            if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F" or image.mode.startswith("I"):
                 return _eight_bits(np.asarray(image), white=image.getexif().get(_TIFF_WHITE))
-            return _to_rgb(image)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+    except NO_FILE:
         raise
     except Exception as error:
         # Decoders raise whatever the damage makes them trip over (OSError, SyntaxError, struct.error, ...).
-        if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".tif", ".tiff"):
-            return _read_tiff(path)
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+        try:
+            if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".tif", ".tiff"):
+                import imageio.v3 as iio
 
-
-def _read_tiff(path: str | Path) -> Image.Image:
-    """A TIFF of a kind that Pillow does not know, such as float colours."""
-    import imageio.v3 as iio
-
-    try:
-        return _eight_bits(iio.imread(path), white=None)
-    except Exception as error:
+                return _eight_bits(iio.imread(path), white=None)  # float colours, which Pillow does not know
+        except Exception as other:
+            error = other
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
 
@@ -142,22 +137,12 @@ def _eight_bits(values: np.ndarray, white: int | None) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(paper, image).convert("RGB")
-    return image.convert("RGB")
-
-
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask as an (H, W) uint8 array of class indices.
 
-    Palette and grey pictures hold the indices themselves. A colour picture is accepted where every colour is
-    one of the VOC palette, because many tools save masks that way.
+    Palette and grey pictures hold the indices themselves; colour pictures hold colours of the VOC palette.
 
     Raises:
-        FileNotFoundError: no such file.
         UnreadableImageError: the file is damaged.
         ValueError: a JPEG; a palette with VOC's colours at other indices; a colour picture with other colours
             or transparent parts; values above 255.
@@ -165,7 +150,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.load()
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except NO_FILE:
         raise
     except Exception as error:
         raise UnreadableImageError(f"cannot read mask {path}: {error}") from error
@@ -221,14 +206,13 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
 
 
 @cache
-def voc_palette(n: int = 256) -> tuple[int, ...]:
-    """The first n colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ...
+def voc_palette() -> tuple[int, ...]:
+    """The 256 colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ...
 
-    The bits of a class index are dealt to red, green and blue in turn, highest colour bit first, so all 256
-    colours differ.
+    The bits of a class index are dealt to red, green and blue in turn, highest colour bit first.
     """
     palette: list[int] = []
-    for index in range(n):
+    for index in range(256):
         colour = [0, 0, 0]
         for bit in range(8):
             colour[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)

@@ -208,7 +208,6 @@ def test_a_view_is_a_function_of_image_and_seed(tmp_path, name):
         (PlainView, {"scale_range": (2.0, 0.5)}, "rising"),
         (StageView, {"long_side": (60, 50)}, "rising"),
         (StageView, {"scale_range": (0, 1)}, "rising"),
-        (StageView, {"crop_size": 0}, "crop_size"),
     ],
 )
 def test_bad_settings_are_refused(view, options, term):

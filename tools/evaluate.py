@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def run(options: Options) -> Path:
     """Score a folder; returns where ``scores.json`` lies."""
     import torch
 
+    from datasets.agreement import compare_masks_with_tags
     from engine.data import data_config, load_split
     from engine.scores.base import ImagePrediction, predicted_cams
     from engine.scores.evaluation import Evaluation, has_mask

@@ -35,7 +35,7 @@ def test_one_class_of_fair_size_is_an_object(labels, capsys):
     out = call(mine_objects, options)
     bank = ObjectBank(out, split.class_names)
     name = split.records[0].name
-    assert bank.names == {2: (name,)} and len(bank) == 1
+    assert bank.names == {2: [name]} and len(bank) == 1
     item = bank.load(2, name)
     photo = np.asarray(read_image(split.records[0].image))
     assert np.array_equal(item.image_rgb, photo[4:30, 10:40]) and item.mask.all()

@@ -147,6 +147,21 @@ def file_of(root: Path, place: str, name: str, suffix: str) -> Path:
     return root / place.replace("{name}", name)
 
 
+def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], what: str, accept: bool) -> None:
+    """Print how many images the lists of a data set have; other numbers are an error unless accepted."""
+    wrong = []
+    for split, count in counts.items():
+        verdict = "as expected" if count == expected[split] else f"EXPECTED {expected[split]}"
+        print(f"{split:<9} {count:>6} images, {verdict}")
+        if count != expected[split]:
+            wrong.append(f"{split} {count} instead of {expected[split]}")
+    if wrong and not accept:
+        raise ValueError(
+            f"this is not the whole of {what}: {', '.join(wrong)}; everything was written, but unpack what "
+            "is missing and run again, or accept it with --any_counts"
+        )
+
+
 def some(names: Sequence[str], total: int, what: str) -> str:
     """How many of how many, and which the first ones are: "4 of 10 images (a, b, c, ...)"."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

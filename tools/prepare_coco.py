@@ -30,7 +30,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from datasets.coco import CLASS_NAMES
-from datasets.lists import refuse_hidden, some
+from datasets.lists import check_counts, refuse_hidden, some
 from datasets.tags import write_tags
 from engine.config.options import command_line, option
 from utils.files import read_json, write_atomic, write_json
@@ -81,13 +81,7 @@ class Photo(NamedTuple):
 
 
 def run(options: Options) -> dict[str, int]:
-    """Prepare the folder ``root``; returns the number of images of each list.
-
-    Raises:
-        FileNotFoundError: an annotation file, or a mask of ``masks``, is missing.
-        ValueError: the counts are not those of COCO 2014 (``any_counts`` accepts them), annotations that are
-            not COCO's, masks of another rule in the way, or ``masks`` of neither known numbering.
-    """
+    """Prepare the folder ``root``; returns the number of images of each list."""
     root, foreign = options.root, options.masks
     rule = {"overlap": options.overlap, "crowd": options.crowd}
     rule = rule if foreign is None else {"masks": str(foreign.absolute())}
@@ -101,7 +95,9 @@ def run(options: Options) -> dict[str, int]:
         if foreign is not None:
             adopt(foreign, part, photos, out)
         found, histogram = convert(photos, out, options)
-        checksums[part], lists[part] = checksum(histogram), sorted(found)
+        text = "\n".join(f"{value} {count}" for value, count in enumerate(histogram.tolist()) if count)
+        checksums[part] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        lists[part] = sorted(found)
         tags |= {name: found[name] for name in lists[part]}
     lists["val_part"] = lists["val"][: EXPECTED["val_part"]]
     for split, names in lists.items():
@@ -109,33 +105,21 @@ def run(options: Options) -> dict[str, int]:
     write_tags(root / "tags.csv", tags)
     counts = {split: len(names) for split, names in lists.items()}
     write_json(root / "masks.json", {"rule": rule, "images": counts, "label_histogram_sha256": checksums})
-    for split, count in counts.items():
-        verdict = "as expected" if count == EXPECTED[split] else f"EXPECTED {EXPECTED[split]}"
-        histogram_of = f"   label histogram {checksums[split]}" if split in checksums else ""
-        print(f"{split:<9} {count:>6} images, {verdict}{histogram_of}")
-    if counts != EXPECTED and not options.any_counts:
-        raise ValueError(
-            f"this is not the whole of COCO 2014: {counts} instead of {EXPECTED}; everything was written, "
-            "accept it with --any_counts"
-        )
+    check_counts(counts, EXPECTED, "COCO 2014", options.any_counts)
     return counts
 
 
 def read_annotations(file: Path) -> dict[str, Photo]:
     """Annotated image name -> its annotations, in ascending order of the image ids.
 
-    A name is that of the file, or its path where two folders have files of one name.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no file of COCO's instances; names the annotation or image at fault.
+    A name is that of the file, or its path where two folders have files of one name. What is not as in COCO's
+    files is an error that names the annotation or image.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: unpack annotations_trainval2014.zip")
     content = read_json(file)
-    if not isinstance(content, dict) or (lacking := {"images", "annotations", "categories"} - set(content)):
-        what = ", ".join(sorted(lacking)) if isinstance(content, dict) else "images"
-        raise ValueError(f"{file} has no {what}: it is no list of COCO's instances")
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        raise ValueError(f"{file} is no list of COCO's instances: it needs images, annotations, categories")
     categories = {_number(c, "id", f"{file}, category"): str(c.get("name")) for c in content["categories"]}
     if ("background", *(categories[k] for k in sorted(categories))) != CLASS_NAMES:
         raise ValueError(f"{file} has {len(categories)} other classes than the 80 of COCO")
@@ -145,10 +129,8 @@ def read_annotations(file: Path) -> dict[str, Photo]:
     paths: dict[int, Path] = {}
     for image in content["images"]:
         place = f"{file}, image {image.get('id')!r}"
-        key, size = (
-            _number(image, "id", place),
-            tuple(_number(image, side, place) for side in ("height", "width")),
-        )
+        key = _number(image, "id", place)
+        size = _number(image, "height", place), _number(image, "width", place)
         refuse_hidden(str(image.get("file_name")), place)
         if key in photos or "file_name" not in image:
             raise ValueError(f"{place} is there twice, or has no file_name")
@@ -208,9 +190,8 @@ def convert(
 ) -> tuple[dict[str, list[str]], np.ndarray]:
     """Write the masks that are not there yet.
 
-    A class is a tag of an image when a pixel of the mask, or a crowd region, is of it. Masks made elsewhere
-    (``options.masks``) speak for themselves. Where a mask holds no class at all, its objects being smaller
-    than a pixel, the annotations say which there are.
+    A class is a tag of an image when a pixel of the mask or, unless masks were made elsewhere, a crowd region
+    is of it. Where a mask holds no class, its objects being smaller than a pixel, the annotations decide.
 
     Returns:
         Image name -> its classes, and the number of pixels of every mask value (256,).
@@ -270,14 +251,7 @@ def adopt(masks: Path, part: str, names: Collection[str], out: Path) -> None:
 
 
 def numbering(values: Iterable[int], source: str | Path) -> np.ndarray:
-    """(256,) uint8 table from the values of masks in circulation to ours.
-
-    Args:
-        values: all values that occur in the masks.
-
-    Raises:
-        ValueError: the values fit both numberings or none.
-    """
+    """(256,) uint8 table from the values of masks in circulation to ours, by all that occur in them."""
     seen = set(values) - {0, IGNORE_INDEX}
     contiguous = all(value <= 80 for value in seen)
     categories = not seen & set(UNUSED_IDS) and all(value <= 90 for value in seen)
@@ -293,12 +267,6 @@ def numbering(values: Iterable[int], source: str | Path) -> np.ndarray:
     kind = "81 ids (0 and the 80 classes)" if contiguous else "91 ids (0 and category ids), mapped to 81"
     print(f"{source}: {kind}")
     return table
-
-
-def checksum(histogram: np.ndarray) -> str:
-    """16 hex digits of the number of pixels of every mask value."""
-    text = "\n".join(f"{value} {count}" for value, count in enumerate(histogram.tolist()) if count)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _claim(root: Path, rule: Mapping[str, str]) -> None:

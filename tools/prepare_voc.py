@@ -21,7 +21,7 @@ import numpy as np
 import scipy.io
 
 from datasets.agreement import compare_masks_with_tags
-from datasets.lists import read_list, some
+from datasets.lists import check_counts, read_list, some
 from datasets.tags import read_tags, write_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml, voc_split
 from engine.config.options import command_line, option
@@ -51,12 +51,7 @@ class Options:
 
 
 def run(options: Options) -> dict[str, int]:
-    """Prepare the folder; returns the number of images of each list.
-
-    Raises:
-        FileNotFoundError: something that must be there is not.
-        ValueError: the counts are not those of VOC 2012, or the result differs from ``compare``.
-    """
+    """Prepare the folder; returns the number of images of each list."""
     root = options.root
     for part in ("JPEGImages", "Annotations", "SegmentationClass", LISTS):
         if not (root / part).is_dir():
@@ -85,24 +80,19 @@ def run(options: Options) -> dict[str, int]:
     counts = {"train": len(train), "val": len(val), "trainaug": len(trainaug)}
     if (root / LISTS / "test.txt").is_file():
         counts["test"] = len(read_list(root / LISTS / "test.txt"))
-    _report(counts, tags, trainaug)
+    per_class = {name: sum(name in tags[image] for image in trainaug) for name in CLASS_NAMES[1:]}
+    print("trainaug images per class: " + ", ".join(f"{name} {count}" for name, count in per_class.items()))
+    if untagged := [name for name, words in tags.items() if not words]:
+        warn_once(f"{some(untagged, len(tags), 'images')} have no object")
     if options.compare:
         compare(tags, options.compare)
-    wrong = [
-        f"{split} {n} instead of {EXPECTED[split]}" for split, n in counts.items() if n != EXPECTED[split]
-    ]
-    if wrong and not options.any_counts:
-        raise ValueError(
-            f"this is not the whole of VOC 2012 and SBD: {', '.join(wrong)}; everything was written, but "
-            "unpack what is missing and run again, or accept it with --any_counts"
-        )
+    check_counts(counts, EXPECTED, "VOC 2012 and SBD", options.any_counts)
     return counts
 
 
 def trainaug_names(augmented: set[str], train: list[str], val: list[str]) -> list[str]:
     """Every augmented label that is not in val, sorted: 10,582 names that contain all of train."""
-    missing = [name for name in train if name not in augmented]
-    if missing:
+    if missing := [name for name in train if name not in augmented]:
         lacking = some(missing, len(train), "masks")
         raise FileNotFoundError(
             f"SegmentationClassAug lacks {lacking} of VOC train: unpack it again, or use --sbd"
@@ -111,11 +101,7 @@ def trainaug_names(augmented: set[str], train: list[str], val: list[str]) -> lis
 
 
 def convert_sbd(sbd: Path, root: Path, own: list[str]) -> None:
-    """Fill ``SegmentationClassAug``: VOC's own masks for the images ``own``, SBD's for all others.
-
-    SBD also labels many images of VOC train and val, more coarsely: VOC's masks have the 255 border, SBD's
-    have none.
-    """
+    """Fill ``SegmentationClassAug``: VOC's own masks for ``own``, SBD's coarser ones for all others."""
     folder = next((place for place in (sbd / "dataset" / "cls", sbd / "cls") if place.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
@@ -152,8 +138,7 @@ def read_sbd(path: Path) -> np.ndarray:
 def image_tags(root: Path, names: list[str], difficult: bool) -> dict[str, list[str]]:
     """Tags of every image from its annotation; without one from its mask, and a warning says so."""
     annotated = _names_in(root / "Annotations", "*.xml")
-    without = [name for name in names if name not in annotated]
-    if without:
+    if without := [name for name in names if name not in annotated]:
         warn_once(f"{some(without, len(names), 'images')} have no XML annotation; their masks give the tags")
     present = progress_bar([name for name in names if name in annotated], desc="annotations", unit="image")
     tags = tags_from_xml(root / "Annotations", present, difficult=difficult)
@@ -171,20 +156,6 @@ def compare(ours: Mapping[str, Sequence[str]], reference: Path) -> None:
     print(f"compared tags with {reference}: {len(unequal)} differ, {len(only_one)} images are only in one")
     if unequal or only_one:
         raise ValueError(f"tags differ from {reference}: {some(unequal + only_one, len(theirs), 'images')}")
-
-
-def _report(counts: Mapping[str, int], tags: Mapping[str, list[str]], trainaug: list[str]) -> None:
-    for split, expected in EXPECTED.items():
-        if split in counts:
-            verdict = "as expected" if counts[split] == expected else f"EXPECTED {expected}"
-            print(f"{split:<9} {counts[split]:>6} images, {verdict}")
-        else:
-            print(f"{split:<9}      - no list (it is in VOC's test archive; only the test server needs it)")
-    per_class = {name: sum(name in tags[image] for image in trainaug) for name in CLASS_NAMES[1:]}
-    print("trainaug images per class: " + ", ".join(f"{name} {count}" for name, count in per_class.items()))
-    untagged = [name for name, words in tags.items() if not words]
-    if untagged:
-        warn_once(f"{some(untagged, len(tags), 'images')} have no object")
 
 
 def _names_in(folder: Path, pattern: str) -> set[str]:

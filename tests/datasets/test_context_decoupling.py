@@ -92,17 +92,13 @@ def test_objects_are_cut_out_as_by_the_published_program(case):
     assert accepted == case.meta["accepted_class"]
 
 
-def test_ignored_pixels_are_no_object():
-    label = np.zeros((10, 10), np.uint8)
-    label[:5] = 3
-    label[5:8] = 255
-    item = extract_object(np.zeros((10, 10, 3), np.uint8), label)
+def test_ignored_pixels_are_no_object_and_neither_is_a_whole_image():
+    image_rgb, label = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
+    label[:5], label[5:8] = 3, 255
+    item = extract_object(image_rgb, label)
     assert item.class_id == 3 and item.mask.shape == (5, 10)
-
-
-@pytest.mark.parametrize("value", [0, 7, 255])
-def test_label_of_one_value_gives_no_object(value):
-    assert extract_object(np.zeros((6, 6, 3), np.uint8), np.full((6, 6), value, np.uint8)) is None
+    for value in (0, 7, 255):
+        assert extract_object(image_rgb, np.full_like(label, value)) is None
 
 
 def published_item(case, tmp_path, image_label):
@@ -192,25 +188,18 @@ def test_mask_and_label_follow_the_pasted_object(world):
     assert (np.asarray(sample["image"]) == 40).all() and not sample["pseudo_label"].any()
 
 
-def test_image_with_all_classes_of_the_bank_stays_as_it_is(world):
-    decoupled = ContextDecoupledDataset(*world, Paste())
-    sample = decoupled.dataset.read((2, 5))
-    pasted = decoupled.decoupled(sample, SampleDraw(5))
-    assert pasted["image"] is sample["image"] and pasted["class_label"].tolist() == [1, 1]
-
-
-def test_class_without_objects_is_never_chosen(world):
-    decoupled = ContextDecoupledDataset(*world, Paste())
+def test_only_absent_classes_with_objects_are_pasted(world, tmp_path):
+    dataset, bank = world
+    decoupled = ContextDecoupledDataset(dataset, bank, Paste())
     for seed in range(20):
-        label = decoupled.decoupled(decoupled.dataset.read((0, seed)), SampleDraw(seed))["class_label"]
+        label = decoupled.decoupled(dataset.read((0, seed)), SampleDraw(seed))["class_label"]
         assert label.tolist() == [0, 1]
-
-
-def test_empty_bank_changes_nothing(world, tmp_path):
     write_index(tmp_path / "none", ("background", "cat", "dog"), {})
-    bank = ObjectBank(tmp_path / "none", ("background", "cat", "dog"))
-    original, pasted = ContextDecoupledDataset(world[0], bank, Paste())[1, 3]
-    assert original["class_label"].tolist() == pasted["class_label"].tolist() == [1, 0]
+    empty = ObjectBank(tmp_path / "none", ("background", "cat", "dog"))
+    for index, objects in ((2, bank), (1, empty)):
+        sample = dataset.read((index, 5))
+        pasted = ContextDecoupledDataset(dataset, objects, Paste()).decoupled(sample, SampleDraw(5))
+        assert pasted["image"] is sample["image"] and pasted["class_label"] is sample["class_label"]
 
 
 def test_draws_belong_to_the_sample(world):
@@ -265,12 +254,12 @@ def test_tiny_images_and_thin_objects_fit(size):
 
 def test_missing_or_foreign_bank_is_a_clear_error(world, tmp_path):
     bank = world[1]
-    with pytest.raises(FileNotFoundError, match="no object bank .*mine_objects"):
+    with pytest.raises(FileNotFoundError, match="no object bank"):
         ObjectBank(tmp_path / "nowhere", ("background", "cat", "dog"))
     with pytest.raises(ValueError, match="other classes"):
         ObjectBank(bank.folder, ("background", "cat", "cow"))
     (bank.folder / "2" / "x.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 objects .* first .*2/x\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 objects"):
         ObjectBank(bank.folder, ("background", "cat", "dog"))
 
 
@@ -280,7 +269,7 @@ def test_label_folder_takes_the_place_of_ground_truth(world, tmp_path):
     assert (dataset.read((1, 0))["pseudo_label"] == 2).all()
     assert set(dataset[1, 0]["pseudo_label"].unique().tolist()) <= {2, 255}
     (tmp_path / "labels" / "0.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 labels of split 'train' .*data\.label_dir"):
+    with pytest.raises(FileNotFoundError, match="1 of 3 labels"):
         WeakSegDataset(dataset.split, PlainView(32), label_dir=tmp_path / "labels")
     write_mask(tmp_path / "labels" / "1.png", np.zeros((5, 5)))
     with pytest.raises(ValueError, match=r"labels/1\.png is 5 x 5 pixels"):

@@ -44,7 +44,7 @@ def test_voc_records(voc):
     assert voc_split(voc, "val").records[0].tags == ()
 
 
-def test_voc_test_has_no_truth_unless_it_is_there(voc):
+def test_voc_test_and_own_lists_have_no_truth_unless_it_is_there(voc):
     record = voc_split(voc, "test").records[0]
     assert record.mask is None and record.tags is None
     write_mask(voc / "SegmentationClassAug" / "d.png", np.zeros((3, 4)))
@@ -52,11 +52,9 @@ def test_voc_test_has_no_truth_unless_it_is_there(voc):
     record = voc_split(voc, "test").records[0]
     assert record.mask is not None and record.tags == (8,)
 
-
-def test_own_list_may_lack_tags_and_masks(voc):
-    text(voc / "mine.txt", "d\na\n")
+    text(voc / "mine.txt", "a\nd\n")
     split = voc_split(voc, str(voc / "mine.txt"))
-    assert split.name == "mine" and [record.tags for record in split.records] == [None, (8, 12)]
+    assert split.name == "mine" and [record.tags for record in split.records] == [None, (8,)]
     (voc / "tags.csv").unlink()
     assert not voc_split(voc, str(voc / "mine.txt")).has_tags
 
@@ -67,9 +65,7 @@ def test_voc_says_what_is_missing(voc):
     with pytest.raises(FileNotFoundError, match=r"data\.root"):
         voc_split(voc / "nowhere", "train")
     (voc / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"1 of 2 images of split 'train' are missing, first .*b\.jpg"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*b\.jpg"):
         voc_split(voc, "train")
     (voc / "tags.csv").write_text("a,cat\n")
     with pytest.raises(ValueError, match=r"1 of 1 images \(c\) of split 'val' have no line"):
@@ -124,17 +120,14 @@ def test_custom_folder(own):
     assert custom_split(own, "all", masks="masks").records[2].mask == own / "masks" / "deep" / "c.png"
 
 
-def test_custom_single_class_and_given_order(own):
+def test_custom_classes_come_from_tags_a_header_or_a_given_order(own):
     text(own / "tags.csv", "a,cat\nb,\nc,\nmy dog,\n")
     assert custom_split(own, "all").class_names == ("background", "cat")
     assert custom_split(own, "all", class_names=["zebra", "cat"]).records[0].tags == (2,)
-
-
-def test_custom_classes_of_a_table_are_those_of_its_header(own):
     text(own / "tags.csv", "image,zebra,cat,bird\na.jpg,1,1,0\nb,0,0,0\nc,0,1,0\nmy dog.bmp,1,0,0\n")
     split = custom_split(own, "all")
     assert split.class_names == ("background", "bird", "cat", "zebra")
-    assert {r.name: r.tags for r in split.records} == {"a": (2, 3), "b": (), "deep/c": (2,), "my dog": (3,)}
+    assert [record.tags for record in split.records] == [(2, 3), (), (2,), (3,)]
 
 
 def test_custom_splits_are_disjoint_complete_and_stable(tmp_path):
@@ -164,9 +157,7 @@ def test_custom_lists(own):
 
 def test_custom_images_without_tags(own):
     text(own / "tags.csv", "a,zebra;cat\nc,cat;\nmy dog,zebra;\n")
-    with pytest.raises(
-        ValueError, match=r"1 of 4 images \(b\) of split 'all' are not in tags\.csv.*untagged"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 4 images \(b\)"):
         custom_split(own, "all")
     assert custom_split(own, "all", untagged="no_object").records[1].tags == ()
     assert custom_split(own, "all", untagged="unknown").records[1].tags is None
@@ -240,11 +231,12 @@ def test_accents_of_file_names_have_one_spelling(tmp_path):
     assert record.mask == tmp_path / "masks" / f"{decomposed}.png"
 
 
-def test_sources_share_their_option_names():
-    # A config that builds on one data set's file and then on another's keeps keys that only the first one
-    # sets.
-    options = [set(inspect.signature(source).parameters) for source in (voc_split, coco_split, custom_split)]
-    assert options[0] == options[1] <= options[2]
+def test_data_configs_set_the_same_options_and_their_sources_take_them():
+    """A config that builds on one data set's file and then on another's keeps keys of the first."""
+    for name in ("voc", "coco", "custom"):
+        data = load_config(f"datasets/{name}.yaml").data
+        assert set(data.options) == {"lists", "images", "masks", "tags", "class_names"}
+        assert set(data.options) <= set(inspect.signature(import_target(data.source)).parameters)
 
 
 def test_documented_overrides_reach_the_source(tmp_path):
@@ -258,10 +250,3 @@ def test_documented_overrides_reach_the_source(tmp_path):
     data = load_config("datasets/coco.yaml", [f"data.root={tmp_path}", *overrides]).data
     split = import_target(data.source)(data.root, "train", **data.options)
     assert split.records[0].mask == tmp_path / "train" / "000000000009.png"
-
-
-@pytest.mark.parametrize("name", ["voc", "coco", "custom"])
-def test_data_configs_set_the_same_options(name):
-    data = load_config(f"datasets/{name}.yaml").data
-    assert set(data.options) == {"lists", "images", "masks", "tags", "class_names"}
-    assert set(data.options) <= set(inspect.signature(import_target(data.source)).parameters)

@@ -38,6 +38,8 @@ ELSEWHERE = (
     "python scripts/demo.py",
     "bash run_tests.sh",
     "mkdir ",
+    "python3 -m venv ",
+    "source ",
     "tar ",
     "unzip ",
     "pip ",
@@ -83,7 +85,7 @@ def world(tmp_path_factory, demo_folder):  # noqa: F811
         image.save(voc / "JPEGImages" / f"{name}.jpg")
         for folder in (voc / "SegmentationClassAug", root / "labels"):
             write_mask(folder / f"{name}.png", rng.integers(0, 2, (40, 48), dtype=np.uint8))
-    for split in ("train", "val", "test", "val_part"):
+    for split in ("train", "val", "test", "val_part", "all"):
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("a\nb\nc\n")
     (custom / "tags.csv").write_text("name,tags\na,dog\nb,dog;person\nc,\n")
     (voc / "tags.csv").write_text("name,tags\na,aeroplane\nb,aeroplane\nc,aeroplane\n")

@@ -128,6 +128,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
         return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
     trained = str(world["runs"][81 if "coco" in script else 21])
     known = {"photo.jpg": world["root"] / "photo.jpg", "my_names.txt": world["root"] / "my_names.txt"}
+    known["~/.infer_seg"] = out / "completion"
     words = [trained if w.endswith(".pth") else str(known.get(w, w)) for w in words]
     if script == "tools/evaluate.py":
         return _evaluation(words, world, out)

@@ -111,7 +111,9 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
         raise ValueError(f"{_label(layers.path)} has no stages: it is a single training")
     own = _resolved(cfg, with_likes(layers.stages))
     last_word = _resolved(cfg, with_likes(layers.stages, layers.stage_changes))
-    together = merge(*(values for _, values in layers.files))
+    together: dict[str, Any] = {}
+    for _, values in layers.files:
+        together = _build_on(together, values)
     shared = (_label(layers.path), without(together, ("run_name", "work_dir")))
     everywhere = without(layers.changes, ("run_name", "work_dir"))
     loaded = []
@@ -182,13 +184,21 @@ def _compose(files: Sequence[Layer], changes: Sequence[Layer]) -> DictConfig:
     """Defaults, then files, then changes; a key that nothing reads is refused."""
     merged = defaults()
     for label, values in files:
-        merged = merge(merged, values)
+        merged = _build_on(merged, values)
         _check_keys(values, None, label)
     for label, values in changes:
         known = [key for key, _ in leaves(merged)]
         merged = merge(merged, values)
         _check_keys(values, merged, label, known)
     return OmegaConf.create(merged)
+
+
+def _build_on(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A file merged with its base. One with a data source of its own drops the options of the base's."""
+    source = _select(values, "data.source")
+    if source is not None and source != _select(base, "data.source"):
+        base = {**base, "data": {**base.get("data", {}), "options": {}}}
+    return merge(base, values)
 
 
 def _resolved(cfg: DictConfig, stages: StageValues) -> StageValues:

@@ -263,3 +263,8 @@ def test_refiner_of_the_inference_is_a_name_or_a_mapping(tmp_path):
     for wrong in ("tocoo", {"target": "x"}, {"name": "dense_crf", "step": 3}):
         with pytest.raises((KeyError, ValueError), match="refiner"):
             inference_refiner(wrong)
+
+
+def test_another_data_source_drops_the_options_of_the_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: toco/voc.yaml\ndata: {source: tests.stages.call, root: x}\n")
+    assert not load_config(tmp_path / "mine.yaml").data.options

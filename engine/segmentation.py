@@ -24,9 +24,9 @@ from utils.worker import core_count
 
 
 def inference_refiner(
-    config: str | Mapping[str, Any] | None, device: torch.device | str = "cpu"
+    config: str | Mapping[str, Any] | None, device: torch.device | str = "cpu", key: str = "infer.refiner"
 ) -> tuple[Refiner | None, str | None]:
-    """The refiner of ``infer.refiner`` and its part of a protocol id; None, None for null.
+    """The refiner of a config and its part of a protocol id; None, None for null.
 
     Raises:
         KeyError, ValueError: an unknown refiner, or an option that it does not have.
@@ -34,7 +34,7 @@ def inference_refiner(
     if config is None:
         return None, None
     options = refiner_options(config, "dense_crf")
-    refiner = create_refiner(**options, key="infer.refiner")
+    refiner = create_refiner(**options, key=key)
     if isinstance(refiner, nn.Module):
         refiner.to(device)
     changes = ",".join(f"{key}={value}" for key, value in options.items() if key != "name")

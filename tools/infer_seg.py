@@ -131,14 +131,15 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
 
         tags = sample["class_label"].to(device) if infer.tags else None
         arguments = loaded.method, image_rgb.to(device), infer
+        own = None if refiner is None else refiner.of_image(record.name)
         if workers:
             image, scores = segment_scores(*arguments, options.precision, options.max_side, tags)
             arrays = image.cpu().numpy(), crf_probs(loaded.method, scores).cpu().numpy()
-            pool.submit(refine_and_write, *arrays, refiner, image_rgb.shape[-2:], path, then=finish)
+            pool.submit(refine_and_write, *arrays, own, image_rgb.shape[-2:], path, then=finish)
         else:
             prediction = segment_image(
                 *arguments,
-                refiner,
+                own,
                 precision=options.precision,
                 max_side=options.max_side,
                 class_label=tags,

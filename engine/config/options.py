@@ -232,6 +232,7 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     import tyro
 
     words, kinds = field.metadata["choices"], get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = tuple(k for k in kinds if get_origin(k) is not dict)  # a mapping is typed as a text
     shown = [k for k in kinds if k is not NoneType]
     metavar = (
         "TRUE|FALSE"

@@ -15,11 +15,20 @@ REFINERS = {
     "pamr": "models.refiners.pixel_adaptive.PAMR",
     "dense_crf": "models.refiners.dense_crf.DenseCRF",
     "pydensecrf": "models.refiners.compiled_crf.CompiledCRF",
+    "mask_vote": "models.refiners.mask_vote.MaskVote",
+    "attention_affinity": "models.refiners.attention_affinity.AttentionAffinity",
 }
 
 
 class Refiner(Protocol):
     """Base of all refiners; ``refine`` is what a new one defines."""
+
+    # Whether a map depends on the others: then the background's is the first, and scores are shares of them.
+    maps_compete = False
+
+    def of_image(self, name: str) -> Refiner:
+        """The refiner for the image of a name, for one that reads a file of every image."""
+        return self
 
     def refine(self, image_rgb: Tensor, scores: Tensor) -> Tensor:
         """Refined scores (B, M, H, W), without gradient.

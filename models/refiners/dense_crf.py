@@ -49,6 +49,8 @@ class DenseCRF(Refiner):
         ValueError: an unknown preset, or a parameter out of range.
     """
 
+    maps_compete = True
+
     preset: str = "toco"
     gaussian_sigma_xy: float | None = None
     gaussian_compat: float | None = None

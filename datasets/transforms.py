@@ -127,7 +127,7 @@ class WeakStrongViews:
     """The three views that ToCo, MCC and SeCo train on.
 
     * ``image``: crop of the rescaled and mirrored image; augmented: then colour, flip, blur; plain: as is.
-    * ``global_view``: random part of the original image at size S; colour, flip, sometimes blur and solarise.
+    * ``global_view``: 0.4 to 1 of the original image's area at size S; colour, flip, rarely blur, solarise.
     * ``strong_view``: the same crop as ``image``; colour, flip, half of the time blur.
 
     Each is (3, S, S), normalised. ``valid_box`` (4,) int64 is the part of the crop that is not black padding;
@@ -139,7 +139,6 @@ class WeakStrongViews:
             published programs mirror each view on its own and never the box (rulixiang/ToCo, zwyang6/SeCo,
             fwu11/MCC), so half of the regions that are looked up in one view lie mirrored in the other; their
             numbers were reached that way.
-        global_scale: smallest and largest share of the original image's area in ``global_view``.
     """
 
     def __init__(
@@ -148,19 +147,16 @@ class WeakStrongViews:
         scale_range: tuple[float, float] = (0.5, 2.0),
         main_view: str = "augmented",
         consistent_flip: bool = False,
-        global_scale: tuple[float, float] = (0.4, 1.0),
     ) -> None:
         assert main_view in ("augmented", "plain"), main_view
         self.crop_size, self.scale_range = crop_size, _checked(scale_range)
         self.main_view, self.consistent_flip = main_view, consistent_flip
         self.global_part = v2.RandomResizedCrop(
-            crop_size, scale=tuple(global_scale), interpolation=v2.InterpolationMode.BICUBIC
+            crop_size, scale=(0.4, 1.0), interpolation=v2.InterpolationMode.BICUBIC
         )
         self.colour = v2.Compose(
             [
-                v2.RandomApply(
-                    [v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8
-                ),
+                v2.RandomApply([v2.ColorJitter(0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
                 v2.RandomGrayscale(p=0.2),
             ]
         )
@@ -189,10 +185,8 @@ class WeakStrongViews:
         return sample
 
 
-def random_crop(
-    sample: Sample, crop_size: int, scale_range: tuple[float, float], flip: float = 0.5
-) -> Sample:
-    """Rescale by a random factor, mirror with probability ``flip``, crop a random square.
+def random_crop(sample: Sample, crop_size: int, scale_range: tuple[float, float]) -> Sample:
+    """Rescale by a random factor, mirror half of the time, crop a random square.
 
     A side shorter than the crop is padded at a random offset: black around the image, 255 around labels.
 
@@ -205,7 +199,7 @@ def random_crop(
     width, height = max(int(factor * image.width), 1), max(int(factor * image.height), 1)
     left, x0, x1 = _random_window(width, crop_size)
     top, y0, y1 = _random_window(height, crop_size)
-    mirrored = _chance(flip)
+    mirrored = _chance(0.5)
 
     window = (left, top, left + x1 - x0, top + y1 - y0)
     part = resized_window(image, (width, height), window)
@@ -232,17 +226,12 @@ def resized_window(
 
     Equals ``image.resize(size).crop(window)``, but computes only what is kept.
     """
-    # A few pixels more than the window, because the filter looks at neighbours.
-    margin = 4
+    margin = 4  # the filter looks at neighbours of the window
     left, top = max(window[0] - margin, 0), max(window[1] - margin, 0)
     right, bottom = min(window[2] + margin, size[0]), min(window[3] + margin, size[1])
     scale_x, scale_y = image.width / size[0], image.height / size[1]
-    source = (
-        left * scale_x,
-        top * scale_y,
-        min(right * scale_x, image.width),
-        min(bottom * scale_y, image.height),
-    )
+    lower_right = min(right * scale_x, image.width), min(bottom * scale_y, image.height)
+    source = (left * scale_x, top * scale_y, *lower_right)
     part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
     return part.crop((window[0] - left, window[1] - top, window[2] - left, window[3] - top))
 
@@ -294,11 +283,9 @@ def crop_box(size: tuple[int, int], crop_size: int, draw: Draw = random_draw) ->
 def crop(values: Tensor, crop_size: int, box: CropBox, fill: float) -> Tensor:
     """The crop (..., S, S) of values (..., H, W), with ``fill`` where there is no image."""
     cropped = values.new_full((*values.shape[:-2], crop_size, crop_size), fill)
-    part = values[
-        ...,
-        box.image_top : box.image_top + box.height,
-        box.image_left : box.image_left + box.width,
-    ]
+    rows = slice(box.image_top, box.image_top + box.height)
+    columns = slice(box.image_left, box.image_left + box.width)
+    part = values[..., rows, columns]
     cropped[..., box.top : box.top + box.height, box.left : box.left + box.width] = part
     return cropped
 

@@ -40,6 +40,10 @@ def normalize(image_rgb: Tensor) -> Tensor:
     return image.sub_(_channels(IMAGENET_MEAN, image)).div_(_channels(IMAGENET_STD, image))
 
 
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]
+
+
 def denormalize(image: Tensor) -> Tensor:
     """Undo `normalize`: (..., 3, H, W) on 0..255, neither rounded nor clipped (what is next decides that)."""
     return image * _channels(IMAGENET_STD, image) + _channels(IMAGENET_MEAN, image)
@@ -77,10 +81,6 @@ def rescale(image: Tensor, scale: float) -> Tensor:
     arrays = [np.array(rescale_picture(picture, scale)) for picture in pictures]
     resized = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     return normalize(resized.to(image.device)).to(image.dtype)
-
-
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return like.new_tensor(values)[:, None, None]
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -155,17 +155,13 @@ def read_mask(path: str | Path) -> np.ndarray:
     except Exception as error:
         raise UnreadableImageError(f"cannot read mask {path}: {error}") from error
     if image.format in ("JPEG", "MPO"):
-        raise ValueError(
-            f"mask {path} is a JPEG, which changes class indices: save it as PNG, from the original"
-        )
+        raise ValueError(f"mask {path} is a JPEG, which changes class indices: save the original as PNG")
     if image.mode == "P":
         return _checked_palette(image, path)
     if image.mode in ("L", "1"):
         return np.array(image, dtype=np.uint8)
     if image.mode == "RGBA" and image.getextrema()[3][0] < 255:
-        raise ValueError(
-            f"mask {path} has transparent parts, so its colours may be hidden: save it without them"
-        )
+        raise ValueError(f"mask {path} has transparent parts, which may hide colours: save it without them")
     if image.mode in ("RGB", "RGBA"):
         return _indices_of_voc_colours(np.asarray(image.convert("RGB")), path)
     values = np.asarray(image)

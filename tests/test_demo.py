@@ -45,11 +45,9 @@ def test_second_run_does_nothing_again(arguments, monkeypatch):
     demo.main()
     out = demo.Path(arguments[0].removeprefix("out="))
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")}
-    assert before
     monkeypatch.setattr("engine.validation.validate", None)  # nothing is scored again
-    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
     demo.main()
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")} == before
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")} != {}
 
 
 def test_a_pipeline_is_no_demo(arguments, monkeypatch):

@@ -26,16 +26,9 @@ def split(tmp_path):
 
 def steps(count, **options):
     """All items of the first steps, over every process and micro-batch in the order of the global batch."""
-    world_size, accumulate = options.pop("world_size", 1), options.pop("accumulate", 1)
-    streams = [
-        list(
-            islice(
-                StepSampler(**options, rank=rank, world_size=world_size, accumulate=accumulate),
-                count * accumulate,
-            )
-        )
-        for rank in range(world_size)
-    ]
+    world_size, accumulate = options.setdefault("world_size", 1), options.setdefault("accumulate", 1)
+    samplers = [StepSampler(**options, rank=rank) for rank in range(world_size)]
+    streams = [list(islice(sampler, count * accumulate)) for sampler in samplers]
     return [
         [item for a in range(accumulate) for stream in streams for item in stream[step * accumulate + a]]
         for step in range(count)
@@ -57,14 +50,12 @@ def test_resuming_goes_on_with_the_same_stream(length):
 
 def test_an_epoch_visits_no_image_twice():
     batches = steps(10, length=21, batch_size=4, seed=0)
-    for epoch in (batches[:5], batches[5:]):
-        indices = [index for batch in epoch for index, _ in batch]
-        assert len(set(indices)) == len(indices) == 20 and max(indices) < 21
     first, second = ([index for batch in part for index, _ in batch] for part in (batches[:5], batches[5:]))
-    assert first != second
+    assert len(set(first)) == len(first) == len(set(second)) == 20
+    assert first != second and max(first + second) < 21
 
 
-def test_a_small_set_is_concatenated():
+def test_epochs_of_a_small_set_follow_each_other_without_a_gap():
     items = [item for batch in steps(6, length=3, batch_size=4, seed=0) for item in batch]
     epochs = [items[k : k + 3] for k in range(0, 24, 3)]
     assert all({index for index, _ in epoch} == {0, 1, 2} for epoch in epochs)

@@ -30,18 +30,8 @@ def coco(tmp_path):
         images = [
             {"id": k, "file_name": f"COCO_{part}2014_{k:012d}.jpg", "height": 10, "width": 12} for k in (7, 8)
         ]
-        annotations = [
-            {
-                "id": k,
-                "image_id": 7,
-                "category_id": category,
-                "segmentation": polygon,
-                "iscrowd": iscrowd,
-                "area": area,
-                "bbox": [0, 0, 1, 1],
-            }
-            for k, (category, polygon, area, iscrowd) in enumerate(entries, start=1)
-        ]
+        keys = ("id", "image_id", "category_id", "segmentation", "area", "iscrowd")
+        annotations = [dict(zip(keys, (k, 7, *entry))) for k, entry in enumerate(entries, start=1)]
         file = tmp_path / "annotations" / f"instances_{part}2014.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -104,40 +94,35 @@ def test_masks_made_elsewhere_speak_for_themselves(coco, tmp_path):
 
 
 def test_an_object_smaller_than_a_pixel_keeps_its_image(coco):
-    file = coco / "annotations/instances_val2014.json"
-    content = json.loads(file.read_text())
-    content["annotations"][0]["segmentation"] = box(3.1, 3.1, 0.1, 0.1)
-    file.write_text(json.dumps(content))
+    tiny = {"segmentation": box(3.1, 3.1, 0.1, 0.1)}
+    edit(coco, lambda content: content["annotations"][0].update(tiny), part="val")
     assert prepare(coco)["val"] == 1
     record = coco_split(coco, "val").records[0]
     assert record.tags == (CLASS_NAMES.index("couch"),) and not read_mask(record.mask).any()
 
 
-def test_a_numbering_that_is_not_clear_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="fit both numberings"):
-        numbering([0, 1, 2, 255], tmp_path)
-    with pytest.raises(ValueError, match="fit neither"):
-        numbering([UNUSED_IDS[0], 85], tmp_path)
-    with pytest.raises(ValueError, match="fit neither"):
-        numbering([120], tmp_path)
+@pytest.mark.parametrize(
+    ("values", "term"), [([0, 1, 2, 255], "both"), ([UNUSED_IDS[0], 85], "neither"), ([120], "neither")]
+)
+def test_a_numbering_that_is_not_clear_is_refused(tmp_path, values, term):
+    with pytest.raises(ValueError, match=f"fit {term}"):
+        numbering(values, tmp_path)
 
 
-def test_a_missing_foreign_mask_is_named(coco, tmp_path):
-    with pytest.raises(FileNotFoundError, match="1 of 1 masks .*COCO_train2014_000000000007"):
-        prepare(coco, masks=tmp_path)
-
-
-def test_counts_and_files_are_checked(coco):
+def test_counts_and_files_are_checked(coco, tmp_path):
     with pytest.raises(ValueError, match="not the whole of COCO 2014"):
         prepare(coco, any_counts=False)
+    (coco / "masks.json").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 1 masks .*COCO_train2014_000000000007"):
+        prepare(coco, masks=tmp_path)
     (coco / "annotations" / "instances_val2014.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"annotations_trainval2014\.zip"):
         prepare(coco)
 
 
-def edit(coco, change):
-    """Change the annotations of train."""
-    file = coco / "annotations/instances_train2014.json"
+def edit(coco, change, part="train"):
+    """Change annotations."""
+    file = coco / f"annotations/instances_{part}2014.json"
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
@@ -146,11 +131,10 @@ def edit(coco, change):
 @pytest.mark.parametrize(
     ("where", "key", "value", "term"),
     [
-        ("annotations", "segmentation", None, "annotation 2: segmentation"),
-        ("annotations", "segmentation", [], "annotation 2: segmentation"),
-        ("annotations", "segmentation", [[1, 2, 3, 4]], "annotation 2: segmentation"),
-        ("annotations", "segmentation", [0, 0, 5, 0, 5, 5], "annotation 2: segmentation"),
-        ("annotations", "segmentation", {"counts": [0, 4], "size": [2, 2]}, "annotation 2: segmentation"),
+        *(
+            ("annotations", "segmentation", shape, "annotation 2: segmentation")
+            for shape in (None, [], [[1, 2, 3, 4]], [0, 0, 5, 0, 5, 5], {"counts": [0, 4], "size": [2, 2]})
+        ),
         ("annotations", "image_id", 99, r"1 of 3 annotations \(2\)"),
         ("annotations", "image_id", None, "annotation 2: image_id"),
         ("annotations", "category_id", 12, "annotation 2: category_id"),

@@ -47,7 +47,13 @@ ELSEWHERE = (
     "git ",
 )
 # Tests of their own run these, on folders that they make.
-OWN_TESTS = ("bench/run.py", "tools/crf.py", "tools/mine_objects.py", "tools/exchange_cams.py")
+OWN_TESTS = (
+    "bench/run.py",
+    "tools/crf.py",
+    "tools/mine_objects.py",
+    "tools/refine_labels.py",
+    "tools/exchange_cams.py",
+)
 
 
 def commands(page: Path) -> list[str]:

@@ -82,7 +82,9 @@ def read_class_names(
     ``background`` is put in front where it is left out, and replaces another spelling of it. A blank line,
     background in another place than the first, a name that occurs twice and too many names are errors.
     """
-    where, names = "class names", [str(name) for name in (default if source is None else source)]
+    where, names = "class names", list(default if source is None else source)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"{where}: {wrong[0]!r} is no text to YAML: write it in quotes")
     if isinstance(source, str):
         path = root / source
         if not path.is_file():

@@ -37,6 +37,7 @@ IMAGE_WORDS = {
 }  # fmt: skip
 TAG_WORDS = {"tag", "tags", "label", "labels", "class", "classes"}
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+SPLIT_WORDS = {"val", "valid", "validation", "test", "testing", "trainval", "training"}
 FLAG_LIKE = {*FLAGS, "-1", "-1.0", "yes", "no", "y", "n", "x"}
 
 
@@ -72,21 +73,29 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
 def classes_of(path: Path) -> list[str]:
     """The classes that a tags file speaks of, sorted; words that would be classes by mistake are errors."""
     place_of: dict[str, str] = {}
-    for _, words, _ in tag_entries(path):
+    header: set[str] = set()
+    for image, words, _ in tag_entries(path):
         for word, place in words:
             place_of.setdefault(word, place)
+            header |= {word} if image is None else set()
     words = sorted(word for word in place_of if not is_background(word))  # `read_tags` refuses background
     if not words:
         raise ValueError(f"no image in {path} has a tag, so there is no class to learn")
+    numbers = [word for word in words if word.replace(".", "").isdecimal()]
     alike: dict[str, str] = {}
     for word in words:
         parts = word.split()
         if set(word) & set(',|[]{}"') or (len(parts) > 1 and set(parts) <= set(words)):
             raise ValueError(f"{place_of[word]}: '{word}' looks like several tags: separate them by ';'")
+        if word not in header and (word.lower() in SPLIT_WORDS or (word in numbers and words != numbers)):
+            raise ValueError(
+                f"{place_of[word]}: '{word}' is hardly a class: remove that column, or name the classes with "
+                "data.options.class_names"
+            )
         if (other := alike.setdefault(word.casefold(), word)) != word:
             raise ValueError(f"{place_of[word]}: '{word}' differs from '{other}' in case alone: write one")
     for first, second in itertools.combinations(words, 2):
-        if len(first) > 3 and _slips(first) & _slips(second):
+        if max(len(first), len(second)) > 3 and _slips(first) & _slips(second):
             warn_once(f"{path}: the classes '{first}' and '{second}' differ by one letter; is one a slip?")
     return words
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from datasets.base import Split
 from engine.config.common import DataOptions
 from engine.config.load import load_config, override_config, project_path
-from utils.build import build
+from utils.build import build, import_target, keyword_names
 from utils.weights import load_checkpoint
 
 
@@ -26,6 +26,8 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
     if name.endswith(".txt") and not Path(name).is_file() and project_path(name).is_file():
         name = str(project_path(name))
     spec = {"target": data["source"], **(data["options"] or {})}
+    if not {"root", "split"} <= (keyword_names(import_target(spec["target"])) or set()):
+        raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
     return build(spec, root=project_path(data["root"]), split=name)
 
 

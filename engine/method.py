@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.config.load import project_path, to_plain
 from methods.base import Method
-from utils.build import build
+from utils.build import build, import_class
 
 
 def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrained: bool = True) -> Method:
@@ -23,4 +23,5 @@ def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrain
         weights = backbone.get("pretrained") if pretrained else None
         backbone = spec["backbone"] = {key: value for key, value in backbone.items() if value is not None}
         backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
+    import_class(spec["target"], Method)
     return build(spec, num_classes=num_classes)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from datasets.agreement import compare_masks_with_tags
 from datasets.base import Record, Split
 from datasets.lists import IMAGE_SUFFIXES
 from engine.config.common import ImageOptions
@@ -84,7 +85,7 @@ def claim_output(
         settings: of this tool, beside checkpoint, images and precision.
 
     Raises:
-        ValueError: the folder holds files made with other settings.
+        ValueError: the folder holds files made with other settings, or masks and tags disagree.
     """
     settings = {
         "protocol": protocol,
@@ -97,6 +98,7 @@ def claim_output(
         **settings,
     }
     out = output_folder(options.out, loaded, protocol)
+    compare_masks_with_tags(split, may_lack_classes=True)
     if is_main():
         print(loaded.describe())
         claim_folder(out, settings)

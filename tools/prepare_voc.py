@@ -4,8 +4,8 @@
 
 Reads ``Annotations/*.xml``, ``SegmentationClass``, ``ImageSets/Segmentation`` and, for the masks that VOC
 itself has not, either a folder ``SegmentationClassAug`` or SBD's ``.mat`` files. Writes below root
-``tags.csv``, ``ImageSets/Segmentation/trainaug.txt`` and, from SBD, ``SegmentationClassAug``: VOC's own mask
-for the images of VOC train and val, SBD's for the others. An interrupted run continues.
+``tags.csv``, ``ImageSets/Segmentation/trainaug.txt`` and ``SegmentationClassAug``: VOC's own mask for the
+images of VOC train and val, whatever was there, SBD's for the others. An interrupted run continues.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def run(options: Options) -> dict[str, int]:
             )
     train, val = (list(read_list(root / LISTS / f"{split}.txt")) for split in ("train", "val"))
     if options.sbd:
-        convert_sbd(options.sbd, root, [*train, *val])
-    augmented = _names_in(root / "SegmentationClassAug", "*.png")
-    if not augmented:
+        convert_sbd(options.sbd, root, {*train, *val})
+    elif not _names_in(root / "SegmentationClassAug", "*.png"):
         raise FileNotFoundError(
             f"{root / 'SegmentationClassAug'} is missing: unpack one there, or make it from SBD's release "
             "with --sbd benchmark_RELEASE"
         )
+    copy_masks(root, [*train, *val])
+    augmented = _names_in(root / "SegmentationClassAug", "*.png")
     trainaug = trainaug_names(augmented, train, val)
     write_atomic(root / LISTS / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())
     images = [root / "JPEGImages" / f"{name}.jpg" for name in [*trainaug, *val]]
@@ -100,8 +101,26 @@ def trainaug_names(augmented: set[str], train: list[str], val: list[str]) -> lis
     return sorted(augmented - set(val))
 
 
-def convert_sbd(sbd: Path, root: Path, own: list[str]) -> None:
-    """Fill ``SegmentationClassAug``: VOC's own masks for ``own``, SBD's coarser ones for all others."""
+def copy_masks(root: Path, names: list[str]) -> None:
+    """Give the images of VOC train and val VOC's own masks in ``SegmentationClassAug``.
+
+    SBD also labels many of them, more coarsely: VOC's masks have the 255 border, SBD's have none.
+    """
+    masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
+    require_files(masks, "masks of VOC train and val", "unpack VOCtrainval_11-May-2012.tar again")
+    replaced = []
+    for path in progress_bar(masks, desc="masks of VOC", unit="image"):
+        content, copy = path.read_bytes(), root / "SegmentationClassAug" / path.name
+        if not copy.is_file() or copy.read_bytes() != content:
+            if copy.is_file() and not np.array_equal(read_mask(copy), read_mask(path)):
+                replaced.append(path.stem)
+            write_atomic(copy, content)
+    if replaced:
+        print(f"{some(replaced, len(names), 'masks')} of VOC train and val were not VOC's own: replaced")
+
+
+def convert_sbd(sbd: Path, root: Path, own: set[str]) -> None:
+    """Fill ``SegmentationClassAug`` with SBD's masks of all images but ``own``; masks that are there stay."""
     folder = next((place for place in (sbd / "dataset" / "cls", sbd / "cls") if place.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
@@ -109,13 +128,7 @@ def convert_sbd(sbd: Path, root: Path, own: list[str]) -> None:
         )
     out = root / "SegmentationClassAug"
     out.mkdir(exist_ok=True)
-    voc_masks = [root / "SegmentationClass" / f"{name}.png" for name in own]
-    require_files(voc_masks, "masks of VOC train and val", "unpack VOCtrainval_11-May-2012.tar again")
-    for path in progress_bar(voc_masks, desc="masks of VOC", unit="image"):
-        content, copy = path.read_bytes(), out / path.name
-        if not copy.is_file() or copy.read_bytes() != content:  # SBD's are there in some archives
-            write_atomic(copy, content)
-    others = sorted(_names_in(folder, "*.mat") - set(own))
+    others = sorted(_names_in(folder, "*.mat") - own)
     for name in progress_bar(others, desc="masks of SBD", unit="image"):
         if not (out / f"{name}.png").is_file():
             write_mask(out / f"{name}.png", read_sbd(folder / f"{name}.mat"))

@@ -39,6 +39,18 @@ def import_target(path: str) -> Any:
     return getattr(module, name)
 
 
+def import_class(path: str, base: type) -> Any:
+    """The class at an import path, which a stranger's checkpoint may name: never a function to be called.
+
+    Raises:
+        ImportError, ValueError: there is none, or it is no ``base``.
+    """
+    target = import_target(path)
+    if not inspect.isclass(target) or not issubclass(target, base):
+        raise ValueError(f"'{path}' is no {base.__name__}")
+    return target
+
+
 def keyword_names(target: Any) -> set[str] | None:
     """Names of the keyword arguments of a callable, over all base classes; None when it takes any keyword.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Literal
@@ -33,7 +34,7 @@ def run_main(main: Callable[[], object]) -> None:
         is_slip = isinstance(error, KeyError) and " " not in str(error.args[0] if error.args else "")
         if os.environ.get("TRACEBACK") or is_slip:
             raise
-        print(f"{type(error).__name__}: {message_of(error)}", file=sys.stderr)
+        print(f"{type(error).__name__}: {visible(message_of(error))}", file=sys.stderr)
         if isinstance(error, ModuleNotFoundError) and error.name in ("omegaconf", "torch", "yaml"):
             print(
                 "(packages: source .venv/bin/activate, or pip install -r requirements.txt)", file=sys.stderr
@@ -52,6 +53,11 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def visible(text: str) -> str:
+    """Text whose control characters, as a stranger's file name may hold, are shown and not obeyed."""
+    return re.sub(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def message_of(error: BaseException) -> str:

@@ -110,7 +110,10 @@ def read_image(path: str | Path) -> Image.Image:
             if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".tif", ".tiff"):
                 import imageio.v3 as iio
 
-                return _eight_bits(iio.imread(path), white=None)  # float colours, which Pillow does not know
+                # Float colours, which Pillow does not know, with its limit of pixels.
+                if (values := np.prod(iio.improps(path).shape)) > 6 * (Image.MAX_IMAGE_PIXELS or np.inf):
+                    raise ValueError(f"{values} values are more than a photo has")
+                return _eight_bits(iio.imread(path), white=None)
         except Exception as other:
             error = other
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error

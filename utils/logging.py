@@ -14,12 +14,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.cli import accept_any_text
+from utils.cli import accept_any_text, visible
 from utils.distributed import is_main
 from utils.files import write_atomic
 from utils.mappings import leaves
 
 LOGGER = logging.getLogger("tag2mask")
+
+
+class _Visible(logging.Formatter):
+    """Lines without the control characters that names may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _TqdmHandler(logging.Handler):
@@ -59,12 +66,12 @@ def setup_logging(work_dir: Path | None = None) -> logging.Logger:
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)
     terminal = _TqdmHandler()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(_Visible("%(message)s"))
     LOGGER.addHandler(terminal)
     if work_dir is not None and is_main():
         work_dir.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(work_dir / "run.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(_Visible("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         LOGGER.addHandler(file)
     return LOGGER
 

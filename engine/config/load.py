@@ -338,16 +338,19 @@ def _parse_overrides(overrides: Sequence[str], values: Mapping[str, Any]) -> dic
             raise ValueError(f"'{item}' is not key=value, for example train.steps=100 (all keys: --help)")
         key, _, text = item.partition("=")
         try:
-            if _is_text_key(key, values) and text != "null":
+            if text != "null" and _is_text_key(key, values, is_list=text.startswith("[")):
                 OmegaConf.update(changes, key, text, force_add=True)
-            else:
-                changes.merge_with_dotlist([item])
+                continue
+            changes.merge_with_dotlist([item])
+            number = OmegaConf.select(changes, key)
+            if type(number) is int and str(number) != text:  # to YAML 010, 12:30 and 2024_01 are numbers
+                OmegaConf.update(changes, key, text)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ValueError(f"cannot read the override {item}: {error}") from error
     return OmegaConf.to_container(changes)  # type: ignore[return-value]
 
 
-def _is_text_key(key: str, values: Mapping[str, Any]) -> bool:
+def _is_text_key(key: str, values: Mapping[str, Any], is_list: bool = False) -> bool:
     """Whether a key takes a text: by the schema, or by the annotation in its target's signature."""
     parts = key.split(".")
     key = ".".join(parts[2:] if parts[0] == "stages" else parts)
@@ -356,4 +359,5 @@ def _is_text_key(key: str, values: Mapping[str, Any]) -> bool:
     prefix, _, name = key.rpartition(".")
     found = prefix in OPEN and arguments(str(_select(values, OPEN[prefix])))
     kinds = found[name].annotation.split(" | ") if found and name in found else []
-    return bool(kinds) and set(kinds) <= {"str", "Path", "None"}
+    texts = {"str", "Path", "None"} | (set() if is_list else {"Sequence[str]"})
+    return bool(kinds) and set(kinds) <= texts

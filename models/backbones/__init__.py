@@ -24,7 +24,7 @@ from models.backbones.vgg16d import VGG16d
 from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
 from models.backbones.weights import load_pretrained, pretrained_weights, timm_weights
 from models.blocks import checkpoint_layers
-from utils.build import build_part, import_target
+from utils.build import build_part, import_class
 from utils.weights import load_checkpoint
 
 __all__ = ["BACKBONES", "create_backbone", "load_pretrained", "pretrained_weights", "require"]
@@ -109,14 +109,15 @@ def backbone_class(name: str) -> Callable[..., nn.Module]:
 
     Raises:
         KeyError, ImportError: for an unknown one.
-        ValueError: for a model of timm that gives neither tokens nor maps of images of any size.
+        ValueError: for a model of timm that gives neither tokens nor maps of images of any size, and an
+            import path that is no ``nn.Module``.
     """
     if name in BACKBONES:
         return BACKBONES[name]
     if (known := timm_name(name)) is not None:
         return partial(timm_class(known), known)
     if "." in name and not (near := near_names(name)):
-        return import_target(name)
+        return import_class(name, nn.Module)
     near = near_names(name, BACKBONES)
     names = ", ".join(f"'{n}'" for n in near) or "a model of timm with weights, or one of " + ", ".join(
         BACKBONES

@@ -52,7 +52,10 @@ def refiner_class(name: str) -> Any:
     """
     if name not in REFINERS and "." not in str(name):
         raise ValueError(f"there is no refiner '{name}'{suggest(str(name), REFINERS)}")
-    return import_target(REFINERS.get(name, name))
+    target = import_target(REFINERS.get(name, name))
+    if not isinstance(target, type) or not hasattr(target, "refine"):
+        raise ValueError(f"'{name}' is no refiner: it is a class with the method 'refine'")
+    return target
 
 
 def create_refiner(name: str, key: str = "refiner", **options: Any) -> Refiner:

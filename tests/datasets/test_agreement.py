@@ -36,6 +36,14 @@ def test_swapped_classes_are_found(tmp_path, caplog, swapped):
         assert ("cat 0 of 4, dog 0 of 4" in caplog.text) == (swapped == 2)
 
 
+def test_images_without_mask_or_tags_are_left_out(tmp_path):
+    split = split_of(tmp_path, [1, 2, 3], [(1,), None, (3,)])
+    split.records[2].mask.unlink()
+    compare_masks_with_tags(split)
+    split.records[0].mask.unlink()
+    compare_masks_with_tags(split)
+
+
 def test_objects_without_a_tag_are_no_reason_to_stop(tmp_path, caplog):
     compare_masks_with_tags(split_of(tmp_path, [1, 1, 1, 2], [(1,), (1, 2), (), (1,)]))
     assert not caplog.text

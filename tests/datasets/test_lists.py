@@ -68,6 +68,11 @@ def test_class_names_that_would_shift_mask_values_are_refused(tmp_path, text, te
         read_class_names("names.txt", tmp_path, ())
 
 
+def test_class_names_that_yaml_takes_for_something_else_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="quotes"):
+        read_class_names(["cat", False], tmp_path, ())
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.options\.class_names"):
         read_class_names("none.txt", tmp_path, ())

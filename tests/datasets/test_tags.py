@@ -141,14 +141,20 @@ def test_classes_may_be_called_by_numbers(tmp_path):
     assert classes_of(write(tmp_path / "tags.csv", "image,label\na,0\nb,7\n")) == ["0", "7"]
 
 
-@pytest.mark.parametrize("text", ["a,cat\nb,Cat", "a,cat|dog", 'a,"cat,dog"', "a,cat dog\nb,cat\nc,dog"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,cat\nb,Cat", "a,cat|dog", 'a,"cat,dog"', "a,cat dog\nb,cat\nc,dog",
+        "a,cat,train\nb,dog,val", "a,cat,12,30\nb,dog,7,0.5",
+    ],
+)  # fmt: skip
 def test_words_that_would_be_classes_by_mistake_are_refused(tmp_path, text):
-    with pytest.raises(ValueError, match="case alone|several tags"):
+    with pytest.raises(ValueError, match="case alone|several tags|hardly a class"):
         classes_of(write(tmp_path / "tags.csv", text))
 
 
 @pytest.mark.parametrize(("first", "second", "warned"), [
-    ("zebra", "zebras", True), ("zebra", "zabra", True), ("zebra", "ebra", True),
+    ("zebra", "zebras", True), ("zebra", "zabra", True), ("zebra", "ebra", True), ("cat", "cats", True),
     ("zebra", "zebrano", False), ("cat", "cow", False), ("boat", "goal", False),
 ])  # fmt: skip
 def test_classes_one_letter_apart_are_worth_a_warning(tmp_path, caplog, first, second, warned):

@@ -114,6 +114,7 @@ def test_override_without_value_is_refused():
         "train.steps=abc", "train.batch_size=2.5", "optim.lr=-1", "train.deterministic=1", "seed=null",
         "data.scale_range=1", "optim.betas=[0.9]", "infer.scales=[]", "infer.scales=[a]",
         "infer.merge_flips=summ", "infer.size=large", "train.keep_every=-1", "infer.tags=nope",
+        "train.steps=010",
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_wherever_it_comes_from(override):
@@ -131,7 +132,7 @@ TEXTS = ["/d/set #2", "20240101_120000", "010", "1e3", "12:30", "yes", "null #",
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_stays_as_it_is_typed(text, tmp_path):
-    keys = ["run_name", "data.train_set", "data.root", "data.options.masks"]
+    keys = ["run_name", "data.train_set", "data.root", "data.options.masks", "data.options.class_names"]
     cfg = load_config("configs/toco/voc.yaml", [f"{key}={text}" for key in keys])
     assert all(OmegaConf.select(cfg, key) == text for key in keys)
     assert cfg.work_dir == f"logs/{text}"

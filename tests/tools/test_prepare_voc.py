@@ -98,7 +98,8 @@ def test_running_again_keeps_finished_masks_but_those_of_voc_are_its_own(voc):
 
 def test_masks_of_another_order_of_classes_are_an_error(voc):
     for name in TAGS:
-        write_mask(voc / "SegmentationClassAug" / f"{name}.png", mask_of(name, border=False) // 2)
+        for folder in ("SegmentationClassAug", "SegmentationClass"):
+            write_mask(voc / folder / f"{name}.png", mask_of(name, border=False) // 2)
     with pytest.raises(ValueError, match="disagree"):
         prepare(voc, sbd=None)
 
@@ -107,8 +108,10 @@ def test_a_folder_of_augmented_masks_is_enough(voc):
     with pytest.raises(FileNotFoundError, match="SegmentationClassAug is missing"):
         prepare(voc, sbd=None)
     for name in TAGS:
-        write_mask(voc / "SegmentationClassAug" / f"{name}.png", mask_of(name, border=True))
+        write_mask(voc / "SegmentationClassAug" / f"{name}.png", mask_of(name, border=False))
     assert prepare(voc, sbd=None)["trainaug"] == 4
+    own = {path.stem for path in (voc / "SegmentationClassAug").glob("*.png") if is_own(path)}
+    assert own == {"t1", "t2", "v1"}  # masks of SBD for VOC's own images are replaced
 
 
 def test_image_without_annotation_takes_the_tags_of_its_mask(voc, caplog):

@@ -90,7 +90,7 @@ class Split:
     def fingerprint(self) -> str:
         """12 hex digits that name the data of a score: class names, image names, tags and file sizes.
 
-        Independent of where the data set lies and of the order of its list; reads no file's content.
+        Independent of where the data set is and of the order of its list.
         """
         lines = [
             f"{record.name}\t{record.tags}\t{_file_size(record.image)}\t{_file_size(record.mask)}"
@@ -136,15 +136,12 @@ class WeakSegDataset(Dataset[Sample]):
         unmasked = [record.name for record in split.records if with_mask and record.mask is None]
         for names, what in ((untagged, "tags to train on"), (unmasked, "ground-truth mask to score with")):
             if names:
-                raise ValueError(
-                    f"{some(names, len(split), 'images')} of split '{split.name}' have no {what}"
-                )
+                images = some(names, len(split), "images")
+                raise ValueError(f"{images} of split '{split.name}' have no {what}")
         if with_mask:
-            require_files(
-                (record.mask for record in split.records if record.mask is not None),
-                f"masks of split '{split.name}'",
-                "complete them (docs/data.md), or set data.root or data.options.masks",
-            )
+            masks = (record.mask for record in split.records if record.mask is not None)
+            advice = "complete them (docs/data.md), or set data.root or data.options.masks"
+            require_files(masks, f"masks of split '{split.name}'", advice)
 
     def __len__(self) -> int:
         return len(self.split.records)
@@ -152,18 +149,16 @@ class WeakSegDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample of an index, or of an (index, sample_seed) pair; a plain index has seed 0."""
         sample = self.read(key)
-        if self.transform is None:
-            sample["image"] = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1).contiguous()
-            return sample
-        return self.transformed(sample)
+        if self.transform is not None:
+            return self.transformed(sample)
+        return sample | {"image": torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1).contiguous()}
 
     def read(self, key: int | tuple[int, int]) -> Sample:
         """The sample before its transform."""
         index, sample_seed = key if isinstance(key, tuple) else (key, 0)
         skip = self.on_error == "skip" and self.transform is not None
         sample = self._load_or_replace(index, sample_seed) if skip else self._load(index)
-        sample["sample_seed"] = sample_seed
-        return sample
+        return sample | {"sample_seed": sample_seed}
 
     def transformed(self, sample: Sample) -> Sample:
         """The sample after its transform, which draws by the sample's seed."""
@@ -244,11 +239,8 @@ def _label_files(split: Split, folder: Path) -> list[Path]:
     """The label of every image: ``<name>.npz`` if the folder holds that of the first one, else ``.png``."""
     suffix = ".npz" if (folder / f"{split.records[0].name}.npz").is_file() else ".png"
     paths = [folder / f"{record.name}{suffix}" for record in split.records]
-    require_files(
-        paths,
-        f"labels of split '{split.name}'",
-        "finish the stage that makes them, or correct data.label_dir",
-    )
+    advice = "finish the stage that makes them, or correct data.label_dir"
+    require_files(paths, f"labels of split '{split.name}'", advice)
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -49,13 +50,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         part = self.batch_size // (self.world_size * self.accumulate)
-        step = self.start_step
-        while True:
+        for step in itertools.count(self.start_step):
             items = self.step_items(step)
             for micro_batch in range(self.accumulate):
                 start = (micro_batch * self.world_size + self.rank) * part
                 yield items[start : start + part]
-            step += 1
 
     def step_items(self, step: int) -> list[tuple[int, int]]:
         """(index, sample_seed) of the whole batch of a step, over all processes."""

@@ -38,7 +38,6 @@ from utils.image import IGNORE_INDEX, read_mask, write_mask
 from utils.logging import progress_bar
 
 EXPECTED = {"train": 82081, "val": 40137, "val_part": 5000}
-PARTS = ("train", "val")
 # Category ids 1..90 have gaps here. In masks that hold category ids these values never occur; in masks that
 # number the 80 classes without gaps they all do, and 81..90 do not.
 UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -85,7 +84,10 @@ def run(options: Options) -> dict[str, int]:
     root, foreign = options.root, options.masks
     rule = {"overlap": options.overlap, "crowd": options.crowd}
     rule = rule if foreign is None else {"masks": str(foreign.absolute())}
-    parts = {part: read_annotations(root / "annotations" / f"instances_{part}2014.json") for part in PARTS}
+    parts = {
+        part: read_annotations(root / "annotations" / f"instances_{part}2014.json")
+        for part in ("train", "val")
+    }
     _claim(root, rule)
     lists: dict[str, list[str]] = {}
     tags: dict[str, list[str]] = {}

@@ -25,8 +25,8 @@ def patch_affinity_loss(patch_tokens: Tensor, affinity_label: Tensor) -> Tensor:
             The means run over the pairs of the whole batch, on all processes.
 
     Returns:
-        Scalar in [0, 1]; falls towards 0 as positive pairs reach |cos| = 1 and negative pairs |cos| = 0. The
-        absolute value is in the authors' code, the paper writes the plain cosine.
+        Scalar in [0, 1]: 0 where positive pairs have |cos| = 1 and negative pairs |cos| = 0. The paper writes
+        the plain cosine, its code the absolute value.
     """
     with full_precision(patch_tokens):
         tokens = F.normalize(patch_tokens.float().flatten(2), dim=1, eps=1e-8)  # (B, D, hw)
@@ -50,8 +50,7 @@ def pair_label(label: Tensor, pairs: PixelPairs) -> PairLabel:
     """Labels of pixel pairs (PSA section 3.3, IRN equations 3 to 5).
 
     Args:
-        label: (B, h, w) integers at the stride of the pairs: 0 background, 255 ignored, else any number that
-            stands for a class.
+        label: (B, h, w) integers at the stride of the pairs: 0 background, 255 ignored, else a class.
     """
     source, destination = pairs.source(label)[..., None, :], pairs.destination(label)
     known = (source != IGNORE_INDEX) & (destination != IGNORE_INDEX)
@@ -94,9 +93,8 @@ def pair_displacement_loss(displacement: Tensor, label: PairLabel, pairs: PixelP
     """
     with full_precision(displacement):
         displacement = displacement.float()
-        difference = pairs.source(displacement)[..., None, :] - pairs.destination(
-            displacement
-        )  # (B, 2, P, N)
+        source, destination = pairs.source(displacement), pairs.destination(displacement)
+        difference = source[..., None, :] - destination  # (B, 2, P, N)
         offset = pairs.directions.T[:, :, None].to(difference)  # (2, P, 1)
         return {
             "dp_fg": _masked_mean((difference - offset).abs(), label.fg_pos[:, None]),

@@ -10,24 +10,15 @@ from utils.precision import full_precision
 
 
 def multilabel_loss(class_logits: Tensor, class_label: Tensor) -> Tensor:
-    """Multi-label soft margin loss: binary cross entropy of every class, averaged over classes and images.
-
-    Args:
-        class_logits: (B, C) of any float type; computed in float32.
-        class_label: (B, C), 0 or 1.
-    """
+    """Binary cross entropy of logits and labels (B, C), averaged over classes and images, in float32."""
     with full_precision(class_logits):
         return F.multilabel_soft_margin_loss(class_logits.float(), class_label.float())
 
 
 def multilabel_hinge_loss(class_logits: Tensor, class_label: Tensor) -> Tensor:
-    """Multi-label margin loss: every present class beats every absent one by 1; averaged over images.
+    """Multi-label margin loss of logits (B, C) and labels (B, C): present classes beat absent ones by 1.
 
-    Sums ``max(0, 1 - (present - absent))`` over all pairs of an image and divides by the number of classes.
-
-    Args:
-        class_logits: (B, C) of any float type; computed in float32.
-        class_label: (B, C), 0 or 1.
+    ``max(0, 1 - (present - absent))``, summed over the pairs of an image, divided by C, averaged over images.
     """
     with full_precision(class_logits):
         # PyTorch wants the numbers of the present classes, and -1 behind the last.

@@ -24,9 +24,8 @@ def class_token_contrast(
 
         sum over positive j of -log(z_j / (z_j + N + eps))  -  log(1 / (1 + N + eps)),
 
-    divided by the number of positives. The last term is in the authors' code (a loop ``else``) and not in the
-    paper; it keeps pushing negatives and is part of the published numbers. A teacher view is also paired with
-    the same student view. No normaliser depends on other images.
+    divided by the number of positives. The last term is in the authors' code (a loop ``else``), not in the
+    paper. A teacher view is also paired with the same student view. No normaliser depends on other images.
 
     Args:
         student: (V * B, D) view-major, not normalised.

@@ -14,8 +14,7 @@ from torch import Tensor
 from ops.lattice import PermutohedralLattice, bilateral_features
 from utils.image import IGNORE_INDEX
 
-# Pixels whose lattice is in memory at once (about 350 bytes each, plus 20 per class): larger batches are
-# filtered in parts.
+# Pixels whose lattice is in memory at once (about 350 bytes each, plus 20 per class).
 MAX_PIXELS = 2**20
 
 
@@ -32,23 +31,18 @@ def dense_energy_loss(
 ) -> Tensor:
     """Negative bilateral affinity between pixels of the same soft class, on maps shrunk by ``scale``.
 
-    The gradient is defined, not derived: neither the gate nor the asymmetry of the lattice filter is
-    differentiated. That is what the published numbers were trained with. A sum over pixels, not a mean, hence
-    the tiny ``weight``.
+    A sum over pixels, hence the tiny ``weight``. The gradient is defined, not derived, as published: neither
+    the gate nor the asymmetry of the lattice filter is differentiated.
 
     Args:
         image_rgb: (B, 3, H, W) colours in 0..255, neither rounded nor clipped; no gradient flows to it.
         seg_logits: (B, K, H, W), any scale.
         label: (B, H, W) integers; only 255 (unlabelled: the loss is not gated there) differs from the rest.
         valid_box: (B, 4) integers y0, y1, x0, x1, ends exclusive: the part of a padded crop that is image.
-            None: all of it.
         sigma_rgb: grey levels. sigma_xy: pixels of the full-size image.
 
     Returns:
         Scalar, zero or negative, a mean over the B images.
-
-    Raises:
-        ValueError: sizes that do not fit together, or colours that are not finite.
     """
     batch, _, height, width = seg_logits.shape
     if image_rgb.shape != (batch, 3, height, width) or label.shape != (batch, height, width):

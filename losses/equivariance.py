@@ -1,7 +1,4 @@
-"""Losses of SEAM: what a network says about an image and about a smaller copy of it must agree.
-
-"Self-supervised Equivariant Attention Mechanism" (Wang et al., CVPR 2020). All of it is float32, and every
-mean is over images of one size, so the values of several processes average to that of the whole batch.
+"""Losses of SEAM (Wang et al., CVPR 2020): an image and a smaller copy must have equal maps. In float32.
 
 B images, K classes with background 0, C = K - 1, (h, w) pixels.
 """

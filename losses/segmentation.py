@@ -13,9 +13,8 @@ from utils.precision import full_precision
 def balanced_cross_entropy(seg_logits: Tensor, pseudo_label: Tensor, ignore_index: int = 255) -> Tensor:
     """Cross entropy with equal weight for background and foreground pixels, however many there are of each.
 
-    The two means run over the pixels of the whole batch, on all processes. ToCo's plain means are NaN when a
-    batch has no confident foreground (26 of 1000 steps on small data); SeCo's ``count + 1e-6`` gives 0 there
-    and is the same elsewhere.
+    The two means run over the pixels of the whole batch, on all processes. With SeCo's ``count + 1e-6`` a
+    batch without confident foreground counts 0; ToCo's plain mean is NaN there.
 
     Args:
         seg_logits: (B, K, H, W).
@@ -37,10 +36,7 @@ def mask_loss(
     """Class-balanced cross entropy with the network's own refined masks (1-stage-wseg, self-supervised loss).
 
     A pixel of class c weighs ``(N - n_c) / (1 + N)``, with n_c of the N labelled pixels of its image in the
-    class: rare classes count more. An image counts only if its background and every class that it is tagged
-    with got at least one pixel; the label of the others is not to be trusted.
-
-    Everything is counted per image, so the mean over a batch does not depend on how it is split.
+    class. An image counts only if its background and every class that it is tagged with got a pixel.
 
     Args:
         seg_logits: (B, K, H, W).

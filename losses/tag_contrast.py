@@ -34,9 +34,9 @@ def local_to_local_contrast(
 
         loss = -(1/R) sum_i ( sum_j l+_ij - M log S_i ) / Z
 
-    What the authors' code does beyond the paper, kept because it sets the published scale of the loss (1.3 to
-    1.9): log S_i enters once per key, not once per positive; S_i leaves the row's maximum out, every copy of
-    it; background tokens are positives of one another; rows whose bracket is not negative are dropped.
+    As in the authors' code, beyond the paper: log S_i enters once per key, not once per positive; S_i leaves
+    the row's maximum out, every copy of it; background tokens are positives of one another; rows whose
+    bracket is not negative are dropped.
 
     Args:
         query: (R, D) unit rows, with gradient.
@@ -44,12 +44,10 @@ def local_to_local_contrast(
         query_tags: (R,) int64.
         key_tags: (M,) int64.
         temperature: T.
-        copies: (M,) how often each key counts; once by default. The authors put the current keys into the
-            queue first and append the queue to them, so they count twice.
-        revise_ratio: a query most of whose positives are unlike it is taken to be tagged wrongly: where the
-            entries of l+ below their mean outnumber the others by more than this factor, it becomes
-            background. l+ is 0, the largest value, for every key of another tag, and those are the majority,
-            so no tag was revised in 1,000 steps of the authors' program.
+        copies: (M,) how often each key counts; once by default.
+        revise_ratio: a query becomes background where the entries of l+ below their mean outnumber the others
+            by more than this factor. l+ is 0 for the many keys of another tag: the authors' program never
+            revises.
 
     Returns:
         Scalar, at least 0, and the revised tags (R,), a new tensor.
@@ -68,8 +66,7 @@ def local_to_local_contrast(
             below = (copies * (logits * positive < mean[:, None])).sum(1)
             revised = below / (number - below + 1e-6) > revise_ratio
             counted = copies * (positive & ~revised[:, None])
-            # The authors drop the entries whose exponential is exactly 1: the maximum, and what was set to
-            # zero.
+            # The authors drop entries whose exponential is 1: the maximum, and what was set to zero.
             is_maximum = logits == 0
             pairs = all_reduce_sum((counted * ~is_maximum).sum())
 
@@ -88,8 +85,7 @@ def local_to_global_contrast(
     Args:
         query: (R, D) unit rows, with gradient.
         prototypes: (C, D) without gradient; row c stands for class c + 1.
-        query_tags: (R,) int64; only rows with a class count. The classes are those of the whole batch, on all
-            processes.
+        query_tags: (R,) int64; only rows with a class count, against the classes of the global batch.
         temperature: of the softmax.
 
     Returns:

@@ -1,8 +1,6 @@
 """PSA: Learning Pixel-level Semantic Affinity with Image-level Supervision (Ahn & Kwak, CVPR 2018).
 
-AffinityNet learns from confident areas of CAMs which neighbouring pixels belong together; a random walk then
-spreads the CAMs over such pixels. SEAM trains the same network with other numbers. PSA's classifier is
-``PooledCAMNetwork`` (methods/cam.py).
+Its affinity network, which SEAM trains with other numbers; its classifier is in methods/cam.py.
 
 B images, P present classes, (H, W) pixels, (h, w) the grid of the affinities at stride 8, D its features; R
 directions and N sources of pixel pairs (ops/pairs.py).
@@ -28,6 +26,7 @@ from models.refiners.random_walk import random_walk
 from ops.cam import background_score
 from ops.labels import merge_readings
 from ops.pairs import PixelPairs, fitting_radius, seam_radius
+from utils.build import check_choice
 from utils.image import normalize
 from utils.precision import full_precision
 
@@ -35,7 +34,7 @@ RADIUS_RULES = {"psa": fitting_radius, "seam": seam_radius}
 
 
 class AffinityNet(Method):
-    """Features whose distance says whether two neighbouring pixels belong together.
+    """Features whose distance says which neighbouring pixels belong together; CAMs spread by a random walk.
 
     It is trained on score files (``data.label_dir``) and not scored by itself, so ``data.val_set`` is null.
 
@@ -69,8 +68,7 @@ class AffinityNet(Method):
         exp_times: int = 8,
     ) -> None:
         super().__init__(num_classes, loss_weights or {"bg_pos": 0.25, "fg_pos": 0.25, "neg": 0.5})
-        if small_grids not in RADIUS_RULES:
-            raise ValueError(f"small_grids is {' or '.join(RADIUS_RULES)}, not '{small_grids}'")
+        check_choice("method.small_grids", small_grids, RADIUS_RULES)
         self.radius, self.small_grids, self.stride = radius, small_grids, stride
         self.alpha, self.beta, self.exp_times = alpha, beta, exp_times
         self.backbone = create_backbone(**backbone)
@@ -153,15 +151,9 @@ def pair_affinity(features: Tensor, pairs: PixelPairs) -> Tensor:
 class AffinityView:
     """A randomly cropped and mirrored image with changed colours, and its labels at the stride of the grid.
 
-    The image is not rescaled, and its padding is black before the normalisation, as published. A sample needs
-    ``label_scores``, the arrays of a file of ``utils.cam_files.save_scores``. It gets
-
-    * ``image`` (3, S, S) normalised, and ``valid_box`` (4,) int64 y0, y1, x0, x1;
-    * ``pseudo_label`` (S / stride, S / stride) int64: 0 background, p the p-th present class, 255 ignored.
-
-    Args:
-        crop_size: S in pixels, a multiple of the stride.
-        stride: of the grid.
+    Not rescaled, and padded with black before the normalisation, as published. ``label_scores`` of a sample
+    (``utils.cam_files.save_scores``) become ``pseudo_label`` (S / stride, S / stride) int64: 0 background, p
+    the p-th present class, 255 ignored. S is the crop size in pixels, a multiple of the stride.
     """
 
     def __init__(self, crop_size: int, stride: int) -> None:

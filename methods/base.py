@@ -38,14 +38,12 @@ class Method(nn.Module):
 
     Args:
         num_classes: with background.
-        loss_weights: name of a loss -> weight, constant or ``[[from_step, value], ...]``. A loss without
-            weight counts as weight 0; None: no loss has one, for a network that only predicts.
+        loss_weights: name of a loss -> weight, constant or ``[[from_step, value], ...]``; 0 without.
         background_threshold: CAM score up to which a pixel is background when nothing is ignored.
         cam_scales: image scales of multi-scale CAMs.
     """
 
-    # DenseCRF preset of the method's paper, which a plain --crf of tools/infer_seg.py takes.
-    crf_preset = "toco"
+    crf_preset = "toco"  # DenseCRF of the paper, which a plain --crf of tools/infer_seg.py takes
 
     def __init__(
         self,
@@ -73,8 +71,7 @@ class Method(nn.Module):
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         """Unweighted losses by name, all of them at every step, and numbers for the log.
 
-        The engine weights and sums the losses; metrics are only averaged and logged. A costly loss may be a
-        plain 0 while its weight is 0, if no parameter depends on it alone.
+        A costly loss may be a plain 0 while its weight is 0, if no parameter depends on it alone.
         """
         raise NotImplementedError
 
@@ -107,11 +104,7 @@ class Predicts(Protocol):
     """Sees classes, places or labels in images by itself."""
 
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
-        """All outputs for normalised images (B, 3, H, W), without gradient.
-
-        Args:
-            scales: image scales that CAMs are summed over; an empty sequence makes no CAM.
-        """
+        """All outputs for normalised images (B, 3, H, W), without gradient; no CAM for empty ``scales``."""
 
 
 @runtime_checkable
@@ -128,7 +121,7 @@ class MakesPseudoLabels(Protocol):
     def decoder_target(
         self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
     ) -> Tensor | None:
-        """The pseudo label (B, H, W) that supervises the decoder at ``step``, 255 ignored; for pictures.
+        """The pseudo label (B, H, W) at ``step``, 255 ignored, for pictures.
 
         Args:
             image: (B, 3, H, W) normalised, without padding.
@@ -144,10 +137,9 @@ class FinishesScores(Protocol):
     def finish_scores(
         self, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
     ) -> Tensor:
-        """Scores whose largest is the label, from merged masks.
+        """Scores whose largest is the label, from masks (B, K, H, W) merged over V views.
 
         Args:
-            scores: (B, K, H, W) masks, merged over V views and resized to the label.
             class_logits: (B, V, C) of the views.
             class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
         """
@@ -163,14 +155,11 @@ class Propagates(Protocol):
     walk_stride: int  # of the CAMs that the walk starts from: 1, or 4 for ``Prediction.strided_cam``
 
     def propagate(self, image: Tensor, cam: Tensor) -> Tensor:
-        """Background and n classes after a random walk of their CAMs; the largest score is the pseudo label.
+        """Scores (1 + n, H, W), background first, after a random walk; the largest is the pseudo label.
 
         Args:
             image: (1, 3, H, W) normalised.
             cam: (n, ., .) in [0, 1] of the n >= 1 classes of the image, best of ``walk_stride``.
-
-        Returns:
-            (1 + n, H, W) float32, background first.
         """
 
 
@@ -210,27 +199,23 @@ def crf_probs(method: Method, scores: Tensor) -> Tensor:
     return method.crf_probs(scores) if isinstance(method, FinishesScores) else scores.softmax(1)
 
 
-def groups_by_origin(method: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups of SEAM, AffinityNet and 1-stage-wseg: ``backbone`` and new layers, ten times as fast.
+LR_SCALES = {"backbone_weight": 1.0, "backbone_bias": 2.0, "new_weight": 10.0, "new_bias": 20.0}
 
-    Biases learn twice as fast as weights and do not decay.
-    """
-    chosen: dict[tuple[str, str], list[nn.Parameter]] = {}
+
+def groups_by_origin(method: nn.Module, lr_scales: Mapping[str, float] = LR_SCALES) -> list[dict[str, Any]]:
+    """Parameter groups of SEAM, AffinityNet and 1-stage-wseg; biases do not decay."""
+    chosen: dict[str, list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             origin = "backbone" if name.startswith("backbone.") else "new"
-            chosen.setdefault((origin, "bias" if name.endswith("bias") else "weight"), []).append(parameter)
+            kind = "bias" if name.endswith("bias") else "weight"
+            chosen.setdefault(f"{origin}_{kind}", []).append(parameter)
     return [
-        {
-            "name": f"{origin}_{kind}",
-            "params": params,
-            "lr_scale": (10.0 if origin == "new" else 1.0) * (2.0 if kind == "bias" else 1.0),
-            "decay_scale": 0.0 if kind == "bias" else 1.0,
-        }
-        for (origin, kind), params in chosen.items()
+        {"name": name, "params": p, "lr_scale": lr_scales[name], "decay_scale": float("bias" not in name)}
+        for name, p in chosen.items()
     ]
 
 
 def resize_like(logits: Tensor, label: Tensor) -> Tensor:
-    """Logits (B, K, h, w) at the size of a label (B, H, W), bilinear."""
-    return resize(logits.float(), label.shape[-2:])  # losses are float32 under mixed precision too
+    """Maps (B, K, h, w) as float32 at the size of a label (B, H, W), bilinear."""
+    return resize(logits.float(), label.shape[-2:])

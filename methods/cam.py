@@ -1,10 +1,7 @@
-"""Plain classification networks with CAMs: the baseline, and the first stage of multi-stage methods.
+"""CAM: Learning Deep Features for Discriminative Localization (Zhou et al., CVPR 2016).
 
-"Learning Deep Features for Discriminative Localization" (Zhou et al., CVPR 2016). ``CAMNetwork`` has the
-backbone, the two classifiers and the CAM inference of the single-stage methods; ``PooledCAMNetwork`` is the
-classifier of PSA and IRN on a CNN.
-
-B images, C foreground classes, (H, W) pixels, (h, w) pixels of the deep map.
+Plain classifiers: the baseline of the single-stage ViTs, and the first stage of PSA and IRN.
+B images, C foreground classes, D features, (H, W) pixels, (h, w) pixels of the deep map.
 """
 
 from __future__ import annotations
@@ -21,19 +18,15 @@ from losses.classification import multilabel_loss
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform
 from methods.vit_base import SingleStageViT
 from models.backbones import GivesMaps, create_backbone, require
-from models.heads import check_pooling, pooled_logits
+from models.heads import POOLINGS, pooled_logits
 from ops.cam import divide_by_maximum, summed_cam
+from utils.build import check_choice
 from utils.image import strided_size
 from utils.precision import full_precision
 
 
 class CAMNetwork(SingleStageViT):
-    """A multi-label classifier; ``seg_logits`` of its predictions is None.
-
-    Args:
-        loss_weights: of ``cls`` and ``cls_aux``, 1 by default.
-        Others as in ``SingleStageViT``.
-    """
+    """The single-stage ViT without a decoder; its losses ``cls`` and ``cls_aux`` weigh 1 by default."""
 
     def __init__(
         self,
@@ -41,16 +34,11 @@ class CAMNetwork(SingleStageViT):
         backbone: Mapping[str, Any],
         loss_weights: Mapping[str, Any] | None = None,
         background_threshold: float = 0.5,
-        cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5),
+        cam_scales: Sequence[float] = (1.0, 0.5, 1.5),
     ) -> None:
-        super().__init__(
-            num_classes,
-            backbone,
-            decoder=None,
-            loss_weights=loss_weights or {"cls": 1.0, "cls_aux": 1.0},
-            background_threshold=background_threshold,
-            cam_scales=cam_scales,
-        )
+        options = {"background_threshold": background_threshold, "cam_scales": cam_scales}
+        weights = loss_weights or {"cls": 1.0, "cls_aux": 1.0}
+        super().__init__(num_classes, backbone, None, weights, **options)
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         out = self.network(batch["image"])
@@ -63,15 +51,13 @@ class CAMNetwork(SingleStageViT):
 class PooledCAMNetwork(Method):
     """The multi-label classifier of PSA and IRN: pooled features, then a 1x1 classifier without bias.
 
-    The classifier applied to every pixel gives the CAM. PSA's VGG-16 variant, which has square roots of CAMs
-    and rates of its own for biases, is not offered.
+    The classifier applied to every pixel gives the CAM. PSA's VGG-16 variant is not offered.
 
     Args:
         backbone: arguments of ``create_backbone`` for a backbone that gives a list of maps. IRN: ``resnet50``
             with ``frozen: [conv1, bn1, layer1, layer2]`` and ``train_affine: true``; PSA: ``resnet38d``.
         loss_weights: of ``cls``, 1 by default.
-        background_threshold: CAM score up to which a pixel is background in scores; IRN uses 0.15, PSA 0.2.
-        cam_scales: factors of the image size; scale 1 is always used.
+        background_threshold: of ``Method``; IRN uses 0.15, PSA 0.2.
         dropout: share of channels that are dropped before the pooling (PSA: 0.5).
         pooling: ``mean`` of each feature over the image (published, for CNNs) or its ``max``, which a ViT
             needs: attention tells every token what the image shows, so their mean gives CAMs without place.
@@ -80,8 +66,7 @@ class PooledCAMNetwork(Method):
         long_side: smallest and largest long side of a training image before the crop, in pixels (IRN: 320,
             640; PSA: 256, 512); None: rescaled by a factor from ``data.scale_range`` instead.
         colour_jitter: change the colours of training images (PSA).
-        xavier: start the classifier from Xavier's uniform distribution (PSA) instead of PyTorch's (IRN),
-            which is less than half as wide.
+        xavier: start the classifier from Xavier's uniform distribution (PSA) instead of PyTorch's (IRN).
     """
 
     def __init__(
@@ -99,9 +84,8 @@ class PooledCAMNetwork(Method):
         xavier: bool = False,
     ) -> None:
         super().__init__(num_classes, loss_weights or {"cls": 1.0}, background_threshold, cam_scales)
-        if cam_size not in ("image", "stride16"):
-            raise ValueError(f"cam_size '{cam_size}' is neither 'image' nor 'stride16'")
-        check_pooling(pooling)
+        check_choice("method.cam_size", cam_size, ("image", "stride16"))
+        check_choice("method.pooling", pooling, POOLINGS)
         self.pooling, self.cam_size, self.colour_jitter = pooling, cam_size, colour_jitter
         self.long_side = None if long_side is None else tuple(long_side)
         self.backbone = create_backbone(**backbone)
@@ -119,12 +103,12 @@ class PooledCAMNetwork(Method):
         features = self.dropout(self.backbone(image)[-1])  # (B, D, h, w)
         return pooled_logits(features, self.classifier, self.pooling)
 
+    @torch.no_grad()
     def activation_of(self, image: Tensor) -> Tensor:
-        """Rectified activation maps (B, C, h, w) float32 of normalised images, without gradient."""
-        with torch.no_grad():
-            features = self.backbone(image)[-1]
-            with full_precision(features):
-                return F.conv2d(features.float(), self.classifier.weight.float()).relu()
+        """Rectified activation maps (B, C, h, w) float32 of normalised images."""
+        features = self.backbone(image)[-1]
+        with full_precision(features):
+            return F.conv2d(features.float(), self.classifier.weight.float()).relu()
 
     @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:

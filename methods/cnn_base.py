@@ -1,4 +1,4 @@
-"""What single-stage CNN methods share (1-stage-wseg, WS-FCN): parameter groups and the rules of test time.
+"""What 1-stage-wseg and its baseline and WS-FCN share: parameter groups and the rules of test time.
 
 B images, V views of each, C foreground classes, K = C + 1, (H, W) pixels.
 """
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from datasets.transforms import ResizedView
 from losses.classification import multilabel_hinge_loss, multilabel_loss
-from methods.base import Method, Prediction, Transform, groups_by_origin
+from methods.base import LR_SCALES, Method, Prediction, Transform, groups_by_origin
 from models.backbones import GivesMaps, create_backbone, require
 from ops.cam import summed_cam
+from utils.build import check_choice
 
 CLASS_LOSSES = {"soft_margin": multilabel_loss, "hinge": multilabel_hinge_loss}
 
@@ -38,16 +39,12 @@ class SingleStageCNN(Method):
             ``[score, s]`` (s everywhere).
         crf_background_power: the CRF's background is ``(1 - largest foreground score)`` to this power; None:
             the background's score.
-        lr_scales: factors of the learning rate of the parameter groups; the published ones depend on the
-            backbone.
-        background_threshold, cam_scales: of ``Method``; ``cam`` is the foreground masks, mean over scales and
-            mirror images.
+        lr_scales: factors of the learning rate of the parameter groups, which depend on the backbone.
+        background_threshold, cam_scales: of ``Method``; CAMs are masks, means over scales and mirror images.
     """
 
     crf_preset = "one_stage"
-    LR_SCALES: Mapping[str, float] = dict(
-        backbone_weight=1.0, backbone_bias=2.0, new_weight=10.0, new_bias=20.0
-    )
+    LR_SCALES: Mapping[str, float] = LR_SCALES
 
     def __init__(
         self,
@@ -63,8 +60,7 @@ class SingleStageCNN(Method):
         cam_scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
-        if class_loss not in CLASS_LOSSES:
-            raise ValueError(f"class_loss is {' or '.join(CLASS_LOSSES)}, not '{class_loss}'")
+        check_choice("method.class_loss", class_loss, CLASS_LOSSES)
         if len(background) != 2 or background[0] not in ("power", "score"):
             raise ValueError(f"background is [power, p] or [score, s], not {background}")
         self.class_loss = CLASS_LOSSES[class_loss]
@@ -72,8 +68,8 @@ class SingleStageCNN(Method):
         self.background_rule, self.background_value = background
         self.crf_background_power = crf_background_power
         self.lr_scales = {**self.LR_SCALES, **(lr_scales or {})}
-        if unknown := set(self.lr_scales) - set(self.LR_SCALES):
-            raise ValueError(f"lr_scales has no '{unknown.pop()}', only {', '.join(self.LR_SCALES)}")
+        for name in self.lr_scales:
+            check_choice("every key of method.lr_scales", name, self.LR_SCALES)
         self.backbone = create_backbone(**backbone)
         require(self, GivesMaps)
 
@@ -93,7 +89,7 @@ class SingleStageCNN(Method):
             readings.append(self.read(views))
             return readings[-1].masks[:, 1:]
 
-        total = summed_cam(foreground, image, scales, [(image.shape[-2], image.shape[-1])])[0]
+        (total,) = summed_cam(foreground, image, scales, [image.shape[-2:]])
         class_logits, masks = (x[: len(image)] for x in readings[0])
         return Prediction(total / (2 * len(readings)), None, class_logits, masks)
 
@@ -121,7 +117,7 @@ class SingleStageCNN(Method):
         return torch.cat([background, foreground], 1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [g | {"lr_scale": self.lr_scales[g["name"]]} for g in groups_by_origin(self)]
+        return groups_by_origin(self, self.lr_scales)
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         return ResizedView(crop_size, scale_range)

@@ -1,11 +1,11 @@
-"""What the training steps of ToCo, SeCo and MCC begin with; each adds its own contrast of class tokens.
+"""What ToCo, SeCo and MCC share in training; each adds its own contrast of class tokens.
 
-B images, P present classes, K = C + 1, D width, (H, W) pixels, (h, w) tokens.
+B images, P present classes, D width, (H, W) pixels, (h, w) tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,10 +17,11 @@ from losses.dense_energy import dense_energy_loss
 from methods.base import Batch, Transform
 from methods.vit_base import Output, SingleStageViT
 from models.backbones.vit import Tokens
-from models.memory import update_momentum_copy
+from models.heads import ProjectionHead
+from models.memory import momentum_copy, update_momentum_copy
 from ops.cam import PresentClasses, present_classes
 from ops.labels import affinity_label, box_on_tokens, cam_to_confident_label, ignore_outside_box
-from utils.build import check_number
+from utils.build import build_part, check_choice, check_number
 from utils.image import denormalize
 
 
@@ -39,34 +40,38 @@ class ContrastiveViT(SingleStageViT):
     """A single-stage ViT that contrasts class tokens with those of a momentum copy.
 
     Args:
-        momentum: of the copy.
+        decoder: of ``SingleStageViT``, not None.
         follow: ``program``, what the authors' code does, with which the numbers were published, or ``paper``,
             what the text says (the table in docs/methods.md).
-        main_view: whether the view that classifier and decoder see is ``augmented`` (colour, blur: ToCo, MCC)
-            or the ``plain`` crop (SeCo).
+        main_view: what classifier and decoder see, the ``augmented`` view (colour, blur: ToCo, MCC) or the
+            ``plain`` crop (SeCo).
+        momentum: of the teacher. ToCo and MCC have one of the projection head alone.
+        head: arguments of the projection head, such as ``hidden_dim``.
         **options: of ``SingleStageViT``.
     """
+
+    make_head: Callable[..., ProjectionHead] = ProjectionHead
 
     def __init__(
         self,
         num_classes: int,
         backbone: Mapping[str, Any],
-        momentum: float,
         decoder: str = "large_fov",
         follow: Literal["program", "paper"] = "program",
         main_view: Literal["augmented", "plain"] = "augmented",
+        momentum: float = 0.9,
+        head: Mapping[str, int] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(num_classes, backbone, decoder=decoder, **options)
+        super().__init__(num_classes, backbone, decoder, **options)
         if self.decoder is None:
             raise ValueError(f"{type(self).__name__} trains a decoder: method.decoder cannot be null")
-        if follow not in ("program", "paper"):
-            raise ValueError(f"method.follow must be program or paper, got {follow!r}")
+        check_choice("method.follow", follow, ("program", "paper"))
         check_number("method.momentum", momentum)
-        self.momentum = momentum
-        self.follow = follow
-        self.main_view = main_view
+        self.follow, self.main_view, self.momentum = follow, main_view, momentum
         self.teacher_step = -1  # the last one that moved the teachers
+        self.proj_head = build_part(type(self).make_head, head, self.backbone.embed_dim, key="method.head")
+        self.teacher_head = momentum_copy(self.proj_head)
 
     def begin(self, batch: Batch, step: int) -> Start:
         """Tokens, CAMs and labels of a batch."""
@@ -76,21 +81,12 @@ class ContrastiveViT(SingleStageViT):
         # decoder, CAM and contrast. The authors' programs encode it three times, with equal results.
         views = self.backbone(torch.cat([image, batch["global_view"]]))
         out = self.read_out(views.images(0, len(image)))
-        cam, aux_cam = self.training_cams(image, out.tokens, present)  # (B, P, H, W) in [0, 1], no gradient
+        cam, aux_cam = self.multi_scale(image, self.cam_scales, out.tokens, present.select)
         cams = {"cam": cam, "aux_cam": aux_cam}
         pseudo_label = self.pseudo_label(image, cams[self.label_source(step)], present, valid_box)
         size = out.tokens.patch_tokens.shape[-2:]
-        with torch.no_grad():
-            affinity = affinity_label(self.token_label(aux_cam, present, valid_box, size))
+        affinity = affinity_label(self.token_label(aux_cam, present, valid_box, size))
         return Start(views, out, present, cams, pseudo_label, affinity)
-
-    def training_cams(self, image: Tensor, tokens: Tokens, present: PresentClasses) -> tuple[Tensor, ...]:
-        """Multi-scale ``(cam, aux_cam)`` of the present classes, each (B, P, H, W) in [0, 1].
-
-        Args:
-            tokens: those of ``image`` from the forward pass of the training step, which is not repeated.
-        """
-        return self.multi_scale(image, self.cam_scales, tokens, present.select)
 
     @torch.no_grad()
     def token_label(

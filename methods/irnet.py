@@ -1,8 +1,6 @@
 """IRN: Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations (Ahn et al., 2019).
 
-Its second network, which learns class boundaries and displacements from confident CAM labels, and the random
-walk of CAMs that stops at those boundaries (CVPR 2019). The first network is
-``methods.cam.PooledCAMNetwork``.
+Its second network, and the random walk that stops at boundaries (CVPR 2019). Classifier: methods/cam.py.
 
 B images, (H, W) pixels, (h, w) pixels at stride 4, P directions and N sources of pixel pairs, n classes.
 """
@@ -35,14 +33,13 @@ class IRNet(Method):
 
     Args:
         num_classes: with background; the network itself knows no classes.
-        backbone: arguments of ``create_backbone`` for a backbone that gives a list of maps; IRN's is
-            ``resnet50``. It is not trained, whatever its options say.
+        backbone: arguments of ``create_backbone``; any with maps, published is ``resnet50``. Not trained.
         loss_weights: of ``bg_pos, fg_pos, neg, dp_fg, dp_bg``; those of the paper by default.
         radius: of the pixel pairs in training, in pixels at stride 4.
         walk_radius, beta, exp_times: of the random walk, see ``propagate_to_edge``.
         background_threshold: score of background against walked CAMs whose maximum is 1.
-        input_size: images are padded to at least this square for inference, because the group norms see the
-            padding too: 512 is the crop size of the paper.
+        input_size: images are padded to at least this square for inference, the crop size of the paper,
+            because the group norms see the padding too.
     """
 
     labels = "label images of tools/make_affinity_label.py --mode irn"
@@ -94,8 +91,7 @@ class IRNet(Method):
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         edge_logits, displacement = self.network(batch["image"])  # (B, 1, h, w), (B, 2, h, w)
-        # The mean offset has no meaning of its own. The authors' program measures it after the training; the
-        # average over the last hundred steps needs no pass over the data.
+        # The mean offset has no meaning. The authors measure it after training, with a pass over the data.
         with torch.no_grad():
             mean = all_reduce_mean(displacement.float().mean((0, 2, 3)))
             self.mean_displacement.lerp_(mean, max(0.01, 1 / (step + 1)))
@@ -168,11 +164,9 @@ class IRNet(Method):
         return StageView(crop_size, scale_range)
 
 
-def adapter(in_channels: int, out_channels: int, groups: int) -> nn.Sequential:
+def adapter(dim_in: int, dim_out: int, groups: int) -> nn.Sequential:
     """1x1 convolution and group norm; the rectification follows the enlargement."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.GroupNorm(groups, out_channels)
-    )
+    return nn.Sequential(nn.Conv2d(dim_in, dim_out, 1, bias=False), nn.GroupNorm(groups, dim_out))
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,11 +21,9 @@ from methods.base import Batch, Losses, Metrics, resize_like
 from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import cam_schedule, label_shares
 from models.backbones import HidesTokens, require
-from models.heads import ProjectionHead
-from models.memory import momentum_copy
 from ops.cam import PresentClasses
 from ops.labels import region_mask
-from utils.build import build_part, check_number
+from utils.build import check_number
 from utils.seed import sample_generator
 
 
@@ -38,13 +36,8 @@ class MCC(ContrastiveViT):
         mask_rate: share of the cells of a mask that are hidden. Of the 49 cells of a 448-pixel crop 0.95
             leaves 2.5 visible on average; 8 % of the masks hide all of them.
         mask_scale: side of a cell in tokens.
-        flag_source: which CAM tells what a mask leaves visible, ``cam`` or ``aux_cam``, or a schedule of
-            them.
-        object_share: a masked view is negative when the mean of the region mask (0 background, 1 uncertain, 2
-            foreground) over its visible tokens is not above this.
+        flag_source: which CAM tells what a mask leaves visible, ``cam`` or ``aux_cam``, or their schedule.
         temperature: of the contrast.
-        momentum: of the teacher's projection head. The encoder has no teacher.
-        head: widths of the projection head.
         **options: of ``ContrastiveViT``.
     """
 
@@ -59,24 +52,17 @@ class MCC(ContrastiveViT):
         mask_rate: float = 0.95,
         mask_scale: int = 4,
         flag_source: Any = ((0, "aux_cam"), (12001, "cam")),
-        object_share: float = 0.2,
         temperature: float = 0.5,
-        momentum: float = 0.9,
-        head: Mapping[str, int] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(num_classes, backbone, momentum, loss_weights=loss_weights, **options)
+        super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
         require(self, HidesTokens)
         check_number("method.mask_rate", mask_rate)
-        check_number("method.object_share", object_share, 0, 2)
         self.num_masks = num_masks
         self.mask_rate = mask_rate
         self.mask_scale = mask_scale
         self.flag_source = cam_schedule("flag_source", flag_source)
-        self.object_share = object_share
         self.temperature = temperature
-        self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
-        self.teacher_head = momentum_copy(self.proj_head)
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
@@ -124,10 +110,10 @@ class MCC(ContrastiveViT):
         # Bicubic as in the authors' program, so a value can leave [0, 1]; only the thresholds look at it.
         cam = F.interpolate(cam, size=masks.shape[-2:], mode="bicubic", align_corners=False)
         region = region_mask(cam, present.label, self.low_threshold, self.high_threshold)
-        return visible_flags(region, masks.to(cam.device), self.object_share)
+        return visible_flags(region, masks.to(cam.device))
 
 
-def visible_flags(region: Tensor, masks: Tensor, object_share: float) -> Tensor:
+def visible_flags(region: Tensor, masks: Tensor, object_share: float = 0.2) -> Tensor:
     """Which views show an object, (B, 2 + V) float.
 
     The two global views always do; a masked view if the mean of its visible tokens is above ``object_share``.

@@ -1,13 +1,13 @@
 """1-stage-wseg: Single-Stage Semantic Segmentation from Image Labels (Araslanov & Roth, CVPR 2020).
 
-One network classifies by its own masks and learns them from their refinement. Its CAM baseline is here too.
-B images, C foreground classes, P of them present, K = C + 1, D decoder width, (H, W) pixels,
-(h, w) places of the shallow feature map at stride 4.
+With its CAM baseline. B images, C foreground classes, P of them present, K = C + 1, D decoder width,
+(H, W) pixels, (h, w) places of the shallow feature map at stride 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from losses.segmentation import mask_loss
 from methods.base import Batch, Losses, Metrics, Prediction
 from methods.cnn_base import Reading, SingleStageCNN
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
+from models.heads import pooled_logits
 from models.refiners.base import create_refiner, refiner_options
 from ops.cam import PresentClasses, present_classes
+from utils.build import check_number
 from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
 
@@ -27,15 +29,13 @@ from utils.precision import full_precision
 class OneStage(SingleStageCNN):
     """Classification by normalised global weighted pooling of masks that train on their own refinement.
 
-    The decoder's batch norms take the images of one process together, as those of one GPU in the authors'
-    program: numbers change with the number of processes.
+    The decoder's batch norms see the images of one process, so numbers change with the number of processes.
 
     Args:
         loss_weights: of ``cls`` and ``mask``.
         focal_power, focal_floor: p and lambda of the focal mask penalty.
         gate: psi of the stochastic gate, the share of the shallow branch.
-        foreground_share, background_share: a pixel is confident above this share of its class's maximum.
-        confidence_floor: and above this in any case.
+        foreground_share, background_share, confidence_floor: see ``confident_label``.
         context_dilations: of the dilated branches of the context module.
         width: D.
         refiner: of the masks, by name, or a mapping of ``name`` and options.
@@ -133,17 +133,13 @@ class OneStage(SingleStageCNN):
     def pseudo_ground_truth(self, image: Tensor, masks: Tensor, class_label: Tensor) -> Tensor:
         """The target (B, H, W) int64 that the masks (B, K, h, w) of an image give after refinement."""
         present = present_classes(class_label)
-        refined = self.refine(image, masks, present)
         class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is the background
-        shares = self.foreground_share, self.background_share
-        return confident_label(refined, class_ids, *shares, self.confidence_floor)
+        rule = self.foreground_share, self.background_share, self.confidence_floor
+        return confident_label(self.refine(image, masks, present), class_ids, *rule)
 
     @torch.no_grad()
     def refine(self, image: Tensor, masks: Tensor, present: PresentClasses) -> Tensor:
-        """Masks (B, 1 + P, H, W) of background and present classes, refined on (h, w); padding is 0.
-
-        The authors refine all classes and remove the absent ones afterwards; maps do not interact.
-        """
+        """Masks (B, 1 + P, H, W) of background and present classes, refined on (h, w); padding is 0."""
         with full_precision(image):
             image_rgb = resize(denormalize(image.float()) / 255, masks.shape[-2:], align_corners=True)
             kept = torch.cat([masks[:, :1], present.select(masks[:, 1:])], 1)
@@ -178,8 +174,7 @@ class CAMBaseline(SingleStageCNN):
 
     def class_scores(self, features: Tensor) -> Tensor:
         """(B, C) from the deep map of the backbone."""
-        pooled = F.adaptive_avg_pool2d(self.dropout(features), 1)
-        return self.classifier(pooled).flatten(1).float()
+        return pooled_logits(self.dropout(features), self.classifier, "mean").float()
 
     def read(self, image: Tensor) -> Reading:
         features = self.backbone(image)[-1]
@@ -193,13 +188,9 @@ class CAMBaseline(SingleStageCNN):
         return {"cls": self.class_loss(class_logits, batch["class_label"])}, {}
 
 
-# -- from logits to image-level scores
-
-
 def weighted_pooling(logits: Tensor, masks: Tensor) -> Tensor:
-    """Normalised global weighted pooling (B, K): the mean of (B, K, h, w) logits, weighted by their masks.
-
-    The 1 in the denominator lets the score of a class without area go to 0.
+    """Normalised global weighted pooling (B, K): the mean of (B, K, h, w) logits, weighted by their masks; 0
+    for a class without area.
     """
     return (masks * logits).sum((2, 3)) / (1 + masks.sum((2, 3)))
 
@@ -224,7 +215,7 @@ def confident_label(
     """Pixels near the maximum of exactly one mask.
 
     Args:
-        masks: (B, M, H, W) in [0, 1], background first; a mask of zeros gives no pixel.
+        masks: (B, M, H, W) in [0, 1], background first.
         class_ids: (B, M) class numbers of the masks.
         foreground_share, background_share: a pixel must exceed this share of the largest value of its mask.
         floor: it must exceed this as well.
@@ -235,31 +226,22 @@ def confident_label(
     share = masks.new_full((masks.shape[1], 1, 1), foreground_share)
     share[0] = background_share
     confident = masks > (share * masks.amax((2, 3), keepdim=True)).clamp(min=floor)
-    channel = confident.to(torch.uint8).max(1).indices  # faster than argmax, see methods/vit_base.py
+    channel = confident.to(torch.uint8).max(1).indices  # faster than argmax
     label = class_ids.gather(1, channel.flatten(1)).view_as(channel)
     return label.masked_fill(confident.sum(1) != 1, IGNORE_INDEX)
 
 
-# -- blocks of the decoder
-
-
 class AtrousPyramid(nn.Module):
-    """DeepLab v3's atrous spatial pyramid pooling, (B, F, h, w) -> (B, D, h, w).
-
-    The statistics of its norms stay at 0 and 1, as in the authors' program.
-    """
+    """DeepLab v3's pyramid, (B, F, h, w) -> (B, D, h, w); its norm statistics stay 0 and 1, as published."""
 
     def __init__(self, dim_in: int, width: int, dilations: Sequence[int] = (12, 24, 36)) -> None:
         super().__init__()
-        norm = FixedStatisticsNorm
+        block = partial(conv_norm_relu, norm=FixedStatisticsNorm)
         self.branches = nn.ModuleList(
-            [
-                conv_norm_relu(dim_in, width, 1, norm=norm),
-                *(conv_norm_relu(dim_in, width, 3, dilation, norm=norm) for dilation in dilations),
-            ]
+            [block(dim_in, width, 1), *(block(dim_in, width, 3, dilation) for dilation in dilations)]
         )
         self.pooling = ImagePooling(dim_in, width)
-        self.merge = conv_norm_relu((len(dilations) + 2) * width, width, 1, norm=norm)
+        self.merge = block((len(dilations) + 2) * width, width, 1)
         self.dropout = nn.Dropout(0.5)
         kaiming(self)
 
@@ -297,8 +279,7 @@ class StochasticGate(nn.Module):
 
     def __init__(self, psi: float) -> None:
         super().__init__()
-        if not 0 <= psi < 1:
-            raise ValueError(f"gate is a probability below 1, not {psi}")
+        check_number("method.gate", psi, 0, 0.999)
         self.psi = psi
 
     def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:

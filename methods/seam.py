@@ -1,8 +1,6 @@
 """SEAM: Self-supervised Equivariant Attention Mechanism for WSSS (Wang et al., CVPR 2020).
 
-A classifier whose CAMs must not change when the image shrinks, and whose CAMs are refined by the similarity
-of pixels. What follows it (labels, pixel affinities, random walk) is PSA's, with other numbers.
-
+Its classifier; what follows (labels, pixel affinities, random walk) is PSA's with other numbers.
 B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of the deepest map.
 """
 
@@ -27,8 +25,9 @@ from losses.equivariance import (
 )
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, groups_by_origin
 from models.backbones import GivesMaps, create_backbone, require
-from models.heads import check_pooling, pooled_logits
+from models.heads import POOLINGS, pooled_logits
 from ops.cam import summed_cam
+from utils.build import check_choice, check_number
 from utils.image import resize
 from utils.precision import full_precision
 
@@ -45,21 +44,17 @@ class Output(NamedTuple):
 
 
 class SEAM(Method):
-    """Classifier, pixel correlation module and a second, smaller view.
+    """CAMs that must not change when the image shrinks, and are refined by the similarity of pixels.
 
     Args:
         backbone: arguments of ``create_backbone``; any with maps, published is ``resnet38d``.
         loss_weights: of ``cls, min_pool, er, ecr``, 1 by default.
         small_scale: of the second view.
-        hard_share: of the entries of an image that enter the cross regularisation, the worst ones.
-        quiet_share: of the pixels of an image whose activation is pushed down, the least active ones.
         dropout: of channels, before the classifier.
-        pooling: logits are the ``mean`` of the enlarged maps (published, for CNNs), or with ``max`` those of
-            the strongest response of each feature, as ViTs need (`PooledCAMNetwork`).
+        pooling: logits are the ``mean`` of the enlarged maps (published), or those of the ``max`` of each
+            feature, as ViTs need (``PooledCAMNetwork``).
         branch_dims, embed_dim: widths of the pixel correlation module.
-        long_side: smallest and largest long side of a training image before the crop, in pixels; None:
-            rescaled by a factor from ``data.scale_range`` instead.
-        colour_jitter: change the colours of training images.
+        long_side, colour_jitter: of training images, as in ``PooledCAMNetwork``.
     """
 
     def __init__(
@@ -70,8 +65,6 @@ class SEAM(Method):
         background_threshold: float = 0.26,
         cam_scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
         small_scale: float = 0.3,
-        hard_share: float = 0.2,
-        quiet_share: float = 0.25,
         dropout: float = 0.5,
         pooling: Literal["mean", "max"] = "mean",
         branch_dims: Sequence[int] = (64, 128),
@@ -81,11 +74,9 @@ class SEAM(Method):
     ) -> None:
         weights = loss_weights or dict.fromkeys(("cls", "min_pool", "er", "ecr"), 1.0)
         super().__init__(num_classes, weights, background_threshold, cam_scales)
-        if not 0 < small_scale < 1:
-            raise ValueError(f"small_scale must be in (0, 1), got {small_scale}")
-        check_pooling(pooling)
+        check_number("method.small_scale", small_scale, 1e-3)
+        check_choice("method.pooling", pooling, POOLINGS)
         self.pooling, self.small_scale = pooling, small_scale
-        self.hard_share, self.quiet_share = hard_share, quiet_share
         self.long_side = None if long_side is None else tuple(long_side)
         self.colour_jitter = colour_jitter
         self.backbone = create_backbone(**backbone)
@@ -125,26 +116,27 @@ class SEAM(Method):
 
         views = out, small
         cls = [multilabel_loss(view.class_logits, class_label) for view in views]
-        min_pool = [min_pool_loss((view.refined * present)[:, 1:], self.quiet_share) for view in views]
+        min_pool = [min_pool_loss((view.refined * present)[:, 1:]) for view in views]
         return {
             "cls": torch.stack(cls).mean(),
             "min_pool": torch.stack(min_pool).mean(),
             "er": equivariant_regularization(cam[:, 1:], small_cam[:, 1:]),
-            "ecr": equivariant_cross_regularization(refined, small_target, self.hard_share)
-            + equivariant_cross_regularization(small_refined, target, self.hard_share),
+            "ecr": equivariant_cross_regularization(refined, small_target)
+            + equivariant_cross_regularization(small_refined, target),
         }, {}
 
     @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
+        class_logits = self.network(image).class_logits
+        if not scales:
+            return Prediction(None, None, class_logits, None)
+        (total,) = summed_cam(self.activation_of, image, scales, [image.shape[-2:]])
         # Values below 0 (see ``stretch``) are background to every later step, whatever their size.
-        cam = stretch(self.summed_maps(image, scales)).clamp_(min=0) if scales else None
-        return Prediction(cam, None, self.network(image).class_logits, None)
+        return Prediction(stretch(total).clamp_(min=0), None, class_logits, None)
 
-    @torch.no_grad()
-    def summed_maps(self, image: Tensor, scales: Sequence[float]) -> Tensor:
-        """Sum (B, C, H, W) of the refined foreground maps over scales and mirror images."""
-        size = image.shape[-2], image.shape[-1]
-        return summed_cam(lambda views: self.network(views).refined[:, 1:], image, scales, [size])[0]
+    def activation_of(self, image: Tensor) -> Tensor:
+        """The refined foreground maps (B, C, H, W)."""
+        return self.network(image).refined[:, 1:]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return groups_by_origin(self)
@@ -159,8 +151,7 @@ class PixelCorrelation(nn.Module):
     Weights are cosine similarities, negative ones cut off, and those of a pixel sum to 1.
 
     Args:
-        dims: channels of the two shallow maps.
-        branch_dims: channels that each is reduced to.
+        dims, branch_dims: channels of the two shallow maps, and what each is reduced to.
         embed_dim: channels that are compared.
     """
 
@@ -168,9 +159,7 @@ class PixelCorrelation(nn.Module):
         super().__init__()
         if len(branch_dims) != len(dims):
             raise ValueError(f"branch_dims must be {len(dims)} widths, one for each map, got {branch_dims}")
-        self.branches = nn.ModuleList(
-            nn.Conv2d(dim, branch_dim, 1, bias=False) for dim, branch_dim in zip(dims, branch_dims)
-        )
+        self.branches = nn.ModuleList(nn.Conv2d(*widths, 1, bias=False) for widths in zip(dims, branch_dims))
         self.embed = nn.Conv2d(3 + sum(branch_dims), embed_dim, 1, bias=False)
         for branch in self.branches:
             nn.init.kaiming_normal_(branch.weight)
@@ -206,10 +195,7 @@ def low_level(values: Sequence[Any]) -> Sequence[Any]:
 
 @torch.no_grad()
 def attention_maps(cam: Tensor) -> Tensor:
-    """Raw maps (B, K, h, w) -> maps in [0, 1] that hold background and strongest class of every pixel.
-
-    All classes compete: image-level tags are not used here.
-    """
+    """Raw maps (B, K, h, w) -> background and strongest class of every pixel in [0, 1], whatever the tags."""
     cam = cam.relu()
     cam = F.relu(cam - 1e-5) / (cam.amax((2, 3), keepdim=True) + 1e-5)
     return strongest_only(with_background(cam[:, 1:]))
@@ -219,7 +205,7 @@ def stretch(total: Tensor, eps: float = 1e-5) -> Tensor:
     """Summed maps (B, C, H, W) -> maps of at most 1, each stretched from its minimum to its maximum.
 
     As published: pixels at the minimum are set to 0 first and lose the minimum all the same, so they end
-    slightly below 0, and clearly below it in a map that is nowhere 0. An empty map becomes -1.
+    below 0. An empty map becomes -1.
     """
     total = total.relu()
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)

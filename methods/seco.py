@@ -1,8 +1,7 @@
-"""SeCo: Separate and Conquer, decoupling co-occurrence via decomposition and representation (Yang et al.,
-CVPR 2024).
+"""SeCo: Separate and Conquer: Decoupling Co-occurrence via Decomposition (Yang et al., CVPR 2024).
 
-B images, V local crops of each, C foreground classes, P of them present, D width, (H, W) pixels, (h, w)
-tokens, s side of a local crop. Tags: 1..C a class, 0 background, -1 mixed or unknown.
+B images, V local crops of each, s their side, C foreground classes, P of them present, D width, (H, W)
+pixels. Tags: 1..C a class, 0 background, -1 mixed or unknown.
 """
 
 from __future__ import annotations
@@ -27,11 +26,16 @@ from models.memory import enqueue_, momentum_copy, moved_prototypes, update_mome
 from ops.cam import PresentClasses
 from ops.crops import crop_positions, cut
 from ops.labels import cam_to_confident_label, ignore_outside_box
-from utils.build import build_part, check_number
+from utils.build import check_number
 from utils.distributed import gather_batch
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
 from utils.seed import sample_generator
+
+
+def key_head(width: int, hidden_dim: int = 2048) -> ProjectionHead:
+    """(N, width) -> (N, width) of unit length: prototypes average class tokens and are compared with keys."""
+    return ProjectionHead(width, hidden_dim, bottleneck_dim=width, out_dim=None)
 
 
 class SeCo(ContrastiveViT):
@@ -49,24 +53,25 @@ class SeCo(ContrastiveViT):
         revise_ratio: see ``local_to_local_contrast``.
         prototype_from_step: first step that updates the prototypes.
         prototype_momentum: their moving average's factor. Class tokens are much longer than the unit
-            prototypes they are mixed into, so the prototypes follow faster than the factor says.
+            prototypes, which therefore follow faster than the factor says.
         queue_size: number of keys that are remembered, over all processes.
-        momentum: of the teacher encoder and its head.
         temperature_lil: of the contrast with the queue.
         temperature_lig: of the contrast with the prototypes.
-        head: ``hidden_dim`` of the projection heads.
         **options: of ``ContrastiveViT``. ``follow: paper`` changes tags and crops too, see ``decompose``.
     """
 
     crf_preset = "seco"
+    make_head = key_head
 
     def __init__(
         self,
         num_classes: int,
         backbone: Mapping[str, Any],
-        decoder: str = "aspp",
         loss_weights: Mapping[str, Any] | None = None,
+        decoder: str = "aspp",
         cam_scales: Sequence[float] = (1.0, 0.5, 0.75, 1.5),
+        main_view: Literal["augmented", "plain"] = "plain",
+        momentum: float = 0.999,
         local_crop_size: int = 64,
         num_local_crops: int = 10,
         tag_source: Any = ((0, "aux_cam"), (10000, "cam")),
@@ -75,15 +80,12 @@ class SeCo(ContrastiveViT):
         prototype_from_step: int = 600,
         prototype_momentum: float = 0.9,
         queue_size: int = 4608,
-        momentum: float = 0.999,
         temperature_lil: float = 0.08,
         temperature_lig: float = 0.1,
-        head: Mapping[str, int] | None = None,
-        main_view: Literal["augmented", "plain"] = "plain",
         **options: Any,
     ) -> None:
-        shared = {"loss_weights": loss_weights, "cam_scales": cam_scales, "main_view": main_view}
-        super().__init__(num_classes, backbone, momentum, decoder, **shared, **options)
+        options |= {"loss_weights": loss_weights, "decoder": decoder, "cam_scales": cam_scales}
+        super().__init__(num_classes, backbone, main_view=main_view, momentum=momentum, **options)
         check_number("method.num_local_crops", num_local_crops, 1, math.inf)
         check_number("method.prototype_momentum", prototype_momentum)
         self.local_crop_size = local_crop_size
@@ -96,14 +98,11 @@ class SeCo(ContrastiveViT):
         self.temperature_lil = temperature_lil
         self.temperature_lig = temperature_lig
 
-        width = self.backbone.embed_dim
-        self.proj_head = build_part(key_head, head, width, key="method.head")
-        self.teacher_head = momentum_copy(self.proj_head)
         self.teacher_backbone = momentum_copy(self.backbone)
+        width = self.backbone.embed_dim
         self.register_buffer("prototypes", torch.randn(num_classes - 1, width))
         # Noise until real keys have replaced it (96 steps of 48): on VOC and COCO long before LIL has weight.
-        # As published, prototypes start unnormalised, so the logged LIG begins at 10 and not at 3, and the
-        # queue's columns are normalised instead of its rows: noise keys are shorter than real ones.
+        # As published, prototypes start unnormalised, and of the queue not the rows but the columns are unit.
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, width), dim=0))
         self.register_buffer("queue_tags", torch.zeros(queue_size, 1, dtype=torch.int64))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
@@ -147,22 +146,15 @@ class SeCo(ContrastiveViT):
     def decompose(self, batch: Batch, cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
         """Corners (B, V, 2) of the local crops, and tags (B, 2 + V) of the two global views and the crops.
 
-        The program centres crops on uncertain pixels. With crops of two to four tokens more than
-        ``tag_threshold`` of each is then uncertain or object: even ideal CAMs give no background tag. The
-        paper's crops are anywhere in the image; half of them are background then.
+        The program centres crops on uncertain pixels, so that crops of few tokens are never background. The
+        paper's crops are anywhere in the image.
 
         Args:
             batch: ``valid_box`` and ``sample_seed`` are read.
             cam: (B, P, H, W) in [0, 1].
         """
-        label = cam_to_confident_label(
-            cam,
-            present.label,
-            self.low_threshold,
-            self.high_threshold,
-            class_ids=present.class_ids,
-            uncertain=MIXED,
-        )
+        thresholds = self.low_threshold, self.high_threshold
+        label = cam_to_confident_label(cam, present.label, *thresholds, present.class_ids, uncertain=MIXED)
         label = ignore_outside_box(label, batch["valid_box"])
         centres = label == MIXED if self.follow == "program" else label != IGNORE_INDEX
         size = self.local_crop_size
@@ -175,19 +167,14 @@ class SeCo(ContrastiveViT):
         """The order in which the ``n`` candidates for crops of image ``i`` are taken."""
         if self.follow == "paper":
             return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
-        # The authors seed torch's global generator here, for every image of every step; a private one gives
-        # the same places and leaves everything else that is drawn alone.
+        # The authors seed torch's global generator here, for every image of every step.
         return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
     # -- conquer
 
     @torch.no_grad()
     def teach(self, global_tokens: Tensor, key_crops: Tensor, step: int) -> Tensor:
-        """Keys ((2 + V) * B, D) of unit length.
-
-        The teacher's encoder sees the local crops alone: the authors give its head the student's tokens of
-        the global views.
-        """
+        """Unit keys ((2 + V) * B, D); those of the global views from the student's tokens, as published."""
         if self.teachers_move(step):
             update_momentum_copy(self.teacher_backbone, self.backbone, self.momentum)
             update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
@@ -196,17 +183,13 @@ class SeCo(ContrastiveViT):
 
     @torch.no_grad()
     def remember(self, keys: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Put keys (R, D) and tags (R,) of all processes into the queue.
+        """Put keys (R, D) and tags (R,) of all processes, in the order of the batch, into the queue.
 
-        Returns the queue's keys (M, D), their tags (M,) and how often each counts (M,). Processes hold
-        consecutive parts of the batch, so rank order is sample order and the queue is the same for any number
-        of them. It is a ring: its size need not be a multiple of a batch's keys.
+        Returns the queue's keys (M, D), their tags (M,) and how often each counts (M,).
         """
-        keys, tags = gather_batch(keys), gather_batch(tags)
-        places = enqueue_(self.queue, self.queue_tags, self.queue_ptr, keys, tags)
-        # The current keys count twice, for the authors contrast with them and with a queue that holds them
-        # already. They prepend the process's own keys, here those of all processes count twice, so that the
-        # loss does not depend on their number.
+        places = enqueue_(self.queue, self.queue_tags, self.queue_ptr, gather_batch(keys), gather_batch(tags))
+        # The current keys count twice: the authors contrast with them and with a queue that holds them. They
+        # prepend the process's own keys alone; here the loss does not depend on the number of processes.
         copies = torch.ones_like(self.queue_tags[:, 0]).index_fill_(0, places, 2)
         return self.queue.clone(), self.queue_tags[:, 0].clone(), copies
 
@@ -221,11 +204,7 @@ class SeCo(ContrastiveViT):
 
 
 def category_tags(
-    label: Tensor,
-    positions: Tensor,
-    size: int,
-    threshold: float = 0.2,
-    follow: Literal["program", "paper"] = "program",
+    label: Tensor, positions: Tensor, size: int, threshold: float = 0.2, follow: str = "program"
 ) -> Tensor:
     """What the global views and the local crops of each image show, by a confident label of it.
 
@@ -237,10 +216,9 @@ def category_tags(
         positions: (B, V, 2) top-left corners of the crops.
         size: s.
         threshold: a crop is background when its mass is not above this share.
-        follow: in the authors' program an object pixel weighs its class number in that share, so that objects
-            of late classes are never background, and the global views of an image without a confident class
-            are tagged 1 (aeroplane, or person on COCO). By the paper every pixel counts once, and such views
-            are mixed.
+        follow: in the program an object pixel weighs its class number in that share, and the global views of
+            an image without a confident class are tagged 1. By the paper every pixel counts once, and such
+            views are mixed.
 
     Returns:
         (B, 2 + V) int64: both global views, then the crops.
@@ -268,24 +246,10 @@ def single_class(classes: Tensor) -> Tensor:
     return torch.where((highest == lowest) | (highest == 0), highest, MIXED)
 
 
-def key_head(width: int, hidden_dim: int = 2048) -> ProjectionHead:
-    """The projection head of class tokens, (N, width) -> (N, width) of unit length.
-
-    Prototypes average class tokens and are compared with projected ones, so both are as wide as the encoder.
-
-    Args:
-        hidden_dim: channels inside.
-    """
-    return ProjectionHead(width, hidden_dim, bottleneck_dim=width, out_dim=None)
-
-
 def project(head: ProjectionHead, global_tokens: Tensor, local_tokens: Tensor) -> Tensor:
-    """Unit vectors ((2 + V) * B, D) of views and crops, those of an image together.
+    """Unit vectors ((2 + V) * B, D) of view-major tokens (2B, D) and (V * B, D), those of an image together.
 
     In float32: divided by their small temperature, half-precision products of them would be off by 0.05.
-
-    Args:
-        global_tokens: (2B, D), local_tokens: (V * B, D), both view-major.
     """
     batch = len(global_tokens) // 2
     tokens = torch.cat([global_tokens, local_tokens]).unflatten(0, (-1, batch)).transpose(0, 1).flatten(0, 1)

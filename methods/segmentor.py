@@ -1,8 +1,5 @@
 """The last stage: a segmentation network that learns from pseudo labels as if they were ground truth.
 
-The labels come from any method here (``data.label_dir``): the random walk of a multi-stage method, or the
-label images that tools/infer_seg.py writes with a checkpoint of a single-stage one.
-
 B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of the head's map.
 """
 
@@ -19,12 +16,11 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from datasets.transforms import PlainView
-from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, resize_like
 from models.backbones import GivesTokens, create_backbone
 from models.blocks import conv_norm_relu
 from models.heads import DECODERS, create_decoder
-from utils.build import build_part, suggest
+from utils.build import build_part, check_choice
 from utils.distributed import global_mean
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
@@ -42,8 +38,6 @@ class Segmentor(Method):
             ``deeplab`` (DeepLab v3+, which needs a backbone that gives a list of maps).
         head_options: further arguments of the head's class, such as ``hidden``; ``linear`` has none.
         loss_weights: of ``seg``, 1 by default.
-        balanced: give background and foreground the same weight, however many pixels there are of each,
-            instead of the plain mean over pixels.
         head_lr_scale: how much faster the head learns than the backbone.
     """
 
@@ -56,13 +50,11 @@ class Segmentor(Method):
         head: str = "linear",
         head_options: Mapping[str, Any] | None = None,
         loss_weights: Mapping[str, Any] | None = None,
-        balanced: bool = False,
         head_lr_scale: float = 10.0,
     ) -> None:
         super().__init__(num_classes, loss_weights or {"seg": 1.0})
-        if head not in HEADS:
-            raise ValueError(f"there is no head '{head}'{suggest(head, HEADS)}")
-        self.balanced, self.head_lr_scale = balanced, head_lr_scale
+        check_choice("method.head", head, HEADS)
+        self.head_lr_scale = head_lr_scale
         self.backbone = create_backbone(**backbone)
         self.reads_tokens = isinstance(self.backbone, GivesTokens)
         dims = (self.backbone.embed_dim,) if self.reads_tokens else self.backbone.dims
@@ -84,8 +76,7 @@ class Segmentor(Method):
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         label = batch["pseudo_label"]  # (B, H, W)
         seg_logits = resize_like(self.network(batch["image"]), label)
-        loss = balanced_cross_entropy if self.balanced else pixel_cross_entropy
-        return {"seg": loss(seg_logits, label)}, {}
+        return {"seg": pixel_cross_entropy(seg_logits, label)}, {}
 
     def network(self, image: Tensor) -> Tensor:
         """Logits (B, K, h, w) of normalised images (B, 3, H, W)."""
@@ -116,8 +107,7 @@ class Segmentor(Method):
 class DeepLabHead(nn.Module):
     """The decoder of DeepLab v3+ (Chen et al., ECCV 2018), with plain instead of separable convolutions.
 
-    torchvision's atrous pyramid on the deep map, enlarged, beside a thin projection of the shallow map. Group
-    norms instead of batch norms: a step must not depend on how the batch is split over processes.
+    Group norms instead of batch norms: a step must not depend on how the batch is split over processes.
 
     Args:
         hidden: channels inside.

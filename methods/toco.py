@@ -19,12 +19,10 @@ from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Metrics, resize_like
 from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import label_shares
-from models.heads import ProjectionHead
-from models.memory import momentum_copy
 from ops.cam import PresentClasses
 from ops.crops import crop_positions, cut
 from ops.labels import region_mask
-from utils.build import build_part, check_number
+from utils.build import check_number
 from utils.seed import sample_generator
 
 
@@ -35,11 +33,7 @@ class ToCo(ContrastiveViT):
         loss_weights: of ``cls, cls_aux, ptc, ctc, seg, reg``.
         local_crop_size: side of the local crops in pixels.
         num_local_crops: local crops per image.
-        object_share: a local crop is a negative view when the mean of its region mask (0 background, 1
-            uncertain, 2 foreground) is not above this.
         temperature: of the class token contrast.
-        momentum: of the teacher's projection head. The encoder has no teacher.
-        head: widths of the projection head.
         **options: of ``ContrastiveViT``.
     """
 
@@ -50,21 +44,14 @@ class ToCo(ContrastiveViT):
         loss_weights: Mapping[str, Any] | None = None,
         local_crop_size: int = 96,
         num_local_crops: int = 8,
-        object_share: float = 0.2,
         temperature: float = 0.5,
-        momentum: float = 0.9,
-        head: Mapping[str, int] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(num_classes, backbone, momentum, loss_weights=loss_weights, **options)
+        super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
         check_number("method.num_local_crops", num_local_crops, 1, math.inf)
-        check_number("method.object_share", object_share, 0, 2)
         self.local_crop_size = local_crop_size
         self.num_local_crops = num_local_crops
-        self.object_share = object_share
         self.temperature = temperature
-        self.proj_head = build_part(ProjectionHead, head, self.backbone.embed_dim, key="method.head")
-        self.teacher_head = momentum_copy(self.proj_head)
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
@@ -94,18 +81,18 @@ class ToCo(ContrastiveViT):
             candidates, size, self.num_local_crops, lambda i, n: self.permutation(batch, i, n)
         )
         crops = cut(batch["strong_view"], positions, size)
-        is_positive = object_flags(cut(region[:, None], positions, size), self.object_share)
-        return crops.flatten(0, 1), is_positive
+        return crops.flatten(0, 1), object_flags(cut(region[:, None], positions, size))
 
     def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
         """The random order of the ``n`` crop candidates of image ``i``; it belongs to the sample."""
         return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
 
 
-def object_flags(regions: Tensor, object_share: float) -> Tensor:
+def object_flags(regions: Tensor, object_share: float = 0.2) -> Tensor:
     """Which views show an object, (B, 2 + V) float, from the crops (V, B, 1, s, s) of the region mask.
 
-    The two global views always do. Certain foreground counts twice, as in the authors' program.
+    The two global views always do, a crop if the mean of its region mask (0 background, 1 uncertain, 2
+    foreground, which so counts twice as in the authors' program) is above ``object_share``.
     """
     share = (regions.flatten(2).float().sum(2) / regions[0, 0].numel()).T  # (B, V)
     return torch.cat([share.new_ones(len(share), 2), (share > object_share).float()], 1)

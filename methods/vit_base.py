@@ -1,7 +1,6 @@
-"""What the single-stage ViT methods (ToCo, MCC, SeCo) share: network, CAMs and pseudo labels.
+"""What the single-stage ViT methods (ToCo, MCC, SeCo) share; alone it runs inference for their checkpoints.
 
-On its own it runs inference for checkpoints of all three. B images, C foreground classes, P of them present,
-K = C + 1, D width, (H, W) pixels, (h, w) tokens.
+B images, C foreground classes, P of them present, K = C + 1, D width, (H, W) pixels, (h, w) tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from models.heads import create_decoder, pooled_logits
 from models.refiners.base import create_refiner, refiner_options
 from ops.cam import PresentClasses, multi_scale_cam, present_classes
 from ops.labels import ignore_outside_box, refined_label
-from utils.build import check_number
+from utils.build import check_choice, check_number
 from utils.image import IGNORE_INDEX, denormalize
 from utils.precision import full_precision
 from utils.schedule import Schedule
@@ -43,7 +42,7 @@ class SingleStageViT(Method):
         num_classes: with background.
         backbone: arguments of ``create_backbone``: ``name``, ``pretrained``, ``aux_layer``, ...
         decoder: ``large_fov`` (ToCo, MCC), ``aspp`` (SeCo), or None for a network without one.
-        decoder_options: arguments of the decoder's class (``models/heads.py``); None: the published values.
+        decoder_options: arguments of the decoder's class (``models/heads.py``).
         low_threshold: CAM score up to which a pixel is confident background.
         high_threshold: CAM score above which a pixel is confident foreground; in between it is ignored.
         label_source: which CAM supervises the decoder, ``cam`` or ``aux_cam``, or a schedule of them.
@@ -80,11 +79,7 @@ class SingleStageViT(Method):
         width = self.backbone.embed_dim
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
-        self.decoder = None
-        if decoder is not None:
-            self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
-
-    # -- forward passes
+        self.decoder = decoder and create_decoder(decoder, width, num_classes, decoder_options)
 
     def network(self, image: Tensor) -> Output:
         """Logits and tokens of normalised images (B, 3, H, W)."""
@@ -113,7 +108,7 @@ class SingleStageViT(Method):
         tokens: Tokens,
         select: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """``(cam, aux_cam)`` in [0, 1] at image size, see ``multi_scale_cam``; ``tokens`` are the image's."""
+        """``(cam, aux_cam)`` in [0, 1] at image size, see ``multi_scale_cam``; ``tokens`` are those of it."""
         first = self.class_activation(tokens)
         return multi_scale_cam(self.activation_of, image, scales, first=first, select=select)
 
@@ -130,8 +125,6 @@ class SingleStageViT(Method):
                 F.conv2d(tokens.aux_tokens.float(), self.aux_classifier.weight.float()),
             )
 
-    # -- pseudo labels
-
     def decoder_target(
         self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
     ) -> Tensor | None:
@@ -146,15 +139,12 @@ class SingleStageViT(Method):
     def pseudo_label(self, image: Tensor, cam: Tensor, present: PresentClasses, valid_box: Tensor) -> Tensor:
         """The decoder's target (B, H, W) int64, from CAMs (B, P, H, W) refined along image edges."""
         with full_precision(image):
-            # Cut to whole grey levels, as the authors store it; the colour spread of flat areas depends on
-            # it.
+            # Cut to whole grey levels, as the authors do: the colour spread of flat areas depends on it.
             image_rgb = denormalize(image.float()).clamp(0, 255).floor() / 255
             label = refined_label(
                 self.refiner.refine_all, image_rgb, cam, present, self.low_threshold, self.high_threshold
             )
         return ignore_outside_box(label, valid_box)
-
-    # -- training
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         return PlainView(crop_size, scale_range)
@@ -164,32 +154,24 @@ class SingleStageViT(Method):
         scales = {"backbone": 1.0, "backbone_norm": 1.0, "heads": 10.0, "decoder": 10.0}
         groups: dict[str, list[nn.Parameter]] = {name: [] for name in scales}
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
             part, _, rest = name.partition(".")
-            if part == "backbone":
-                part = "backbone_norm" if "norm" in rest else "backbone"
-            elif part != "decoder":
-                part = "heads"
-            groups[part].append(parameter)
-        return [
-            {"name": n, "params": params, "lr_scale": scales[n]} for n, params in groups.items() if params
-        ]
+            if part == "backbone" and "norm" in rest:
+                part = "backbone_norm"
+            if parameter.requires_grad:
+                groups[part if part in scales else "heads"].append(parameter)
+        return [{"name": n, "params": p, "lr_scale": scales[n]} for n, p in groups.items() if p]
 
 
 def cam_schedule(key: str, value: Any) -> Schedule:
     """The schedule of an option that chooses between ``cam`` and ``aux_cam``."""
     schedule = Schedule(value)
-    if unknown := set(schedule.values) - {"cam", "aux_cam"}:
-        raise ValueError(f"method.{key} must be 'cam' or 'aux_cam', got {unknown.pop()!r}")
+    for name in schedule.values:
+        check_choice(f"method.{key}", name, ("cam", "aux_cam"))
     return schedule
 
 
 @torch.no_grad()
 def label_shares(pseudo_label: Tensor) -> Metrics:
-    """For the log: the shares of the pixels that are labelled and that show an object.
-
-    They tell early whether a run goes wrong: no foreground, or background swallowed by it.
-    """
+    """The shares of the pixels that are labelled and that show an object; they tell early if a run fails."""
     valid = pseudo_label != IGNORE_INDEX
     return {"valid": valid.float().mean(), "fg": (valid & (pseudo_label > 0)).float().mean()}

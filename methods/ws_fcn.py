@@ -1,9 +1,6 @@
-"""WS-FCN: Coupling Global Context and Local Contents for Weakly-Supervised Semantic Segmentation.
+"""WS-FCN: Coupling Global Context and Local Contents for WSSS (Wang et al., TNNLS 2023).
 
-Wang et al., TNNLS 2023.
-
-1-stage-wseg with another decoder: context from large asymmetric kernels, deep features aligned by a flow and
-fused with shallow ones in both directions. Letters as in ``methods/one_stage.py``.
+1-stage-wseg with another decoder. Letters of methods/one_stage.py; F, S channels of the deep and shallow map.
 """
 
 from __future__ import annotations
@@ -21,11 +18,7 @@ from utils.precision import full_precision
 
 
 class WSFCN(OneStage):
-    """Flexible context aggregation (FCA) and semantically consistent feature fusion (SF2).
-
-    Args:
-        background, crf_background_power, **options: of ``OneStage``; the former with values of this paper.
-    """
+    """Flexible context aggregation (FCA), alignment, and semantically consistent feature fusion (SF2)."""
 
     crf_preset = "ws_fcn"
     LR_SCALES: Mapping[str, float] = OneStage.LR_SCALES | {"new_weight": 20.0, "new_bias": 40.0}
@@ -45,8 +38,7 @@ class WSFCN(OneStage):
         self.fusion = ConsistentFusion(shallow, width)
 
     def branches(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
-        aligned = self.alignment(shallow, self.context(deep))
-        return self.fusion(shallow, aligned)
+        return self.fusion(shallow, self.alignment(shallow, self.context(deep)))
 
 
 class GlobalConvolution(nn.Module):
@@ -82,7 +74,7 @@ class ContextAggregation(nn.Module):
     """Flexible context aggregation (FCA), (B, F, h, w) -> (B, D, h, w).
 
     Global convolutions of growing size, which share one channel attention, and the image's mean; weighted
-    place by place. No ReLU at the end, and norm statistics that stay at 0 and 1, as in the authors' program.
+    place by place. No ReLU at the end, and norm statistics that stay 0 and 1, as published.
     """
 
     def __init__(self, dim_in: int, width: int, dilations: Sequence[int] = (12, 24, 36)) -> None:
@@ -109,10 +101,7 @@ class ContextAggregation(nn.Module):
 
 
 class FlowAlignment(nn.Module):
-    """Deep features, read at the shallow map's places, each shifted by a learned flow.
-
-    (B, S, h, w) and (B, D, h', w') -> (B, D, h, w). Outside of the deep map lie zeros.
-    """
+    """Deep features (B, D, h', w') at the places of shallow ones (B, S, h, w), shifted by a learned flow."""
 
     def __init__(self, dim_shallow: int, width: int) -> None:
         super().__init__()
@@ -133,11 +122,7 @@ class FlowAlignment(nn.Module):
             return F.grid_sample(deep.float(), place, align_corners=True).to(deep.dtype)
 
     def flow_field(self, shallow: Tensor, deep: Tensor) -> Tensor:
-        """Offsets (B, 2, h, w), horizontal first.
-
-        1 is a shift by about half a place: the authors divide by width and height, while coordinates from -1
-        to 1 are twice as long.
-        """
+        """Offsets (B, 2, h, w), horizontal first; 1 is half a place, for coordinates go from -1 to 1."""
         size = shallow.shape[-2:]
         deep = F.interpolate(self.deep(deep), size=size, mode="bilinear", align_corners=False)
         return self.flow(torch.cat([deep, self.shallow(shallow)], 1))
@@ -146,14 +131,7 @@ class FlowAlignment(nn.Module):
 def sample_corners(maps: Tensor, place: Tensor) -> Tensor:
     """``F.grid_sample(maps, place, align_corners=True)`` by indices, whose gradient can be deterministic.
 
-    Slower, and takes the memory of four results.
-
-    Args:
-        maps: (B, D, h', w') float32, with zeros outside.
-        place: (B, h, w, 2) coordinates, x first; -1 and 1 are the first and the last place of a map.
-
-    Returns:
-        (B, D, h, w), bilinear.
+    (B, D, h', w') float32 maps and (B, h, w, 2) places -> (B, D, h, w). Slower, and takes more memory.
     """
     b, _, height, width = maps.shape
     x, y = ((place[..., i] + 1) / 2 * (n - 1) for i, n in enumerate((width, height)))  # (B, h, w)
@@ -170,10 +148,7 @@ def sample_corners(maps: Tensor, place: Tensor) -> Tensor:
 
 
 class ConsistentFusion(nn.Module):
-    """Semantically consistent feature fusion (SF2): two streams that meet in their product.
-
-    (B, S, h, w) and (B, D, h, w) -> deep and shallow branch, each (B, D, h, w).
-    """
+    """(B, S, h, w), (B, D, h, w) -> deep and shallow branch, each (B, D, h, w), which meet in a product."""
 
     def __init__(self, dim_shallow: int, width: int) -> None:
         super().__init__()

@@ -52,14 +52,7 @@ class ImagePooling(nn.Sequential):
 
 
 def freeze_layers(network: nn.Module, frozen: Sequence[str] | str) -> None:
-    """Take the gradient from layers.
-
-    Args:
-        frozen: names of submodules, or ``all``.
-
-    Raises:
-        ValueError: if there is no such submodule.
-    """
+    """Take the gradient from layers: names of submodules, or ``all``."""
     if frozen == "all":
         network.requires_grad_(False)
         return

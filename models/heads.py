@@ -1,6 +1,6 @@
 """Small networks on top of a backbone: segmentation decoders and the projection head of contrastive terms.
 
-B images, D backbone width, K classes with background, (h, w) tokens.
+Decoders map (B, D, h, w) to (B, K, h, w): D backbone width, K classes with background.
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ from utils.build import build_part, suggest
 
 
 class LargeFOV(nn.Module):
-    """DeepLab's large field of view decoder: two dilated 3x3 convolutions, then 1x1 (ToCo, MCC).
-
-    (B, D, h, w) -> (B, K, h, w).
-
-    Args:
-        hidden: channels inside.
-        dilation: of both 3x3 convolutions.
-    """
+    """DeepLab's large field of view decoder: two dilated 3x3 convolutions, then 1x1 (ToCo, MCC)."""
 
     def __init__(self, in_channels: int, num_classes: int, hidden: int = 512, dilation: int = 5) -> None:
         super().__init__()
@@ -37,21 +30,14 @@ class LargeFOV(nn.Module):
 
 
 class ASPP(nn.Module):
-    """DeepLab v2's atrous spatial pyramid: the sum of parallel dilated convolutions (SeCo).
-
-    (B, D, h, w) -> (B, K, h, w).
-
-    Args:
-        dilations: of the branches, one each.
-    """
+    """DeepLab v2's atrous spatial pyramid: the sum of parallel dilated convolutions (SeCo)."""
 
     def __init__(
         self, in_channels: int, num_classes: int, dilations: tuple[int, ...] = (6, 12, 18, 24)
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, num_classes, 3, padding=dilation, dilation=dilation)
-            for dilation in dilations
+            nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in dilations
         )
         for branch in self.branches:
             nn.init.normal_(branch.weight, std=0.01)
@@ -64,13 +50,8 @@ class ASPP(nn.Module):
 class ProjectionHead(nn.Module):
     """Perceptron on class tokens, L2-normalised, then a weight-normalised linear map (DINO's head).
 
-    (N, D) -> (N, out_dim), not normalised, or with ``out_dim=None`` (SeCo) -> (N, bottleneck_dim) of unit
-    length.
-
-    Args:
-        hidden_dim: channels inside of the perceptron.
-        bottleneck_dim: channels of what it gives.
-        out_dim: channels of the linear map; None: no such map.
+    (N, in_dim) -> (N, out_dim), not normalised, or with ``out_dim=None`` (SeCo) without the linear map,
+    (N, bottleneck_dim) of unit length.
     """
 
     def __init__(
@@ -100,6 +81,7 @@ class ProjectionHead(nn.Module):
         return features if self.last_layer is None else self.last_layer(features)
 
 
+POOLINGS = ("mean", "max")
 DECODERS = {"large_fov": LargeFOV, "aspp": ASPP}
 
 
@@ -110,32 +92,14 @@ def create_decoder(
     options: Mapping[str, Any] | None = None,
     key: str = "method.decoder_options",
 ) -> nn.Module:
-    """A segmentation decoder by name: ``large_fov`` or ``aspp``.
-
-    Args:
-        options: arguments of its class, such as ``hidden``.
-        key: where they stand in the config, for the message.
-
-    Raises:
-        ValueError: for an unknown name.
-        KeyError: for an option that the decoder does not have.
-    """
+    """A segmentation decoder by name; ``options`` of its class are at ``key`` in the config."""
     if name not in DECODERS:
         raise ValueError(f"there is no decoder '{name}'{suggest(name, DECODERS)}")
     return build_part(DECODERS[name], options, in_channels, num_classes, key=key)
 
 
 def pooled_logits(features: Tensor, classifier: nn.Conv2d, pooling: str = "max") -> Tensor:
-    """Image-level logits (B, C): the strongest response or the mean of each feature, then the 1x1 classifier.
-
-    The maximum is taken before the linear map, so a logit is not the maximum of its activation map.
-    """
+    """Logits (B, C) of images: the strongest response (max) or mean of each feature, then the classifier."""
     # amax, for the gradient of adaptive_max_pool2d is not deterministic on a GPU.
     pool = {"max": features.amax, "mean": features.mean}[pooling]
     return classifier(pool((2, 3), keepdim=True)).flatten(1)
-
-
-def check_pooling(pooling: str) -> None:
-    """Raise a ValueError for a pooling that `pooled_logits` does not know."""
-    if pooling not in ("mean", "max"):
-        raise ValueError(f"pooling '{pooling}' is neither 'mean' nor 'max'")

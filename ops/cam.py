@@ -20,8 +20,7 @@ from utils.precision import full_precision
 class PresentClasses(NamedTuple):
     """The classes of every image, padded to the largest number in the batch (at least 1), in ascending order.
 
-    Only channels of present classes can reach a label, and channels do not interact, so training works on
-    these.
+    Channels do not interact and absent classes reach no label, so training works on these alone.
     """
 
     channels: Tensor  # (B, P) int64 channel numbers
@@ -59,9 +58,8 @@ def multi_scale_cam(
     Args:
         activation: images (N, 3, ., .) -> raw maps, one or more tensors (N, C, h, w).
         image: (B, 3, H, W) normalised.
-        scales: factors of the image size. Scale 1 is always used, listed or not, as in the published
-            programs.
-        first: raw maps of ``image`` itself where they are known already; saves one forward pass.
+        scales: factors of the image size. Scale 1 is always used, as in the published programs.
+        first: raw maps of ``image`` itself where they are known already.
         select: keeps some channels of the raw maps before they are enlarged (``PresentClasses.select``).
 
     Returns:
@@ -80,10 +78,7 @@ def multi_scale_cam(
             both = activation(torch.cat([scaled, scaled.flip(-1)]))
             pairs = [(raw[: len(image)], raw[len(image) :]) for raw in both]
         with full_precision(image):
-            fused = [
-                _larger_of_pair(upright.float(), mirrored.float(), size, select)
-                for upright, mirrored in pairs
-            ]
+            fused = [_larger_of_pair(a.float(), b.float(), size, select) for a, b in pairs]
         totals = [t.add_(f) for t, f in zip(totals, fused)] if totals else fused
     return tuple(normalize_cam(total) for total in totals)
 
@@ -112,7 +107,7 @@ def summed_cam(
     Args:
         activation: images (N, 3, ., .) -> maps (N, C, h, w), rectified already where the method rectifies.
         image: (B, 3, H, W) normalised.
-        scales: factors of the image size. Scale 1 is always used, listed or not.
+        scales: factors of the image size. Scale 1 is always used.
         sizes: what the maps are resized to (bilinear) before they are summed.
 
     Returns:
@@ -135,12 +130,8 @@ def divide_by_maximum(cam: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def background_score(cam: Tensor, alpha: float) -> Tensor:
-    """(..., H, W) score of the background, the share that the strongest class leaves to the power ``alpha``.
-
-    Large exponents leave little background (PSA equation 2).
-
-    Args:
-        cam: (..., P, H, W) of the P >= 1 present classes; what rounding left above 1 counts as 1.
+    """(..., P, H, W) of the P >= 1 present classes -> (..., H, W): what the strongest class leaves, to the
+    power ``alpha``; large exponents leave little background (PSA equation 2).
     """
     return (1 - cam.amax(-3)).clamp(min=0) ** alpha
 
@@ -171,9 +162,8 @@ def strongest_class(cam: Tensor, class_ids: Tensor, size: Sequence[int]) -> tupl
     """The strongest class of every pixel of one image, from maps that are resized to its mask.
 
     Args:
-        cam: (n, h, w) in [0, 1] of the n >= 0 classes of the image; others cannot win, and COCO has 80.
+        cam: (n, h, w) in [0, 1] of the n >= 0 classes of the image.
         class_ids: (n,) int64 mask values of the channels, ascending.
-        size: (H, W).
 
     Returns:
         Score (H, W), and class number (H, W) int64; both are 0 for an image without classes.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.cam import PresentClasses, best_class
-from utils.image import IGNORE_INDEX
+from utils.image import IGNORE_INDEX, resize
 
 
 def threshold_label(score: Tensor, label: Tensor, background_threshold: float) -> Tensor:
@@ -81,9 +81,7 @@ def refined_label(
     low_threshold: float,
     high_threshold: float,
 ) -> Tensor:
-    """Foreground that beats a high background score, background that beats a low one.
-
-    Works at half resolution, like the authors' programs.
+    """Foreground that beats a high background score, background that beats a low one, at half resolution.
 
     Args:
         refine: ``refine_all`` of a refiner (models/refiners/base.py).
@@ -95,9 +93,7 @@ def refined_label(
     """
     height, width = cam.shape[-2:]
     half = height // 2, width // 2
-    image_rgb, cam = (
-        F.interpolate(x, size=half, mode="bilinear", align_corners=False) for x in (image_rgb, cam)
-    )
+    image_rgb, cam = (resize(x, half) for x in (image_rgb, cam))
     # Padding takes no part in the softmax.
     cam = cam.masked_fill(present.label[:, :, None, None] == 0, -torch.inf)
     probs = [
@@ -107,21 +103,16 @@ def refined_label(
     class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is background
     labels = []
     for refined in refine(image_rgb, probs):
-        refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
         # On a CPU max().indices is eight times faster than argmax over a dimension that is not the last.
-        channel = refined.max(1).indices
+        channel = resize(refined, (height, width)).max(1).indices
         labels.append(class_ids.gather(1, channel.flatten(1)).view_as(channel))
     return merge_confident_labels(*labels)
 
 
 def merge_confident_labels(foreground_run: Tensor, background_run: Tensor, ignore_index: int = 255) -> Tensor:
-    """One label from a strict and a lax run (ToCo, IRN, CDA, PSA, SEAM).
+    """One label from a strict (high threshold, small alpha) and a lax run (ToCo, IRN, CDA, PSA, SEAM).
 
     Background of the strict run is ignored, unless the lax run agrees: then it is background.
-
-    Args:
-        foreground_run, background_run: integer class ids of the same shape, 0 background, from the strict
-            (high threshold, small alpha) and the lax run.
     """
     merged = torch.where(foreground_run == 0, ignore_index, foreground_run)
     return torch.where((foreground_run == 0) & (background_run == 0), 0, merged)
@@ -131,8 +122,8 @@ def merge_readings(scores: Tensor) -> Tensor:
     """Where two readings of an image are sure (PSA section 3.2); everything else is ignored.
 
     Args:
-        scores: (2, 1 + P, h, w): with much background (low alpha), then with little (high alpha). Channel 0
-            is the background; 0 in all channels outside of the image.
+        scores: (2, 1 + P, h, w): with much background (low alpha), then with little (high alpha), background
+            first; 0 in all channels outside of the image.
 
     Returns:
         (h, w) int64: p where class p wins against much background, but 0 where even little background wins,

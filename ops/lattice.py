@@ -1,13 +1,9 @@
-"""High-dimensional Gaussian filter on the permutohedral lattice, shared by DenseCRF and the dense-energy
-loss.
+"""Gaussian filter ``out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j`` in linear time, for DenseCRF and its loss.
 
 Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (Eurographics 2010),
-in the variant of Krähenbühl and Koltun's DenseCRF code (2013): no homogeneous coordinate and unnormalised
-blur weights. It approximates ``out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j`` (j = i included) in time linear
-in the number of points.
+as in Krähenbühl and Koltun's code (2013): no homogeneous coordinate and unnormalised blur weights.
 
-Letters: B images, N points of one image, d feature dimensions, D = d + 1, C channels, M lattice points of the
-whole batch.
+B images, N points of one image, d feature dimensions, D = d + 1, C channels, M lattice points of the batch.
 """
 
 from __future__ import annotations
@@ -21,11 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A longer splat bag is summed in pieces, so that one flat image region does not leave a GPU waiting for a
-# single row.
 MAX_BAG = 128
-# float32 holds integers exactly up to 2^24; beyond a quarter of it the position inside a simplex is only
-# rounding noise.
+# float32 holds integers up to 2^24; beyond a quarter of it the position inside a simplex is rounding noise.
 MAX_COORDINATE = 2.0**22
 
 
@@ -49,8 +42,7 @@ def bilateral_features(
         raise ValueError(f"image_rgb must be (B, 3, H, W), got {tuple(image_rgb.shape)}")
     batch, _, height, width = image_rgb.shape
     position = _planar_features(height, width, sigma_xy, image_rgb.device)
-    # Divisors are tensors on the device: CUDA replaces the division by a Python number with a multiplication
-    # by its reciprocal, which can move a pixel to another simplex.
+    # A tensor: CUDA replaces division by a number with multiplication, which can move a pixel's simplex.
     sigma = image_rgb.new_tensor(sigma_rgb, dtype=torch.float32).expand(3)[:, None]
     colour = image_rgb.to(torch.float32).flatten(2) / sigma
     planar = torch.cat([position.expand(batch, -1, -1), colour], dim=1)
@@ -70,21 +62,15 @@ class PermutohedralLattice:
     """Lattice of one batch of feature vectors; build it once, filter any number of channels.
 
     Every stage (splat, blur along each axis, slice) is a product with a fixed sparse matrix, written as a sum
-    over bags. There are no atomic operations, so results are deterministic on every device. Memory: 16 D
-    bytes per pixel and 12 D + 20 per lattice point (375x500 photo, d = 5: 18 MB and 1 to 30 MB), some four
-    times that while it is built.
+    over bags: no atomic operations, so results are deterministic on every device. Memory: 16 D bytes per
+    pixel and 12 D + 20 per lattice point (375x500 photo, d = 5: 18 MB and 1 to 30 MB).
 
     Args:
-        features: (B, N, d) finite numbers, d <= 7; (B, N, 5) from :func:`bilateral_features` costs no copy.
-            Images of a batch do not interact.
+        features: (B, N, d) finite numbers, d <= 7. Images of a batch do not interact.
         pad_to_four: add the vertices of the zero feature to every image whose N is not a multiple of 4, as
             the x86 builds of the published filters do. They hold no mass but pass it on between dark pixels.
         max_bag: sum the pixels of a lattice point in pieces of this size, then the pieces, so that one flat
             image region does not leave a GPU waiting for a single sum. None: 128 on a GPU, no limit on a CPU.
-
-    Raises:
-        ValueError: no points, features that are not finite, or too large for the 63-bit keys of lattice
-            points.
     """
 
     def __init__(self, features: Tensor, pad_to_four: bool = True, max_bag: int | None = None) -> None:
@@ -111,17 +97,11 @@ class PermutohedralLattice:
         return self.blur_index.shape[1] - 1
 
     def filter(self, values: Tensor, adjoint: bool = False) -> Tensor:
-        """Apply the filter matrix, or its transpose, to each channel. Differentiable with respect to
-        ``values``.
+        """Unnormalised sums (B, N, C) of ``values`` (B, N, C) float32, differentiable.
 
         Args:
-            values: (B, N, C) float32, C >= 1.
-            adjoint: multiply with the transpose. The two differ slightly, because the blur passes along
-                different axes do not commute where lattice points are missing.
-
-        Returns:
-            (B, N, C) unnormalised sums: where a kernel covers flat surroundings, the gain is about 62 for d =
-            5.
+            adjoint: multiply with the transpose, which differs slightly: the blur passes along different axes
+                do not commute where lattice points are missing.
         """
         expected = (self.batch, self.points_per_image)
         if values.ndim != 3 or values.shape[:2] != expected:
@@ -163,10 +143,9 @@ class PermutohedralLattice:
     ) -> tuple[Tensor, list[int]]:
         """Find the distinct simplex vertices and store the splat and slice matrices.
 
-        A lattice point is written as the digits ``cell_k - cell_{k+1}``: a step along blur axis k adds one to
-        digit k and takes one from digit k - 1. They are packed into one integer key, digit 0 on top. Digit k
-        depends on features k and k + 1 alone, so points that are neighbours in the image get numbers, and
-        memory, close to each other.
+        A lattice point is written as the digits ``cell_k - cell_{k+1}``, packed into one integer key, digit 0
+        on top: a step along blur axis k adds one to digit k and takes one from digit k - 1. Digit k depends
+        on features k and k + 1 alone, so neighbours in the image are close in memory too.
 
         Args:
             cell, rank, weight: (D, P) from :func:`_simplex`, P = B*N, plus B if the images are padded.
@@ -179,17 +158,14 @@ class PermutohedralLattice:
         low, high = torch.stack([digits.amin(1), digits.amax(1)]).double().tolist()
         if not math.isfinite(sum(low) + sum(high)):
             raise ValueError("features contain NaN or infinity")
-        sizes = [
-            int(b - a) + 5 for a, b in zip(low, high, strict=True)
-        ]  # vertices leave the cell by 1, neighbours by 2
+        sizes = [int(b - a) + 5 for a, b in zip(low, high)]  # vertices leave the cell by 1, neighbours by 2
         key_bits = (math.prod(sizes) * self.batch - 1).bit_length()
         if key_bits > 63 or max(map(abs, low + high)) >= MAX_COORDINATE:
             raise ValueError(
                 f"{self.batch} images with lattice extents {sizes} overflow the 63-bit keys or "
                 "the resolution of float32; use larger sigmas or a smaller batch, or check the input range"
             )
-        # Pixel and corner fit below the key as a rule. Then one sort of plain integers, far cheaper than
-        # torch.unique(return_inverse) and a stable argsort, gives the points and the splat lists.
+        # Pixel and corner fit below the key as a rule: one sort of integers gives points and splat lists.
         low_bits = (8 * num_pixels - 1).bit_length()
         packed = key_bits + low_bits <= 63 and low_bits <= 31
         unit = 1 << low_bits if packed else 1
@@ -203,12 +179,10 @@ class PermutohedralLattice:
             image = torch.arange(self.batch, device=self.device).mul_(unit * math.prod(sizes))
             key[:num_rows].view(self.batch, -1).add_(image[:, None])
             key[num_rows:] += image[: num_pixels - num_rows]
-        # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank. A table over all sets of
-        # coordinates is cheaper than D^2 products of 64-bit integers.
-        subsets = [
-            sum(step for k, step in enumerate(steps) if chosen >> k & 1) for chosen in range(1 << corners)
-        ]
-        step_sum = torch.tensor(subsets, device=self.device)
+        # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank, from a table of all sets.
+        subsets = range(1 << corners)
+        sums = [sum(step for k, step in enumerate(steps) if chosen >> k & 1) for chosen in subsets]
+        step_sum = torch.tensor(sums, device=self.device)
         keys = key.new_empty(corners, num_pixels)
         for m in range(corners):
             chosen = torch.zeros_like(rank[0], dtype=torch.uint8)
@@ -241,9 +215,8 @@ class PermutohedralLattice:
         self.splat_weight = weight.flatten().index_select(0, position)
         offset = torch.cat([start, start.new_tensor([len(keys)])]).int()  # an empty bag makes the zero row
         self.splat_offsets = _split_bags(offset, len(keys), max_bag)
-        self.slice_index = (
-            torch.empty_like(vertex).index_copy_(0, position.long(), vertex).view(-1, corners)[:num_rows]
-        )
+        slots = torch.empty_like(vertex).index_copy_(0, position.long(), vertex)
+        self.slice_index = slots.view(-1, corners)[:num_rows]
         self.slice_weight = weight[:num_rows].mul_(1 / (1 + 2.0**-self.dim))
         return keys[start], [step // unit for step in steps]
 
@@ -297,8 +270,8 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Simplex of every point: (d, P) features -> (cell, rank, weight), each (D, P).
 
     ``D * cell`` is the remainder-0 vertex, ``rank`` (int8, a permutation of 0..d in each column) orders the
-    coordinates by decreasing distance from it and ``weight[m]`` belongs to vertex m. The order of the float32
-    operations is that of the published code: it decides in which simplex a point on a boundary lies.
+    coordinates by decreasing distance from it and ``weight[m]`` belongs to vertex m. The float32 operations
+    are in the order of the published code: it decides about points on the boundary of a simplex.
     """
     dim = len(features)
     corners = dim + 1

@@ -1,10 +1,7 @@
 """Pairs of neighbouring pixels, and the pixels on the path between them (PSA, SEAM, IRN).
 
-A pair is a source pixel and a destination within the radius, to its right or below, so that every pair comes
-once. Values of pairs are shifted views of a map, not look-ups by index.
-
-r radius, (h, w) pixels of a map, P directions, N = (h - r + 1) * (w - 2r + 2) sources, the pixels that have
-all P destinations; L points of a path.
+A destination is to the right or below of its source, so every pair comes once. r radius, (h, w) pixels of a
+map, P directions, N = (h - r + 1) * (w - 2r + 2) sources, the pixels with all P destinations.
 """
 
 from __future__ import annotations
@@ -14,23 +11,13 @@ from torch import Tensor
 
 
 def search_directions(radius: int) -> list[tuple[int, int]]:
-    """Offsets (dy, dx) of the destinations: first to the right, then row by row, all closer than the radius.
-
-    Args:
-        radius: in pixels; a destination is strictly closer. 5 gives 34 directions, 10 gives 152.
-    """
-    across = range(1 - radius, radius)
-    right = [(0, dx) for dx in range(1, radius)]
-    return right + [
-        (dy, dx) for dy in range(1, radius) for dx in across if dx * dx + dy * dy < radius * radius
-    ]
+    """Offsets (dy, dx) of the destinations: first to the right, then row by row, closer than the radius."""
+    right, across = [(0, dx) for dx in range(1, radius)], range(1 - radius, radius)
+    return right + [(dy, dx) for dy in range(1, radius) for dx in across if dx**2 + dy**2 < radius**2]
 
 
 def path_points(dy: int, dx: int) -> list[tuple[int, int]]:
-    """The pixels within less than one pixel of the line from (dy, dx) to the origin, both ends among them.
-
-    In the order of decreasing ``|y| + |x|``, so the destination comes first and the source last.
-    """
+    """The pixels less than one pixel from the line from (dy, dx) to the origin, farthest first."""
     rows = range(min(dy, 0), max(dy, 0) + 1)
     columns = range(min(dx, 0), max(dx, 0) + 1)
     near = [(y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
@@ -48,11 +35,7 @@ def seam_radius(radius: int, size: tuple[int, int]) -> int:
 
 
 class PixelPairs:
-    """All pairs of pixels closer than a radius, in the order of ``search_directions`` (PSA, SEAM).
-
-    Args:
-        radius: r in pixels, at least 1 (which gives no pair).
-    """
+    """All pairs of pixels closer than a radius, in the order of ``search_directions`` (PSA, SEAM)."""
 
     def __init__(self, radius: int) -> None:
         if radius < 1:
@@ -66,11 +49,7 @@ class PixelPairs:
         return search_directions(self.radius)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the sources in a map of ``size``; N is their product.
-
-        Raises:
-            ValueError: the map is too small to hold a source.
-        """
+        """Rows and columns of the sources in a map of ``size``; N is their product."""
         rows, columns = size[0] - self.reach, size[1] - 2 * self.reach
         if rows < 1 or columns < 1:
             raise ValueError(
@@ -81,10 +60,7 @@ class PixelPairs:
         return rows, columns
 
     def view(self, maps: Tensor, offset: tuple[int, int]) -> Tensor:
-        """Maps (..., h, w) at every source plus (dy, dx), (..., rows, columns); not a copy.
-
-        One offset at a time has a cheap gradient, which ``at`` has not.
-        """
+        """Maps (..., h, w) at every source plus (dy, dx), (..., rows, columns); its gradient is cheap."""
         rows, columns = self.grid((maps.shape[-2], maps.shape[-1]))
         top, left = offset[0], self.reach + offset[1]
         return maps[..., top : top + rows, left : left + columns]
@@ -135,13 +111,10 @@ class PathPairs(PixelPairs):
     def path_max(self, maps: Tensor) -> Tensor:
         """The largest value on the path of every pair, ends included: (..., h, w) -> (..., P, N).
 
-        The gradient goes to the pixel where the maximum was found, the one nearest to the destination if
-        there are several.
+        The gradient goes to the pixel of the maximum, of several the one nearest to the destination.
         """
         with torch.no_grad():
-            index = torch.cat(
-                [self._path_argmax(maps, points.to(maps.device)) for points in self.paths], dim=-2
-            )
+            index = torch.cat([self._path_argmax(maps, x.to(maps.device)) for x in self.paths], dim=-2)
         return maps.flatten(-2).gather(-1, index.flatten(-2)).view_as(index)
 
     def _path_argmax(self, maps: Tensor, paths: Tensor) -> Tensor:

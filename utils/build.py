@@ -117,6 +117,12 @@ def check_number(key: str, value: Any, least: float = 0.0, most: float = 1.0) ->
         raise ValueError(f"{key} is a number {limits}, not {value!r}")
 
 
+def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise a ValueError that names the key if ``value`` is none of the choices."""
+    if value not in (known := list(choices)):
+        raise ValueError(f"{key} is {' or '.join(known)}, not {value!r}")
+
+
 def _check_names(target: Any, arguments: Iterable[str], whose: str, others: Iterable[str] = ()) -> None:
     known = keyword_names(target)
     if known is None:

@@ -37,31 +37,16 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Published:
-    """A recognised checkpoint.
+    """A recognised checkpoint."""
 
-    Args:
-        name: ``seco``, or ``toco`` for ToCo and MCC, whose checkpoints have the same keys and shapes; or a
-            key of ``PROGRAMS``.
-        num_classes: with background.
-        config: ``method`` (arguments for ``utils.build.build``, to be completed by ``num_classes``) and
-            ``infer`` (the inference protocol of the published numbers, where the number of classes tells VOC
-            from COCO).
-        rules: passes of rules from the authors' names to ours.
-        repeats, extras: regular expressions of the authors' names that are left out at once, and of those
-            that inference does not need.
-        needed: prefixes of our names that inference cannot do without.
-        strict: whether a key without a place is an error rather than reported. The ViT programs save what
-            only their training needs; the others save nothing else.
-    """
-
-    name: str
-    num_classes: int
-    config: dict[str, Any]
-    rules: Sequence[Mapping[str, str]]
-    repeats: Sequence[str] = ()
-    extras: Sequence[str] = ()
-    needed: tuple[str, ...] = ("",)
-    strict: bool = True
+    name: str  # seco; toco for ToCo and MCC, whose checkpoints have the same keys; or a key of PROGRAMS
+    num_classes: int  # with background
+    config: dict[str, Any]  # method (for utils.build.build), infer (the protocol of the published numbers)
+    rules: Sequence[Mapping[str, str]]  # passes of rules from the authors' names to ours
+    repeats: Sequence[str] = ()  # regular expressions of their names that are left out at once,
+    extras: Sequence[str] = ()  # and of those that inference does not need
+    needed: tuple[str, ...] = ("",)  # prefixes of our names that inference cannot do without
+    strict: bool = True  # a key without a place is an error; the ViT programs save more than the network
 
     def load_into(self, method: nn.Module, state: Mapping[str, Any]) -> LoadReport:
         """Copy the weights of a checkpoint into ``method``.
@@ -103,14 +88,7 @@ class Published:
 
 
 def recognise(state: Mapping[str, Any]) -> Published:
-    """Find out which published program wrote a checkpoint, and with which network.
-
-    Args:
-        state: its state dict, with or without ``module.`` in front of every key, also nested under ``model``.
-
-    Raises:
-        ValueError: if it is of none of the known programs, or of a backbone that we do not have.
-    """
+    """Which published program wrote a checkpoint, and with which network; a ValueError if it is of none."""
     state = plain_state(state)
     if {"encoder.pos_embed", "classifier.weight", "aux_classifier.weight"} <= state.keys() and (
         "decoder.c0.weight" in state or "decoder.conv6.weight" in state
@@ -172,15 +150,8 @@ def _cnn(name: str, backbone: str, state: Mapping[str, Tensor]) -> Published:
 
 def _mean_of_masks(scales: list[float], canvas: int) -> dict[str, Any]:
     """The protocol of 1-stage-wseg and WS-FCN; scores depend on the canvas, which the pooling sees."""
-    merge = {"merge_flips": "mean", "merge_scales": "mean"}
-    return {
-        "size": "native",
-        "scales": scales,
-        "flip": True,
-        "resample": "bicubic",
-        "pad_to": canvas,
-        **merge,
-    }
+    protocol = {"size": "native", "flip": True, "merge_flips": "mean", "merge_scales": "mean"}
+    return protocol | {"scales": scales, "resample": "bicubic", "pad_to": canvas}
 
 
 def _single_stage_vit(state: Mapping[str, Tensor]) -> Published:
@@ -209,21 +180,11 @@ def _single_stage_vit(state: Mapping[str, Tensor]) -> Published:
         "background_threshold": 0.45 if coco else 0.5,
         "cam_scales": seco_scales if seco else [1.0, 0.5, 1.5],
     }
-    largest_flip = coco and not seco
-    infer = {
-        # SeCo squeezes VOC images to squares and leaves COCO's alone, ToCo and MCC do the opposite.
-        "size": "native" if seco == coco else 448,
-        "scales": [1.0, 1.25, 1.5],
-        "flip": True,
-        "merge_flips": "max" if largest_flip else "sum",
-        "merge_scales": "sum" if largest_flip else "max",
-    }
-    return Published(
-        "seco" if seco else "toco",
-        num_classes,
-        {"method": method, "infer": infer},
-        [table["rules"], table["weight_norm"]],
-        extras=table["extras"],
-        needed=("backbone.", "classifier.", "aux_classifier.", "decoder."),
-        strict=False,
-    )
+    flips, merged = ("max", "sum") if coco and not seco else ("sum", "max")
+    # SeCo squeezes VOC images to squares and leaves COCO's alone, ToCo and MCC do the opposite.
+    infer = {"size": "native" if seco == coco else 448, "scales": [1.0, 1.25, 1.5], "flip": True}
+    infer |= {"merge_flips": flips, "merge_scales": merged}
+    config, rules = {"method": method, "infer": infer}, [table["rules"], table["weight_norm"]]
+    needed = ("backbone.", "classifier.", "aux_classifier.", "decoder.")
+    name = "seco" if seco else "toco"
+    return Published(name, num_classes, config, rules, (), table["extras"], needed, strict=False)

@@ -172,8 +172,7 @@ def create_backbone(
             timm's of the name); or a local ``.pth`` / ``.safetensors`` file with timm's or the authors' names
             for a model of timm, with the published ones for a CNN (``tools/convert_weights.py`` makes such a
             file for resnet38d), or a checkpoint of a method with the same backbone.
-        pyramid: for a ViT: give the maps of ``ViTPyramid`` as a CNN does, instead of tokens; a mapping holds
-            its arguments, ``layers`` and ``shallow_layer``.
+        pyramid: for a ViT: maps as a CNN has instead of tokens; a mapping holds arguments of ``ViTPyramid``.
         grad_checkpointing: compute blocks again in the backward pass instead of keeping what they computed:
             less memory for a third more time, the same numbers.
         **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.

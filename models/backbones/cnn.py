@@ -14,11 +14,10 @@ class CNNBackbone(nn.Module):
 
     dims: tuple[int, ...]  # channels of the maps
     strides: tuple[int, ...]  # pixels per position of the maps
-    # How weight files name things: (regular expression, replacement) to our names,
+    # Weight files: regular expressions of their names -> ours, prefixes of the ImageNet classifier, which is
+    # left out, and prefixes of our layers that they do not have.
     file_names: tuple[tuple[str, str], ...] = ()
-    # prefixes of the ImageNet classifier, which is left out,
     classifier: tuple[str, ...] = ("fc.",)
-    # and prefixes of our layers that they do not have.
     new_layers: tuple[str, ...] = ()
     stays_in_eval = False
 

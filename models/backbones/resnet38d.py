@@ -17,11 +17,8 @@ _BASIC_STAGES = {2: (3, 2), 3: (3, 2), 4: (6, 2), 5: (3, 1)}
 
 # Names of the ImageNet weights as MXNet wrote them (ilsvrc-cls_rna-a1_cls1000_ep-0001.params) -> ours.
 _NORM_ENTRIES = {
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_var": "running_var",
-}
+    "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"
+}  # fmt: skip
 MXNET_NAMES: tuple[tuple[str, str], ...] = (
     (r"^arg:conv1a_weight$", "conv1a.weight"),
     (r"^arg:res(\d)a_(branch\w+)_weight$", r"b\1.conv_\2.weight"),
@@ -46,25 +43,17 @@ class BasicBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dim_in: int,
-        dim_mid: int,
-        dim_out: int,
-        stride: int = 1,
-        first_dilation: int = 1,
-        dilation: int = 1,
+        self, dim_in: int, dim_mid: int, dim_out: int, stride: int, dilations: tuple[int, int]
     ) -> None:
         super().__init__()
+        first, second = (dict(padding=d, dilation=d, bias=False) for d in dilations)
         self.bn_branch2a = nn.BatchNorm2d(dim_in)
-        self.conv_branch2a = nn.Conv2d(
-            dim_in, dim_mid, 3, stride, padding=first_dilation, dilation=first_dilation, bias=False
-        )
+        self.conv_branch2a = nn.Conv2d(dim_in, dim_mid, 3, stride, **first)
         self.bn_branch2b1 = nn.BatchNorm2d(dim_mid)
-        self.conv_branch2b1 = nn.Conv2d(dim_mid, dim_out, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv_branch2b1 = nn.Conv2d(dim_mid, dim_out, 3, **second)
+        self.conv_branch1 = None
         if dim_in != dim_out or stride != 1:
-            self.conv_branch1: nn.Conv2d | None = nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
-        else:
-            self.conv_branch1 = None
+            self.conv_branch1 = nn.Conv2d(dim_in, dim_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         activated = F.relu(self.bn_branch2a(x), inplace=True)
@@ -82,9 +71,8 @@ class BottleneckBlock(nn.Module):
         self.bn_branch2a = nn.BatchNorm2d(dim_in)
         self.conv_branch2a = nn.Conv2d(dim_in, dim_out // 4, 1, bias=False)
         self.bn_branch2b1 = nn.BatchNorm2d(dim_out // 4)
-        self.conv_branch2b1 = nn.Conv2d(
-            dim_out // 4, dim_out // 2, 3, padding=dilation, dilation=dilation, bias=False
-        )
+        dilated = dict(padding=dilation, dilation=dilation, bias=False)
+        self.conv_branch2b1 = nn.Conv2d(dim_out // 4, dim_out // 2, 3, **dilated)
         self.bn_branch2b2 = nn.BatchNorm2d(dim_out // 2)
         self.conv_branch2b2 = nn.Conv2d(dim_out // 2, dim_out, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(dim_in, dim_out, 1, bias=False)
@@ -111,7 +99,6 @@ class ResNet38d(CNNBackbone):
         width: channels of the first convolution; all others are multiples of it.
     """
 
-    # The classifier of the ImageNet file.
     classifier = ("linear1000.", "fc.", "fc8.")
 
     def __init__(
@@ -130,9 +117,8 @@ class ResNet38d(CNNBackbone):
             for k in range(blocks):
                 # Only the last basic stage is dilated, and the first convolution of its first block is not.
                 dilation = 2 if stage == 5 else 1
-                block = BasicBlock(
-                    dim, mid, out, stride if k == 0 else 1, 1 if k == 0 else dilation, dilation
-                )
+                step, dilations = (1, (dilation, dilation)) if k else (stride, (1, dilation))
+                block = BasicBlock(dim, mid, out, step, dilations)
                 self.add_module(f"b{stage}_{k}" if k else f"b{stage}", block)
                 dim = out
         self.b6 = BottleneckBlock(dim, 2 * dim, dilation=4, dropout=dropout[0])

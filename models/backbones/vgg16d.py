@@ -29,7 +29,6 @@ class VGG16d(CNNBackbone):
         frozen: layers that are not trained, or ``all``. The default is that of 1-stage-wseg and WS-FCN; PSA
             freezes ``conv2_1`` and ``conv2_2`` too.
         conv4_stride: of ``conv4_1``: 1 (1-stage-wseg, PSA), or 2 for stride 16 in the end (WS-FCN).
-        fc6_dilation: 1; 4 in PSA's affinity network.
         dropout: channel dropout behind ``fc6``.
     """
 
@@ -43,7 +42,6 @@ class VGG16d(CNNBackbone):
         self,
         frozen: Sequence[str] | str = ("conv1_1", "conv1_2"),
         conv4_stride: int = 1,
-        fc6_dilation: int = 1,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
@@ -55,7 +53,7 @@ class VGG16d(CNNBackbone):
                 conv = nn.Conv2d(dim, width, 3, stride, padding=dilation, dilation=dilation)
                 self.add_module(f"conv{stage}_{k}", conv)
                 dim = width
-        self.fc6 = nn.Conv2d(dim, 1024, 3, padding=fc6_dilation, dilation=fc6_dilation)
+        self.fc6 = nn.Conv2d(dim, 1024, 3, padding=1)
         self.dropout = nn.Dropout2d(dropout)
         self.fc7 = nn.Conv2d(1024, 1024, 1)
         self.dims = (256, 512, 512, 1024)

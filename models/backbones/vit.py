@@ -1,8 +1,6 @@
-"""ViT / DeiT encoders that return what weakly supervised methods read: class, patch and auxiliary tokens.
+"""ViT / DeiT encoders that return class, patch and auxiliary tokens.
 
-The layers are timm's; the way through them is ours, because two things differ from timm's forward: the
-auxiliary output of an inner block, and the interpolation of the position embedding.
-
+The layers are timm's. Its forward lacks the output of an inner block and interpolates positions otherwise.
 B images, D width, (H, W) pixels, (h, w) tokens, P patch size.
 """
 
@@ -18,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.blocks import freeze_layers
+from utils.build import check_choice
 
 
 class Tokens(NamedTuple):
@@ -162,34 +161,25 @@ class ConvStem(nn.Module):
 class ViTPyramid(nn.Module):
     """A ViT behind the interface of the CNN backbones: maps from shallow to deep instead of tokens.
 
-    Our own addition, of no paper: methods made for CNNs then run on the ViTs of this project, whose
-    pretrained weights are small. The shallow map has stride 4: the features of the convolutional stem, or,
-    where one linear map embeds a whole patch, the tokens of an early block, enlarged bilinearly. The others
-    keep the stride of the patches.
-
-    An image that does not fill its last patches is padded with zeros, so a map at stride s has
-    ``ceil(n / s)`` rows or columns, as a CNN's has.
+    Our own addition, of no paper. The shallow map has stride 4: the features of the convolutional stem, or,
+    where one linear map embeds a whole patch, the tokens at a quarter of the depth, enlarged bilinearly. The
+    others keep the stride of the patches. An image that does not fill its last patches is padded with zeros:
+    a map at stride s has ``ceil(n / s)`` rows or columns, as a CNN's has.
 
     Args:
-        vit: the network, with its weights.
         layers: blocks whose residual streams are the maps between shallow and deep; by default those at half
             and three quarters of the depth. The deep map is the output behind the last norm.
-        shallow_layer: block whose tokens become the shallow map where the stem gives none; by default that at
-            a quarter of the depth.
     """
 
     shallow = 0
 
-    def __init__(
-        self, vit: ViT, layers: Sequence[int] | None = None, shallow_layer: int | None = None
-    ) -> None:
+    def __init__(self, vit: ViT, layers: Sequence[int] | None = None) -> None:
         super().__init__()
         depth = vit.depth
         # Blocks of very small ViTs may coincide; then there are fewer maps.
-        quarter, half, three_quarters = (max(depth * k // 4 - 1, 0) for k in (1, 2, 3))
+        self.shallow_layer, half, three_quarters = (max(depth * k // 4 - 1, 0) for k in (1, 2, 3))
         self.layers = tuple(sorted({half, three_quarters} if layers is None else set(layers)))
-        self.shallow_layer = quarter if shallow_layer is None else shallow_layer
-        for layer in (*self.layers, self.shallow_layer):
+        for layer in self.layers:
             if not 0 <= layer < depth:
                 raise ValueError(f"layer {layer} of the pyramid is outside of the {depth} blocks of this ViT")
         self.vit = vit
@@ -238,13 +228,13 @@ def vit_factory(
 class ViTDemo(ViT):
     """A small ViT that learns from scratch within minutes on a CPU.
 
+    Its position embedding is trained: without pretraining it is random noise at first.
+
     Args:
         width, depth, heads: channels of a token, number of blocks, attention heads of each.
         patch_size: side of a patch in pixels.
         image_size: the size whose token grid the position embedding has; any other size is interpolated.
         stem: ``conv`` (strided convolutions) or ``patch`` (one linear map per patch).
-        freeze_pos_embed: off by default: without pretraining the embedding is random noise until it is
-            trained.
         **options: of ``ViT``.
     """
 
@@ -256,19 +246,11 @@ class ViTDemo(ViT):
         patch_size: int = 8,
         image_size: int = 96,
         stem: str = "conv",
-        freeze_pos_embed: bool = False,
         **options: Any,
     ) -> None:
-        if stem not in ("conv", "patch"):
-            raise ValueError(f"stem '{stem}' of vit_demo is neither 'conv' nor 'patch'")
+        check_choice("stem", stem, ("conv", "patch"))
         if stem == "conv":
             options["embed_layer"] = ConvStem
-        super().__init__(
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            img_size=image_size,
-            patch_size=patch_size,
-            freeze_pos_embed=freeze_pos_embed,
-            **({"norm_layer": LAYER_NORM} | options),
-        )
+        options = {"norm_layer": LAYER_NORM, "freeze_pos_embed": False} | options
+        size = {"embed_dim": width, "depth": depth, "num_heads": heads}
+        super().__init__(img_size=image_size, patch_size=patch_size, **size, **options)

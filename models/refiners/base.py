@@ -31,12 +31,7 @@ class Refiner(Protocol):
         return self
 
     def refine(self, image_rgb: Tensor, scores: Tensor) -> Tensor:
-        """Refined scores (B, M, H, W), without gradient.
-
-        Args:
-            image_rgb: (B, 3, H, W) in [0, 1].
-            scores: (B, M, h, w) in [0, 1].
-        """
+        """Scores (B, M, h, w) in [0, 1] along an image (B, 3, H, W) in [0, 1]: (B, M, H, W), no gradient."""
         raise NotImplementedError
 
     def refine_all(self, image_rgb: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
@@ -45,11 +40,7 @@ class Refiner(Protocol):
 
 
 def refiner_class(name: str) -> Any:
-    """The class of a refiner's name or import path.
-
-    Raises:
-        ValueError, ImportError: there is none.
-    """
+    """The class of a refiner's name or import path."""
     if name not in REFINERS and "." not in str(name):
         raise ValueError(f"there is no refiner '{name}'{suggest(str(name), REFINERS)}")
     target = import_target(REFINERS.get(name, name))
@@ -59,18 +50,10 @@ def refiner_class(name: str) -> Any:
 
 
 def create_refiner(name: str, key: str = "refiner", **options: Any) -> Refiner:
-    """A refiner by name; ``key`` is where its options are in a config, for messages.
-
-    Raises:
-        KeyError: an option that the refiner does not have.
-    """
+    """A refiner by name; ``key`` is where its options are in a config, for messages."""
     return build_part(refiner_class(name), options, key=key)
 
 
 def refiner_options(config: str | Mapping[str, Any] | None, default: str) -> dict[str, Any]:
-    """Arguments of ``create_refiner`` from a name, or a mapping such as {name: dense_crf, preset: toco}.
-
-    Args:
-        default: the name where the config has none.
-    """
+    """Arguments of ``create_refiner`` from a name, or a mapping such as {name: dense_crf, preset: toco}."""
     return {"name": config} if isinstance(config, str) else {"name": default, **(config or {})}

@@ -1,13 +1,13 @@
 """Pixel-adaptive refinement of score maps: repeated averaging over neighbours of similar colour.
 
-One local filter, ``propagate``, and the affinity kernels that drive it. B images, M maps, K neighbours, (H,
-W) pixels.
+B images, M maps, K neighbours, (H, W) pixels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +63,16 @@ class LocalFilter(Refiner):
     Args:
         dilations: distances of the neighbours in pixels; eight neighbours each.
         iterations: filter passes.
+        softness: bandwidth of the kernel in units of the local standard deviation.
     """
 
-    def __init__(self, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24), iterations: int = 10) -> None:
-        self.dilations = tuple(dilations)
-        self.iterations = iterations
+    def __init__(
+        self,
+        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+        iterations: int = 10,
+        softness: float = 0.3,
+    ) -> None:
+        self.dilations, self.iterations, self.softness = tuple(dilations), iterations, softness
         self.offsets = neighbour_offsets(self.dilations)
 
     def affinity(self, image: Tensor) -> Tensor:
@@ -86,22 +91,10 @@ class LocalFilter(Refiner):
 
 
 class PAMR(LocalFilter):
-    """Pixel-adaptive mask refinement of 1-stage-wseg (Araslanov & Roth, CVPR 2020).
+    """Pixel-adaptive mask refinement of 1-stage-wseg (Araslanov & Roth, CVPR 2020); weights add up to 1."""
 
-    The weights of a pixel add up to 1.
-
-    Args:
-        softness: bandwidth of the kernel in units of the local standard deviation.
-    """
-
-    def __init__(
-        self,
-        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-        iterations: int = 10,
-        softness: float = 0.1,
-    ) -> None:
-        super().__init__(dilations, iterations)
-        self.softness = softness
+    def __init__(self, *args: Any, softness: float = 0.1, **options: Any) -> None:
+        super().__init__(*args, softness=softness, **options)
 
     @torch.no_grad()
     def affinity(self, image: Tensor) -> Tensor:
@@ -123,24 +116,13 @@ class PAMR(LocalFilter):
 class PAR(LocalFilter):
     """Pixel-adaptive refinement of "Learning Affinity from Attention" (Ru et al., CVPR 2022).
 
-    The weights of a pixel add up to ``1 + position_weight``, not to 1: kept for parity with the authors'
-    code.
-
     Args:
-        softness: bandwidth of both kernels in units of the local standard deviation (``w1`` of the authors'
-            code).
-        position_weight: share of the position kernel (``w2``).
+        position_weight: of the position kernel, ``w2`` of the authors' code (``softness``: ``w1``). The
+            weights of a pixel add up to 1 more than this, as published.
     """
 
-    def __init__(
-        self,
-        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-        iterations: int = 10,
-        softness: float = 0.3,
-        position_weight: float = 0.01,
-    ) -> None:
-        super().__init__(dilations, iterations)
-        self.softness = softness
+    def __init__(self, *args: Any, position_weight: float = 0.01, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.position_weight = position_weight
 
     @torch.no_grad()
@@ -150,9 +132,7 @@ class PAR(LocalFilter):
             views = shifted_views(image, self.offsets)
             # Spread of the neighbours alone, without the pixel itself, per colour channel.
             scale = self.softness * (spread(views) + 1e-8)
-            distance = torch.stack(
-                [((view - image) / scale).square_().mean(1) for view in views], 1
-            )  # (B, K, H, W)
+            distance = torch.stack([((view - image) / scale).square_().mean(1) for view in views], 1)
             colour = torch.softmax(-distance, 1)
             return colour.add_(self.position_weight * self.position_affinity(image)[:, None, None])
 

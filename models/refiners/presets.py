@@ -5,14 +5,9 @@ from __future__ import annotations
 
 def _weights(gaussian: tuple[float, float], bilateral: tuple[float, float, float]) -> dict[str, float]:
     """Parameters from (sigma xy, weight) and (sigma xy, sigma rgb, weight)."""
-    names = (
-        "gaussian_sigma_xy",
-        "gaussian_compat",
-        "bilateral_sigma_xy",
-        "bilateral_sigma_rgb",
-        "bilateral_compat",
-    )
-    return dict(zip(names, (*gaussian, *bilateral), strict=True))
+    smoothness = dict(zip(("gaussian_sigma_xy", "gaussian_compat"), gaussian))
+    appearance = zip(("bilateral_sigma_xy", "bilateral_sigma_rgb", "bilateral_compat"), bilateral)
+    return smoothness | dict(appearance)
 
 
 _FINAL_SEGMENTATION = _weights((1, 1), (121, 5, 4))

@@ -1,8 +1,7 @@
 """Random walk of CAM scores over pixel affinities (PSA, Ahn and Kwak, CVPR 2018; IRN, Ahn et al., CVPR 2019).
 
-The transition matrix connects a pixel with the few neighbours within the radius, so one step is a sum over
-neighbours and the (hw, hw) matrix never exists. The authors' programs square that matrix n times instead;
-2 ** n steps are the same walk.
+One step is a sum over the few neighbours within the radius. The authors square the (hw, hw) transition matrix
+n times instead; 2 ** n steps are the same walk.
 
 K classes, (h, w) pixels of the walked map, P directions and N sources of pixel pairs (ops/pairs.py).
 """
@@ -21,14 +20,9 @@ from utils.precision import full_precision
 def transition_weights(
     affinity: Tensor, pairs: PixelPairs, size: tuple[int, int], beta: float
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The columns of the transition matrix: affinities to the power ``beta``, normalised to sum to one.
+    """The columns of the transition matrix: affinities (P, N) to the power ``beta``, scaled to sum to 1.
 
     Affinities are symmetric; a pixel has affinity 1 to itself and 0 to all that no pair connects it with.
-
-    Args:
-        affinity: (P, N) in [0, 1].
-        size: (h, w) of the map.
-        beta: exponent, above 0.
 
     Returns:
         Weights (1 + 2P, h, w) that sum to 1 over the neighbours of every pixel, and the neighbours' offsets
@@ -54,12 +48,7 @@ def random_walk(scores: Tensor, affinity: Tensor, pairs: PixelPairs, beta: float
     Args:
         scores: (K, h, w).
         affinity: (P, N) in [0, 1] of the pixel pairs of an (h, w) map.
-        pairs: the pairs, of either order.
         beta: exponent of the affinities; large ones make the walk stop at weak boundaries.
-        steps: 2 ** n for n squarings of the transition matrix.
-
-    Returns:
-        (K, h, w) float32, within the range of ``scores``.
     """
     size = scores.shape[-2], scores.shape[-1]
     with full_precision(scores):

@@ -100,7 +100,7 @@ def test_unknown_argument_of_the_backbone_is_refused_with_a_suggestion():
 
 
 def test_method_argument_that_no_file_sets_can_be_overridden():
-    assert load_config("configs/toco/voc.yaml", ["method.object_share=0.3"]).method.object_share == 0.3
+    assert load_config("configs/toco/voc.yaml", ["method.main_view=plain"]).method.main_view == "plain"
 
 
 def test_override_without_value_is_refused():

@@ -173,18 +173,6 @@ def test_walk_carries_scores_over_similar_pixels_only():
     assert walked[:12, 4:8].min() > 0.01 and walked[:, 8:].max() < 1e-6
 
 
-def test_new_layers_learn_ten_times_as_fast():
-    method = AffinityNet(4, PYRAMID, branch_dims=(4, 4, 4))
-    groups = {group["name"]: group for group in method.parameter_groups()}
-    assert {name: (g["lr_scale"], g["decay_scale"]) for name, g in groups.items()} == {
-        "backbone_weight": (1, 1),
-        "backbone_bias": (2, 0),
-        "new_weight": (10, 1),
-    }
-    grouped = [id(p) for group in groups.values() for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in method.parameters() if p.requires_grad)
-
-
 def test_published_network_has_the_published_groups():
     sizes = GoldenCase(GOLDEN / "ms_psa_cls_net.npz").meta["group_sizes_after_train"]
     with torch.device("meta"):

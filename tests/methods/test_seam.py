@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import methods.seam
 from methods.seam import SEAM, Output, PixelCorrelation, stretch
-from ops.cam import background_score
+from ops.cam import background_score, summed_cam
 from tests.cams import scored_label
 from tests.methods.recorded import check_gradients, recorded_network, scale_pairs
 from tests.recorded import GOLDEN, GoldenCase, recorded
@@ -109,7 +109,8 @@ def test_merging_of_scales_matches_the_authors(case):
     pairs = scale_pairs(case, rectify=False)
     classes = next(iter(pairs.values())).shape[1]
     method = GivenMaps(classes, SMALL).given(*(Output(None, maps, None) for maps in pairs.values()))
-    total = method.summed_maps(torch.zeros(1, 3, *case.meta["size"]), case.meta["scales"])
+    size = tuple(case.meta["size"])
+    (total,) = summed_cam(method.activation_of, torch.zeros(1, 3, *size), case.meta["scales"], [size])
     label = case["label"][None].float()
     published = stretch(total * label[:, :, None, None])
     present = label[0] > 0
@@ -180,7 +181,7 @@ def test_impossible_options_are_named():
     with pytest.raises(ValueError, match="branch_dims"):
         SEAM(4, SMALL, branch_dims=(8, 8, 8))
     with pytest.raises(ValueError, match="small_scale"):
-        SEAM(4, SMALL, small_scale=1.0)
+        SEAM(4, SMALL, small_scale=1.5)
 
 
 def test_features_of_a_vit_are_pooled_by_their_maximum():

@@ -54,8 +54,8 @@ class Recorded:
         self.masks, self.flags = masks, super().visible_objects(cam, present, masks)
         return self.flags
 
-    def training_cams(self, *args):
-        self.cams = super().training_cams(*args)
+    def multi_scale(self, *args):
+        self.cams = super().multi_scale(*args)
         return self.cams
 
     def pseudo_label(self, *args):

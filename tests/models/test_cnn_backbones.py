@@ -70,15 +70,6 @@ def test_maps_have_the_promised_channels_and_strides(name, size):
     assert backbone.strides[backbone.shallow] == 4 < backbone.strides[backbone.shallow + 1]
 
 
-@pytest.mark.parametrize("dilated", [False, True])
-@pytest.mark.parametrize("stride", [8, 16, 32])
-def test_output_stride_is_kept(stride, dilated):
-    with torch.device("meta"):
-        backbone = create_backbone("resnet50", output_stride=stride, dilated=dilated)
-        assert backbone(torch.empty(1, 3, 64, 96))[-1].shape == (1, 2048, 64 // stride, 96 // stride)
-    assert (backbone.layer4[1].conv2.dilation != (1, 1)) == (dilated and stride < 32)
-
-
 def trained(backbone):
     return {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
 
@@ -200,10 +191,9 @@ def test_resnet38d_loads_from_a_file_without_counters(tmp_path):
     [
         (KeyError, {"name": "resnet39d"}, "did you mean"),
         (KeyError, {"name": "resnet38d", "aux_layer": 2}, "'aux_layer'"),
-        (KeyError, {"name": "resnet50", "output_strid": 8}, "'output_stride'"),
+        (KeyError, {"name": "resnet50", "frozn": "all"}, "'frozen'"),
         (ValueError, {"name": "resnet38d", "dropout": 0.5}, "dropout"),  # of two layers
         (ValueError, {"name": "resnet50", "frozen": ["layer9"]}, "layer9"),
-        (ValueError, {"name": "resnet50", "output_stride": 4}, "output_stride"),
         (ValueError, SMALL | {"pretrained": "timm"}, "convert_weights"),
         (ValueError, SMALL | {"pretrained": "net.params"}, "convert_weights"),
         (ValueError, SMALL | {"pyramid": True}, "pyramid"),

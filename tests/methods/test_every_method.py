@@ -1,4 +1,4 @@
-"""What every method on maps keeps: it learns, survives odd batches, and predicts what it promises."""
+"""What every method keeps: it learns, survives odd batches, and predicts what it promises."""
 
 import pytest
 import torch
@@ -9,10 +9,14 @@ from methods.affinitynet import AffinityNet
 from methods.base import Predicts
 from methods.cam import CAMNetwork, PooledCAMNetwork
 from methods.irnet import IRNet
+from methods.mcc import MCC
 from methods.one_stage import CAMBaseline, OneStage
 from methods.seam import SEAM
+from methods.seco import SeCo
 from methods.segmentor import Segmentor
+from methods.toco import ToCo
 from methods.ws_fcn import WSFCN
+from tests.methods.demo import OPTIONS, demo_batch, demo_method
 
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64}
 PYRAMID = VIT | {"pyramid": True}
@@ -21,10 +25,15 @@ DECODER = {"loss_weights": {"cls": 1.0, "mask": 1.0}, "width": 16, "context_dila
 CORRELATION = {"branch_dims": (8, 8), "embed_dim": 16}
 HEAD = {"head": "deeplab", "head_options": {"hidden": 16, "skip_dim": 8, "dilations": (1, 2)}}
 
+CONTRAST = {"head": {"hidden_dim": 32}}
+
 # class, backbone, options; what it learns from: tags, or labels at a stride
 METHODS = {
+    "toco": (ToCo, VIT, CONTRAST | OPTIONS[ToCo], "tags"),
+    "mcc": (MCC, VIT, CONTRAST | OPTIONS[MCC], "tags"),
+    "seco": (SeCo, VIT, CONTRAST | OPTIONS[SeCo], "tags"),
     "cam": (CAMNetwork, VIT, {}, "tags"),
-    "pooled_cam": (PooledCAMNetwork, CNN, {}, "tags"),
+    "pooled_cam": (PooledCAMNetwork, CNN, {"cam_size": "stride16"}, "tags"),
     "seam": (SEAM, CNN, CORRELATION, "tags"),
     "seam_vit": (SEAM, PYRAMID, CORRELATION | {"pooling": "max"}, "tags"),
     "one_stage": (OneStage, CNN, DECODER, "tags"),
@@ -57,7 +66,12 @@ def batch_of(name, size=64):
     image = torch.randn(2, 3, size, size, generator=generator) + (label % 255)[:, None]
     source = METHODS[name][3]
     if source == "tags":
-        return {"image": image, "class_label": torch.tensor([[1.0, 0, 0], [0, 0, 1]])}
+        views = {"global_view": image.flip(0), "strong_view": image + 0.1}
+        box, seeds = torch.tensor([[0, size, 0, size], [4, size - 8, 0, size]]), torch.arange(2)
+        return {"image": image, "class_label": torch.tensor([[1.0, 0, 0], [0, 0, 1]]), **views} | {
+            "valid_box": box,
+            "sample_seed": seeds,
+        }
     return {"image": image, "pseudo_label": label[:, ::source, ::source]}
 
 
@@ -126,3 +140,47 @@ def test_prediction_fits_image_and_classes(name):
     if out.cam is not None:
         assert_close(mirrored.cam.flip(-1), out.cam, rtol=1e-3, atol=1e-4)
         assert half.cam.dtype == torch.float32
+
+
+# -- methods with a contrast of class tokens
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_steps_repeat_and_leave_the_random_state_alone(kind):
+    batch, runs = demo_batch(), []
+    for _ in range(2):
+        method = demo_method(kind)
+        before = torch.get_rng_state()
+        runs.append([{k: v.item() for k, v in method(batch, step)[0].items()} for step in range(2)])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_teacher_moves_once_per_step(kind):
+    method, batch = demo_method(kind, momentum=0.9), demo_batch()
+    with torch.no_grad():
+        method.proj_head.mlp[0].bias.add_(1.0)
+    before = method.teacher_head.mlp[0].bias.clone()
+    method(batch, 0)
+    method(batch, 0)
+    assert_close(method.teacher_head.mlp[0].bias, before + 0.1)
+
+
+@pytest.mark.parametrize("kind", [ToCo, SeCo])
+def test_no_image_is_encoded_twice_and_cam_passes_run_no_decoder(kind):
+    method, encoded, decoded = demo_method(kind, cam_scales=(1.0, 0.5)), [], []
+    method.backbone.register_forward_hook(lambda m, i, o: encoded.append(tuple(i[0].shape[::2])))
+    method.decoder.register_forward_hook(lambda m, i, o: decoded.append(len(i[0])))
+    method(demo_batch(), 0)
+    # Main + second view; mirrored image; another scale of both; nine local crops.
+    assert decoded == [3] and encoded == [(6, 48), (3, 48), (6, 24), (9, 24)]
+
+
+def test_energy_term_appears_with_its_weight():
+    weights = OPTIONS[ToCo]["loss_weights"] | {"reg": [[0, 0.0], [3, 0.05]]}
+    method, batch = demo_method(ToCo, loss_weights=weights), demo_batch()
+    assert method(batch, 2)[0]["reg"] == 0
+    losses, _ = method(batch, 3)
+    losses["reg"].backward()
+    assert losses["reg"] < 0 and method.decoder.conv8.weight.grad.abs().sum() > 0

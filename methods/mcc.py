@@ -33,8 +33,7 @@ class MCC(ContrastiveViT):
     Args:
         loss_weights: of ``cls, cls_aux, aff, mcc, seg, reg``.
         num_masks: masked views per image.
-        mask_rate: share of the cells of a mask that are hidden. Of the 49 cells of a 448-pixel crop 0.95
-            leaves 2.5 visible on average; 8 % of the masks hide all of them.
+        mask_rate: share of the cells of a mask that are hidden; 0.95 leaves 2.5 of 49 in a 448-pixel crop.
         mask_scale: side of a cell in tokens.
         flag_source: which CAM tells what a mask leaves visible, ``cam`` or ``aux_cam``, or their schedule.
         temperature: of the contrast.
@@ -85,11 +84,7 @@ class MCC(ContrastiveViT):
         }, label_shares(pseudo_label)
 
     def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
-        """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells.
-
-        Raises:
-            ValueError: if the token grid ``size`` cannot be divided into cells.
-        """
+        """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells."""
         if size[0] % self.mask_scale or size[1] % self.mask_scale:
             raise ValueError(
                 f"mask_scale={self.mask_scale} does not divide a grid of {size[0]} x {size[1]} tokens: "
@@ -129,14 +124,10 @@ def visible_flags(region: Tensor, masks: Tensor, object_share: float = 0.2) -> T
 
 
 def masked_class_token(backbone: HidesTokens, image: Tensor, masks: Tensor) -> Tensor:
-    """Class tokens (V * B, D), view-major, of images (B, 3, H, W) with hidden tokens masked as keys.
+    """Class tokens (V * B, D), view-major, of images (B, 3, H, W); masks (B, V, h, w) are True where hidden.
 
-    A token that is no key reaches the class token in no block, so hidden tokens are left out of the
-    sequences, instead of being masked in attention as in the authors' program: equal numbers at the cost of
-    what is visible, at a mask rate of 0.95 about an eighth.
-
-    Args:
-        masks: (B, V, h, w) bool, True where hidden.
+    The authors mask hidden tokens in attention. A token that is no key reaches the class token in no block,
+    so leaving it out gives equal numbers at the cost of what is visible, at a mask rate of 0.95 an eighth.
     """
     batch, views = masks.shape[:2]
     visible = (~masks).flatten(2).transpose(0, 1).flatten(0, 1)  # (V * B, hw), on the device of the masks

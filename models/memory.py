@@ -1,7 +1,4 @@
-"""What contrastive methods remember between steps: momentum copies, class prototypes, a queue of keys.
-
-C prototypes, D width, M places of a queue.
-"""
+"""What contrastive methods remember between steps: momentum copies, class prototypes, a queue of keys."""
 
 from __future__ import annotations
 

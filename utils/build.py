@@ -18,11 +18,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def import_target(path: str) -> Any:
-    """The class or function at a dotted import path.
-
-    Raises:
-        ImportError: if the module or the name in it does not exist; the message names what is missing.
-    """
+    """The class or function at a dotted import path; an ImportError names what is missing."""
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -68,8 +64,7 @@ def keyword_names(target: Any) -> set[str] | None:
                 continue
             parameters = inspect.signature(init).parameters.values()
             names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-            # A class that passes **kwargs on takes what its base takes; the walk ends at the first that does
-            # not.
+            # A class that passes **kwargs on takes what its base takes.
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
         return names - {"self", *getattr(target, "refused", ())}
@@ -82,9 +77,7 @@ def keyword_names(target: Any) -> set[str] | None:
 def build(spec: Mapping[str, Any], **extra: Any) -> Any:
     """Call ``spec["target"]`` with the other entries of ``spec`` and ``extra`` as keyword arguments.
 
-    Raises:
-        KeyError: if an entry is not an argument of the target; names the closest argument.
-        ImportError: if the target does not exist.
+    A KeyError names the argument that is closest to one that the target does not have.
     """
     arguments = {key: value for key, value in spec.items() if key != "target"} | extra
     target = import_target(spec["target"])
@@ -95,15 +88,11 @@ def build(spec: Mapping[str, Any], **extra: Any) -> Any:
 def build_part(
     target: Any, options: Mapping[str, Any] | None, *args: Any, key: str, others: Iterable[str] = ()
 ) -> Any:
-    """Call ``target(*args, **options)``, a part of a method whose options stand in its config.
+    """Call ``target(*args, **options)``, a part of a method whose options are at ``key`` of its config.
 
     Args:
         options: keyword arguments; None: the target's own defaults.
-        key: where the options stand in the config, for the message.
-        others: further names that may stand there, for the message.
-
-    Raises:
-        KeyError: if an option is not an argument of the target; names the closest argument.
+        others: further names that may be there, for the message.
     """
     part = partial(target, *args)
     _check_names(part, options or {}, key, others)

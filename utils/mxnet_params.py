@@ -6,9 +6,9 @@ The format is a list of arrays and a list of their names, all little-endian:
     uint64 number of arrays, then each array
     uint64 number of names, then each name as uint64 length and bytes
 
-An array begins with a number that tells its version: the oldest files have the number of dimensions there,
-followed by uint32 sizes; later ones a magic number, (from the second version) int32 storage type 0 for dense,
-int32 number of dimensions, and int64 sizes. Then come int32 device type and number, int32 type flag, values.
+An array begins with its number of dimensions and uint32 sizes; in later versions with a magic number, (from
+the second on) int32 storage type 0 for dense, int32 number of dimensions, and int64 sizes. Then come int32
+device type and number, int32 type flag, values.
 """
 
 from __future__ import annotations
@@ -50,12 +50,7 @@ class _Reader:
 
 
 def load_mxnet_params(path: str | Path) -> dict[str, Tensor]:
-    """Arrays of a ``.params`` file by their names, which begin with ``arg:`` or ``aux:``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, is none of MXNet's, or holds sparse arrays.
-    """
+    """Arrays of a ``.params`` file by their names, which begin with ``arg:`` or ``aux:``."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no MXNet file {path}")

@@ -12,11 +12,7 @@ class Schedule:
 
     Args:
         spec: a constant, or a list of ``[from_step, value]`` pairs; ``value`` holds from ``from_step``
-            (counted from 0) until the next pair takes over. Pairs are in ascending order and the first begins
-            at 0.
-
-    Raises:
-        ValueError: if the pairs are not in ascending order or do not begin at step 0.
+            (counted from 0) until the next pair takes over. Pairs ascend and the first begins at 0.
     """
 
     def __init__(self, spec: Any) -> None:

@@ -28,8 +28,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 def seed_process(seed: int, step: int, rank: int) -> None:
     """Give torch's generators of every process but the first a state of its own, from ``step`` on.
 
-    Otherwise dropout and gates would draw equal masks on all processes, which build their weights from equal
-    states. The first process keeps its state, so nothing changes for a run of one process.
+    Otherwise dropout and gates would draw equal masks on all processes.
     """
     if rank > 0:
         torch.manual_seed(sample_seed(seed, step, rank))

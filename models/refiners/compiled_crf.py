@@ -1,7 +1,4 @@
-"""The compiled ``pydensecrf`` behind the same door as our own CRF, for a comparison on one's own data.
-
-It needs a compiler (``pip install pydensecrf2``). Our lattice gives the same labels without one.
-"""
+"""The compiled ``pydensecrf`` behind the same door as our own CRF, for a comparison on one's own data."""
 
 from __future__ import annotations
 

@@ -24,8 +24,7 @@ from ops.lattice import PermutohedralLattice, bilateral_features, spatial_featur
 from utils.build import check_number, suggest
 
 PROBABILITY_FLOOR = 1e-5  # of the published unary: probabilities are clipped to it before the logarithm
-# On a CPU, tensors of the filter take up to this: the C library serves larger requests with fresh pages every
-# time, and touching those takes longer than the filter.
+# On a CPU, tensors of the filter take up to this: fresh pages for larger ones take longer than the filter.
 BLOCK_BYTES = 12 * 2**20
 # On a GPU, the lattices and tables of one part of a batch take up to this.
 PART_BYTES = 4 * 2**30
@@ -44,9 +43,6 @@ class DenseCRF(Refiner):
         bilateral_sigma_xy: pixels. bilateral_sigma_rgb: grey levels of 0..255. bilateral_compat: weight of
             the appearance kernel.
         steps: mean-field iterations, all pixels in parallel; 0 returns the normalised input.
-
-    Raises:
-        ValueError: an unknown preset, or a parameter out of range.
     """
 
     maps_compete = True
@@ -79,14 +75,11 @@ class DenseCRF(Refiner):
         return f"crf({','.join([self.preset, *changes])})"
 
     def refine(self, image_rgb: Tensor, scores: Tensor) -> Tensor:
-        """Refine probabilities.
+        """Probabilities (B, L, H, W) that add up to 1 over labels, without gradient.
 
         Args:
             image_rgb: (B, 3, H, W) in [0, 1]; colours are rounded to 256 levels as in the published programs.
             scores: (B, L, H, W) probabilities in [0, 1]; they need not add up to 1 over labels.
-
-        Returns:
-            (B, L, H, W) probabilities that add up to 1 over labels. No gradient.
         """
         return self.refine_energies(image_rgb, [energy_of_probs(scores)])[0]
 
@@ -95,17 +88,9 @@ class DenseCRF(Refiner):
 
     @torch.no_grad()
     def refine_energies(self, image_rgb: Tensor, energies: Sequence[Tensor]) -> list[Tensor]:
-        """Probabilities from several independent unaries of the same images, with one set-up of the filter.
+        """Probabilities from independent negative log-probabilities, each (B, L_i, H, W), of the same images.
 
-        Recipes that run the CRF twice (low and high threshold in ToCo and IRN, two alphas in PSA) share all
-        but the unary.
-
-        Args:
-            image_rgb: (B, 3, H, W) in [0, 1].
-            energies: each (B, L_i, H, W) negative log-probabilities.
-
-        Raises:
-            ValueError: shapes that do not fit, or energies that are not numbers.
+        Recipes that run the CRF twice (ToCo, IRN, PSA) share the set-up of the filter.
         """
         if not image_rgb.is_floating_point():
             raise ValueError(f"images must be floats in [0, 1], got {image_rgb.dtype}")
@@ -170,17 +155,9 @@ def energy_of_probs(probs: Tensor) -> Tensor:
 
 
 def energy_of_labels(label: Tensor, num_labels: int, confidence: float = 0.7) -> Tensor:
-    """Energies of hard labels that are right with probability ``confidence``; other labels share the rest.
+    """Energies (..., num_labels, H, W) of labels (..., H, W) that are right with probability ``confidence``.
 
-    Args:
-        label: (..., H, W) integers 0..num_labels-1.
-        confidence: in (0, 1); 0.7 in IRN and CDA.
-
-    Returns:
-        (..., num_labels, H, W) float32.
-
-    Raises:
-        ValueError: a label out of range, or a single label, which leaves nothing to decide.
+    Other labels share the rest.
     """
     if num_labels < 2:
         raise ValueError(f"a CRF on labels needs at least 2 of them, got {num_labels}")
@@ -208,10 +185,7 @@ def _add_messages_(total: Tensor, kernel: PermutohedralLattice, q: Tensor) -> No
 def _gaussian_kernel(
     size: tuple[int, int, int], sigma_xy: float, weight: float, device: torch.device
 ) -> PermutohedralLattice:
-    """The smoothness kernel depends on the image size only, of which a data set has few.
-
-    A kernel of one pixel takes 20 MB for each image of 375 x 500, 33 MB for one of 480 x 640.
-    """
+    """The smoothness kernel depends on the image size only, of which a data set has few; 20 MB per photo."""
     batch, height, width = size
     features = spatial_features(height, width, sigma_xy, device)
     return _normalized(PermutohedralLattice(features.expand(batch, -1, -1)), weight)

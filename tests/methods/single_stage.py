@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,6 +72,35 @@ def assert_gradients(
     assert not any(recorded[name] for name in unused)
     for name, norm in norms.items():
         assert_close(norm, recorded[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def check_block(
+    case: GoldenCase,
+    make: Callable[..., nn.Module],
+    tags: tuple[str, ...],
+    names: dict[str, str],
+    ours: str,
+    modes: tuple[str, ...] = ("",),
+) -> nn.Module:
+    """Outputs and gradients of a part of the decoder, in eval mode and, for ``_train``, in training mode.
+
+    Args:
+        make: the block, given the channels of its inputs.
+        tags: of the inputs.
+        ours: its name in our network.
+    """
+    for suffix in modes:
+        inputs = [case.input(tag).requires_grad_() for tag in tags]
+        block = make(*(x.shape[1] for x in inputs))
+        local = local_names(block, names, ours)
+        case.load_author_weights(block, local)
+        out = block.train(suffix == "_train")(*inputs)
+        # The authors' fusion gives the shallow branch first.
+        outputs = [out] if isinstance(out, Tensor) else [*out][::-1]
+        for i, value in enumerate(outputs):
+            case.compare(f"out{i}{suffix}", value, rtol=1e-4, atol=1e-5)
+        assert_gradients(case, block, inputs, outputs, local, suffix)
+    return block
 
 
 def all_classes(method: OneStage, image: Tensor, masks: Tensor, class_label: Tensor) -> Tensor:

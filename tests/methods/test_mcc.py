@@ -132,12 +132,3 @@ def test_masked_views_cost_what_is_visible():
     method(batch, 0)
     masks = method.sample_masks(batch, (6, 6))
     assert lengths[-1] == (24, 1 + int((~masks).sum((2, 3)).max()))
-
-
-def test_wrong_options_are_errors():
-    with pytest.raises(ValueError, match="mask_scale=4 does not divide a grid of 6 x 6"):
-        demo_method(MCC, mask_scale=4)(demo_batch(), 0)
-    with pytest.raises(ValueError, match="mask_rate"):
-        demo_method(MCC, mask_rate=95)
-    with pytest.raises(ValueError, match="flag_source"):
-        demo_method(MCC, flag_source="seg")

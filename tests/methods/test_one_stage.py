@@ -1,5 +1,7 @@
 """1-stage-wseg, its baseline and what WS-FCN inherits: the authors' values, and what holds for any input."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -20,9 +22,8 @@ from methods.ws_fcn import WSFCN
 from models.blocks import FixedStatisticsNorm
 from tests.methods.single_stage import (
     all_classes,
-    assert_gradients,
     author_names,
-    local_names,
+    check_block,
     normalized,
     small_batch,
     small_method,
@@ -38,26 +39,12 @@ NAMES = author_names("onestage")
 
 @recorded("onestage_gci")
 def test_cue_injection_matches_reference_values_and_gradients(case):
-    for suffix in ("", "_train"):
-        inputs = [case.input(tag).requires_grad_() for tag in ("shallow", "deep")]
-        block = GlobalCueInjection(*(x.shape[1] for x in inputs))
-        names = local_names(block, NAMES, "cue_injection")
-        case.load_author_weights(block, names)
-        block.train(suffix == "_train")
-        out = block(*inputs)
-        case.compare(f"out0{suffix}", out, rtol=1e-4, atol=1e-5)
-        assert_gradients(case, block, inputs, [out], names, suffix)
+    check_block(case, GlobalCueInjection, ("shallow", "deep"), NAMES, "cue_injection", ("", "_train"))
 
 
 @recorded("onestage_aspp")
 def test_atrous_pyramid_matches_reference_values_and_gradients(case):
-    x = case.input("x").requires_grad_()
-    block = AtrousPyramid(x.shape[1], 256)
-    names = local_names(block, NAMES, "context")
-    case.load_author_weights(block, names)
-    out = block.eval()(x)
-    case.compare("out0", out, rtol=1e-4, atol=1e-5)
-    assert_gradients(case, block, [x], [out], names)
+    check_block(case, partial(AtrousPyramid, width=256), ("x",), NAMES, "context")
 
 
 @recorded("wsfcn_gate")
@@ -201,15 +188,3 @@ def test_classes_without_confidence_are_removed():
     told = method.finish_scores(scores, views, torch.tensor([[1.0, 0.0, 0.0]]))
     assert_close(told[:, 1], scores[:, 1])
     assert not told[:, 2:].any()
-
-
-def test_wrong_options_are_errors():
-    for options, message in (
-        ({"background": ("constant", 1.0)}, "background is"),
-        ({"class_loss": "bce"}, "class_loss is"),
-        ({"gate": 1.0}, "method.gate"),
-        ({"lr_scales": {"heads": 10.0}}, "lr_scales"),
-        ({"backbone": {"name": "vit_demo"}}, "needs a backbone that gives maps"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            small_method(OneStage, 4, **options)

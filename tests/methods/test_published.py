@@ -134,11 +134,7 @@ def test_inference_protocol_follows_data_and_system():
     for key in ("classifier.weight", "aux_classifier.weight"):
         state[key] = torch.empty(80, 768, 1, 1, device="meta")
     coco = recognise(state).config
-    assert (coco["infer"]["size"], coco["infer"]["merge_flips"], coco["infer"]["merge_scales"]) == (
-        448,
-        "max",
-        "sum",
-    )
+    assert [coco["infer"][key] for key in ("size", "merge_flips", "merge_scales")] == [448, "max", "sum"]
     assert coco["method"]["high_threshold"] == 0.65
 
 
@@ -170,18 +166,12 @@ def cnn_tables():
         for variant in json.loads((GOLDEN / f"state_dict_{system}_variants.json").read_text()):
             backbone, kind = variant.rsplit("_", 1)
             program = name if kind == "ae" else "one_stage_baseline"
-            yield (
-                f"{system}_variants",
-                variant,
-                program,
-                {"resnet38": "resnet38d", "vgg16": "vgg16d"}.get(backbone, backbone),
-            )
-    yield "irn_cam", None, "irn_cam", "resnet50"
-    yield "irn_irn", None, "irn", "resnet50"
-    yield "irn_irn_train", None, "irn", "resnet50"
-    yield "psa_cls", None, "psa_cam", "resnet38d"
-    yield "psa_aff", None, "psa_affinity", "resnet38d"
-    yield "seam_aff", None, "psa_affinity", "resnet38d"
+            backbone = {"resnet38": "resnet38d", "vgg16": "vgg16d"}.get(backbone, backbone)
+            yield f"{system}_variants", variant, program, backbone
+    for table, program in (("irn_cam", "irn_cam"), ("irn_irn", "irn"), ("irn_irn_train", "irn")):
+        yield table, None, program, "resnet50"
+    for table, program in (("psa_cls", "psa_cam"), ("psa_aff", "psa_affinity"), ("seam_aff", "psa_affinity")):
+        yield table, None, program, "resnet38d"
     yield "seam_seam", None, "seam", "resnet38d"
 
 

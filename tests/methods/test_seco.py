@@ -219,17 +219,6 @@ def test_projection_puts_the_views_of_an_image_together():
     assert_close(projected, torch.tensor([1.0, 1.1, 1.2, 1.3, 2.0, 2.1, 2.2, 2.3]))
 
 
-def test_wrong_options_are_errors():
-    for options, message in (
-        ({"follow": "both"}, "follow"),
-        ({"tag_source": [[0, "seg"]]}, "tag_source"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            demo_method(SeCo, **options)
-    with pytest.raises(ValueError, match="no room for 3 crops of 24 pixels"):
-        demo_method(SeCo)(demo_batch(size=24), 0)
-
-
 # -- several processes
 
 

@@ -1,7 +1,5 @@
 """Whole networks of 1-stage-wseg and WS-FCN on ResNet-38d: the authors' values from image to label."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
@@ -25,33 +23,12 @@ from tests.methods.single_stage import (
 from tests.recorded import GOLDEN, GoldenCase, recorded
 from utils.image import normalize, resize
 
-
-class System(NamedTuple):
-    """One of the two programs."""
-
-    method: type[OneStage]
-    crf: str
-    parts: dict[str, str]  # the authors' names of intermediate outputs -> our modules
-
-
-SYSTEMS = {
-    "wsfcn": System(
-        WSFCN,
-        "ws_fcn",
-        {"fca": "context", "align1": "alignment", "sf2": "fusion", "sg": "gate", "last_conv": "head"},
-    ),
-    "onestage": System(
-        OneStage,
-        "one_stage",
-        {
-            "aspp": "context",
-            "fc8_skip": "skip",
-            "fc8_x": "deep_and_skip",
-            "shallow_mask": "cue_injection",
-            "sg": "gate",
-            "last_conv": "head",
-        },
-    ),
+METHODS = {"wsfcn": WSFCN, "onestage": OneStage}
+# The authors' names of intermediate outputs -> our modules.
+PARTS = {
+    "wsfcn": {"fca": "context", "align1": "alignment", "sf2": "fusion", "sg": "gate", "last_conv": "head"},
+    "onestage": {"aspp": "context", "fc8_skip": "skip", "fc8_x": "deep_and_skip"}
+    | {"shallow_mask": "cue_injection", "sg": "gate", "last_conv": "head"},
 }
 
 
@@ -63,7 +40,6 @@ def make():
     made, loaded, backbone = {}, [], backbone.to_empty(device="cpu")
 
     def build(name, case, method_class=None):
-        system = SYSTEMS[name]
         names = author_names(name) | {"classifier.weight": "fc8.weight"}
         if loaded != [case.weight_name("")]:  # other files may have weights of other names
             made.clear()
@@ -73,7 +49,7 @@ def make():
         num_classes = case["cls"].shape[1] + 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cnn_base, "create_backbone", lambda: backbone)
-            method = (method_class or system.method)(
+            method = (method_class or METHODS[name])(
                 num_classes, {}, {"cls": 1.0, "mask": [[0, 0.0], [2, 1.0]]}
             )
         for ours, part in method.named_children():
@@ -98,7 +74,7 @@ def listen(method, parts):
 def test_network_matches_reference_values(case, make):
     system = case.name.split("_")[0]
     method, close = make(system, case), {"rtol": 1e-3, "atol": 1e-4}
-    heard = listen(method, {**SYSTEMS[system].parts, "maps": "backbone"})
+    heard = listen(method, {**PARTS[system], "maps": "backbone"})
     with torch.no_grad():
         out = method.read(normalized(case.input("raw_image")))
     maps = heard.pop("maps")
@@ -196,17 +172,19 @@ def test_training_step_matches_reference_values(case, make):
     assert not any(moved.values())
 
 
-def keep(function, results):
-    """The function, whose results are kept."""
+def keep(function, results, calls=None):
+    """The function, whose results and arguments are kept."""
 
     def call(*arguments):
+        if calls is not None:
+            calls.append(arguments)
         results.append(function(*arguments))
         return results[-1]
 
     return call
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", METHODS)
 def test_parameter_groups_are_those_of_the_authors(make, system):
     recorded = table(f"param_groups_{system}")
     method = make(system, GoldenCase(GOLDEN / f"{system}_network_eval.npz"))
@@ -243,7 +221,7 @@ def test_inference_matches_reference_values(case, make):
     method.class_threshold = float(case["fp_cut_score"])
     image_rgb = grey_levels(case.input("image"))[None]
     seen = []
-    method.finish_scores = keep_first(method.finish_scores, seen)
+    method.finish_scores = keep(method.finish_scores, [], seen)
     with torch.no_grad():
         scores = multi_scale_segment(
             method,
@@ -252,7 +230,7 @@ def test_inference_matches_reference_values(case, make):
             merge_flips="mean",
             merge_scales="mean",
             resample="bicubic",
-            pad_to=canvas_of(case),
+            pad_to=case.noted(r"(\d+)x\1 canvas", 128),
         )
     class_logits = seen[0][1]
     case.compare("cls", class_logits[0], rtol=5e-3, atol=1e-3)
@@ -261,20 +239,5 @@ def test_inference_matches_reference_values(case, make):
     case.compare("labels", confidence > method.class_threshold, rtol=0, atol=0)
     case.compare("merged", scores[0], rtol=5e-3, atol=1e-3)
     case.same("pred", scores.argmax(1)[0], differing=0.005)
-    refined = DenseCRF(SYSTEMS[system].crf).refine(image_rgb / 255, method.crf_probs(scores))
+    refined = DenseCRF(method.crf_preset).refine(image_rgb / 255, method.crf_probs(scores))
     case.same("pred_crf", refined.argmax(1)[0], differing=0.005)
-
-
-def canvas_of(case):
-    """Side of the square canvas, as the notes of the case name it."""
-    return case.noted(r"(\d+)x\1 canvas", 128)
-
-
-def keep_first(function, calls):
-    """The function, whose arguments are kept."""
-
-    def call(*arguments):
-        calls.append(arguments)
-        return function(*arguments)
-
-    return call

@@ -68,16 +68,6 @@ def test_box_of_the_affinity_loss_can_be_scaled():
     assert (paper[:, :2] == 255).all() and (paper[:, 2:] == 0).all()
 
 
-def test_wrong_options_are_errors():
-    for options, message in (
-        ({"label_source": "seg"}, "label_source"),
-        ({"decoder": "unet"}, "no decoder 'unet'"),
-        ({"num_classes": 1}, "counts the background"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SingleStageViT(**({"num_classes": 6, "backbone": VIT} | options))
-    for options, message in (({"follow": "half"}, "follow"), ({"decoder": None}, "decoder")):
-        with pytest.raises(ValueError, match=message):
-            demo_method(ToCo, **options)
+def test_a_network_without_decoder_segments_nothing():
     with pytest.raises(ValueError, match="no decoder"):
         segment_views(SingleStageViT(6, VIT, decoder=None), torch.zeros(1, 3, 48, 48))

@@ -1,16 +1,14 @@
 """WS-FCN's decoder: the authors' values, and what holds for any input."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
 from methods.ws_fcn import ConsistentFusion, ContextAggregation, FlowAlignment, sample_corners
-from tests.methods.single_stage import (
-    assert_gradients,
-    author_names,
-    local_names,
-)
+from tests.methods.single_stage import author_names, check_block
 from tests.recorded import recorded
 
 NAMES = author_names("wsfcn")
@@ -18,31 +16,20 @@ NAMES = author_names("wsfcn")
 
 @recorded("wsfcn_fca")
 def test_context_aggregation_matches_reference_values_and_gradients(case):
-    x = case.input("x").requires_grad_()
-    block = ContextAggregation(x.shape[1], 256)
-    names = local_names(block, NAMES, "context")
-    case.load_author_weights(block, names)
-    out = block.eval()(x)
-    case.compare("out0", out, rtol=1e-4, atol=1e-5)
+    make, x = partial(ContextAggregation, width=256), case.input("x")
+    block = check_block(case, make, ("x",), NAMES, "context")
     for i, branch in enumerate(block.branches, start=1):
         with torch.no_grad():
             features = branch(x)
             case.compare(f"branch{i}", features, rtol=1e-4, atol=1e-5)
             attention = block.channel_attention(features).flatten(1)
         case.compare(f"ca{i}", attention, rtol=1e-4, atol=1e-5)
-    assert_gradients(case, block, [x], [out], names)
 
 
 @recorded("wsfcn_align")
 def test_alignment_matches_reference_values_and_gradients(case):
-    inputs = [case.input(tag).requires_grad_() for tag in ("low", "deep")]
-    block = FlowAlignment(inputs[0].shape[1], inputs[1].shape[1])
-    names = local_names(block, NAMES, "alignment")
-    case.load_author_weights(block, names)
-    out = block(*inputs)
-    case.compare("flow", block.flow_field(*inputs), rtol=1e-4, atol=1e-5)
-    case.compare("out0", out, rtol=1e-4, atol=1e-5)
-    assert_gradients(case, block, inputs, [out], names)
+    block = check_block(case, FlowAlignment, ("low", "deep"), NAMES, "alignment")
+    case.compare("flow", block.flow_field(case.input("low"), case.input("deep")), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("reach", [1.0, 1.6])
@@ -73,16 +60,7 @@ def test_alignment_samples_deterministically_where_asked_to(monkeypatch):
 
 @recorded("wsfcn_sf2")
 def test_fusion_matches_reference_values_and_gradients(case):
-    for suffix in ("", "_train"):
-        inputs = [case.input(tag).requires_grad_() for tag in ("left", "down")]
-        block = ConsistentFusion(*(x.shape[1] for x in inputs))
-        names = local_names(block, NAMES, "fusion")
-        case.load_author_weights(block, names)
-        block.train(suffix == "_train")
-        deep, shallow = block(*inputs)
-        case.compare(f"out0{suffix}", shallow, rtol=1e-4, atol=1e-5)
-        case.compare(f"out1{suffix}", deep, rtol=1e-4, atol=1e-5)
-        assert_gradients(case, block, inputs, [shallow, deep], names, suffix)
+    block = check_block(case, ConsistentFusion, ("left", "down"), NAMES, "fusion", ("", "_train"))
     norm = block.deep[3][1]
     case.compare("running_mean_bn4v_after", norm.running_mean, rtol=1e-4, atol=1e-5)
     case.compare("running_var_bn4v_after", norm.running_var, rtol=1e-4, atol=1e-5)

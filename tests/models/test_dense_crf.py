@@ -183,16 +183,6 @@ def test_batch_equals_images_one_by_one():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_recipes_in_one_pass_equal_two_runs_and_leave_their_input_alone():
-    image, probs = scene(2)
-    energies = [energy_of_probs(p) for p in (probs, scene(2, labels=3, seed=1)[1])]
-    copies = [x.clone() for x in (image, *energies)]
-    both = CRF.refine_energies(image, energies)
-    assert all(torch.equal(a, b) for a, b in zip((image, *energies), copies, strict=True))
-    for q, energy in zip(both, energies, strict=True):
-        torch.testing.assert_close(q, CRF.refine_energies(image, [energy])[0], rtol=0, atol=2e-6)
-
-
 def test_labels_of_equal_energy_are_merged_without_changing_the_result():
     image, probs = scene(labels=6)
     probs[:, 3:] = 0  # absent classes, all clipped to the same floor

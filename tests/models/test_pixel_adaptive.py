@@ -33,12 +33,6 @@ def test_constant_maps_only_grow():
     assert_close(refined, torch.full_like(refined, 0.5 * 1.01**3))
 
 
-def test_images_and_maps_do_not_interact():
-    par, image, maps = PAR(iterations=2), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
-    whole = par.refine(image, maps)
-    assert_close(par.refine(image[1:], maps[1:, :1]), whole[1:, :1])
-
-
 def test_flat_image_averages_all_neighbours_equally():
     par = PAR(dilations=(1, 2), iterations=1, position_weight=0.0)
     affinity = par.affinity(torch.full((1, 3, 9, 9), 0.4))
@@ -81,16 +75,3 @@ def test_pamr_matches_reference_values(case):
 def test_pamr_keeps_constant_maps(image):
     maps = torch.full((1, 2, 20, 30), 0.5)
     assert_close(PAMR(iterations=3).refine(image, maps), maps)
-
-
-def test_pamr_handles_images_of_a_batch_alone():
-    pamr, image, maps = PAMR((1, 3), iterations=2), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
-    assert_close(pamr.refine(image[1:], maps[1:, :1]), pamr.refine(image, maps)[1:, :1])
-
-
-def test_pamr_computes_in_float32():
-    image, maps = torch.rand(1, 3, 16, 16), torch.rand(1, 2, 16, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        refined = PAMR(iterations=2).refine(image.bfloat16(), maps.bfloat16())
-    assert refined.dtype == torch.float32
-    assert_close(refined, PAMR(iterations=2).refine(image.bfloat16().float(), maps.bfloat16().float()))

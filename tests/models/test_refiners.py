@@ -26,8 +26,9 @@ def two_stacks(b=2):
 
 @pytest.mark.parametrize("name", OWN)
 def test_stacks_and_images_are_refined_independently(name):
-    refiner, (image, stacks) = make(name), two_stacks()
+    refiner, (image, stacks), (same, copies) = make(name), two_stacks(), two_stacks()
     together = refiner.refine_all(image, stacks)
+    assert torch.equal(image, same) and all(map(torch.equal, stacks, copies))
     for stack, refined in zip(stacks, together, strict=True):
         assert refined.shape == stack.shape and refined.dtype == torch.float32 and not refined.requires_grad
         assert_close(refined, refiner.refine(image, stack), rtol=1e-4, atol=1e-5)

@@ -100,24 +100,24 @@ def test_deit_tiny_weights_load(deit_tiny):
     assert_close(vit.blocks[7].attn.qkv.weight, weight)
 
 
-def test_errors_say_what_to_do(tmp_path, monkeypatch):
-    with pytest.raises(KeyError, match="did you mean 'deit_tiny_patch16_224'"):
-        create_backbone("deit_tiny_patch16")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        create_backbone("vit_demo", pretrained=tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match="timm has no weights for 'vit_demo'"):
-        create_backbone("vit_demo", pretrained="timm")
-    for name in ("deit_tiny_patch16_224", "vit_demo"):
-        with pytest.raises(
-            KeyError, match=r"'aux_layr' is not an argument of method\.backbone: did you mean 'aux_layer'"
-        ):
-            create_backbone(name, aux_layr=2)
-    with pytest.raises(KeyError, match="did you mean 'pretrained'"):
-        create_backbone("vit_demo", pretraned="timm")
-    with pytest.raises(ValueError, match="does not take .*num_classes"):  # timm's, which the ViT decides
-        create_backbone("vit_demo", num_classes=3)
-    with pytest.raises(ValueError, match="aux_layer 12"):
-        create_backbone("deit_tiny_patch16_224", aux_layer=12)
+@pytest.mark.parametrize(
+    "error, options, key_term",
+    [
+        (KeyError, {"name": "deit_tiny_patch16"}, "did you mean 'deit_tiny_patch16_224'"),
+        (FileNotFoundError, {"pretrained": "nowhere.pth"}, "nowhere.pth"),
+        (ValueError, {"pretrained": "timm"}, "timm has no weights for 'vit_demo'"),
+        (KeyError, {"aux_layr": 2}, "did you mean 'aux_layer'"),
+        (KeyError, {"pretraned": "timm"}, "did you mean 'pretrained'"),
+        (ValueError, {"num_classes": 3}, "num_classes"),  # timm's, which the ViT decides
+        (ValueError, {"aux_layer": 12}, "aux_layer 12"),
+    ],
+)
+def test_errors_name_the_option(error, options, key_term):
+    with pytest.raises(error, match=key_term):
+        create_backbone(**({"name": "vit_demo"} | options))
+
+
+def test_weights_that_do_not_fit_or_are_not_there_are_named(monkeypatch):
     state = create_backbone("vit_demo", width=32, depth=3, heads=2).state_dict()
     with pytest.raises(ValueError, match=r"do not fit: .*blocks\.3"):
         load_pretrained(create_backbone("vit_demo", width=32, depth=4, heads=2), state, "test")

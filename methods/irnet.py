@@ -91,7 +91,7 @@ class IRNet(Method):
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         edge_logits, displacement = self.network(batch["image"])  # (B, 1, h, w), (B, 2, h, w)
-        # The mean offset has no meaning. The authors measure it after training, with a pass over the data.
+        # The mean offset has no meaning. The authors measure it after training; a running mean needs no pass.
         with torch.no_grad():
             mean = all_reduce_mean(displacement.float().mean((0, 2, 3)))
             self.mean_displacement.lerp_(mean, max(0.01, 1 / (step + 1)))

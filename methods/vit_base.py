@@ -79,7 +79,9 @@ class SingleStageViT(Method):
         width = self.backbone.embed_dim
         self.classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, num_classes - 1, 1, bias=False)
-        self.decoder = decoder and create_decoder(decoder, width, num_classes, decoder_options)
+        self.decoder = None
+        if decoder is not None:
+            self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
 
     def network(self, image: Tensor) -> Output:
         """Logits and tokens of normalised images (B, 3, H, W)."""

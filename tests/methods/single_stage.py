@@ -116,7 +116,7 @@ def all_classes(method: OneStage, image: Tensor, masks: Tensor, class_label: Ten
 class Maps(nn.Module):
     """A small backbone with maps at stride 4 and 8, for tests that need no features."""
 
-    dims, shallow = (6, 12), 0
+    dims, strides, shallow = (6, 12), (4, 8), 0
 
     def __init__(self) -> None:
         super().__init__()

@@ -191,7 +191,7 @@ def test_no_image_is_encoded_twice_and_cam_passes_run_no_decoder(kind):
         (SeCo, {"local_crop_size": 48}, "no room for 3 crops of 48"),
         (OneStage, {"background": ("constant", 1.0)}, "background is"),
         (OneStage, {"class_loss": "bce"}, "class_loss"),
-        (OneStage, {"gate": 1.0}, "method.gate"),
+        (OneStage, {"backbone": CNN, "gate": 1.0}, "method.gate"),
         (OneStage, {"lr_scales": {"heads": 10.0}}, "lr_scales"),
         (OneStage, {}, "needs another backbone"),
         (SEAM, {"backbone": CNN, "branch_dims": (8, 8, 8)}, "branch_dims"),

@@ -34,7 +34,7 @@ from utils.seed import seed_everything
 
 @dataclass(kw_only=True)
 class Options:
-    """What the tool is told."""
+    """Options of the tool."""
 
     out: Path = option(meaning="file to write, .safetensors")
     config: str = option("bench/configs/toco/mini.yaml", "of a ToCo run")

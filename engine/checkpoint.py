@@ -159,9 +159,9 @@ def _check_data(checkpoint: Checkpoint, header: Mapping[str, Any]) -> None:
     path, state = checkpoint
     before, now = (list(h.get("class_names", ())) for h in (state, header))
     if before != now:
-        changed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
-        if len(before) != len(now):
-            changed = f"{len(before)} with background, now {len(now)}"
+        changed = f"{len(before)} with background, now {len(now)}"
+        if len(before) == len(now):
+            changed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
         raise ValueError(
             f"{path} was trained on other classes ({changed}): restore the tags or class names, or begin a "
             f"run of another name; {WEIGHTS_ALONE}"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -30,39 +30,25 @@ from utils.image import UnreadableImageError
 from utils.logging import progress_bar
 from utils.weights import FORMAT, file_digest, load_checkpoint, unfit
 
-
-class _Data(NamedTuple):
-    config: str
-    class_names: Sequence[str]
-
-
-# What a published checkpoint was trained on, told by its number of classes with background.
-DATA_OF_CLASSES = {
-    21: _Data("datasets/voc.yaml", datasets.voc.CLASS_NAMES),
-    81: _Data("datasets/coco.yaml", datasets.coco.CLASS_NAMES),
+# Config and class names of what a published checkpoint was trained on, by its number of classes.
+DATA_OF_CLASSES: dict[int, tuple[str, Sequence[str]]] = {
+    21: ("datasets/voc.yaml", datasets.voc.CLASS_NAMES),
+    81: ("datasets/coco.yaml", datasets.coco.CLASS_NAMES),
 }
 
 
 @dataclass
 class LoadedMethod:
-    """A method with trained weights, in eval mode, and what is known about it.
-
-    Args:
-        cfg: the config in its checkpoint with overrides applied; for published checkpoints the config that
-            stands for them.
-        class_names: name of every class, background first.
-        source: ``tag2mask`` or the name of the published program.
-        unmatched: keys of the file that the method has no place for, and keys that the file lacks.
-    """
+    """A method with trained weights, in eval mode, and what is known about it."""
 
     method: Method
-    cfg: DictConfig
-    class_names: tuple[str, ...]
+    cfg: DictConfig  # of the checkpoint, with overrides; made up for a published one
+    class_names: tuple[str, ...]  # background first
     path: Path
     sha256: str
     step: int | None
-    source: str = "tag2mask"
-    unmatched: list[str] = field(default_factory=list)
+    source: str = "tag2mask"  # or the name of the published program
+    unmatched: list[str] = field(default_factory=list)  # keys of the file without a place, and missing ones
 
     def describe(self) -> str:
         """Lines that say what was loaded, every unmatched key among them."""
@@ -72,32 +58,23 @@ class LoadedMethod:
             f"{self.cfg.method.target})"
         ]
         if self.source != "tag2mask" or self.unmatched:
-            lines.append(
-                f"         {len(self.unmatched)} unmatched keys"
-                + ("" if self.unmatched else ": every key has its place")
-            )
+            lines.append(f"         {len(self.unmatched)} unmatched keys")
         return "\n".join([*lines, *(f"         {key}" for key in self.unmatched)])
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the weights, for a score record."""
-        known = {
-            "checkpoint": str(self.path),
-            "checkpoint_sha256": self.sha256,
-            "step": self.step,
-            "source": self.source,
-        }
+        known: dict[str, Any] = {"checkpoint": str(self.path), "checkpoint_sha256": self.sha256}
+        known |= {"step": self.step, "source": self.source}
         # Of a published checkpoint nobody knows the seed, and the config is ours.
         return known if self.source == "tag2mask" else {**known, "seed": None, "run_name": None}
 
 
 def load_method(path: str | Path, device: torch.device | str, overrides: Sequence[str] = ()) -> LoadedMethod:
-    """Build the method that a checkpoint belongs to and load its weights.
+    """Build the method of a checkpoint, without pretrained weights, and load it.
 
-    Pretrained weights are not looked for: everything comes out of the checkpoint. Checkpoints of the authors'
-    programs (``methods/published.py``) are recognised by their key names and converted.
+    Checkpoints of the authors' programs (``methods/published``) are recognised by their key names.
 
     Args:
-        path: our checkpoint, or a published one (``module.`` prefix or not).
         overrides: ``key=value`` changes of the checkpoint's config, for example ``data.root=/data/VOC2012``.
 
     Raises:
@@ -112,9 +89,8 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
         cfg = override_config(OmegaConf.create(state["config"]), overrides)
         method = build_method(cfg, len(state["class_names"]), pretrained=False)
         unmatched = _load_state(method, state["model"], path)
-        loaded = LoadedMethod(
-            method, cfg, tuple(state["class_names"]), path, digest, state.get("step"), unmatched=unmatched
-        )
+        names, step = tuple(state["class_names"]), state.get("step")
+        loaded = LoadedMethod(method, cfg, names, path, digest, step, unmatched=unmatched)
     else:
         loaded = _load_published(state, path, digest, overrides)
     loaded.method.to(device).eval().requires_grad_(False)
@@ -131,39 +107,27 @@ def for_each_image(
     text: str = "",
     progress: bool = True,
 ) -> int:
-    """Call ``work(sample)`` once for every image of this process's share, with a progress bar that knows the
-    time left.
+    """Call ``work(sample)`` for every image of this process's share; returns their number, when all are done.
 
     Args:
-        work: gets a sample of the data set; its image is decoded by the loader's workers.
         finished: True for records whose result is there already; their image is not even read.
         revisit: called for those instead, for example to count them in a score.
         text: what the progress bar says.
 
     Raises:
         UnreadableImageError: at the end, for the images that could not be read.
-
-    Returns:
-        Number of images that ``work`` was called for in this process. All processes have arrived when it
-        returns.
     """
-    share = list(shard(len(dataset)))
-    records = dataset.split.records
+    share, records, hidden = list(shard(len(dataset))), dataset.split.records, not (progress and is_main())
     # Asked before work starts: a result that appears meanwhile was made by this run.
     done = [i for i in share if finished is not None and finished(records[i])]
     left = sorted(set(share) - set(done))
     if revisit is not None:
-        for i in progress_bar(
-            done,
-            desc=f"{text} (finished before)",
-            unit="img",
-            leave=False,
-            disable=not (progress and is_main() and done),
-        ):
+        before = f"{text} (finished before)"
+        for i in progress_bar(done, desc=before, unit="img", leave=False, disable=hidden or not done):
             revisit(records[i])
     images = iter(eval_loader(dataset, num_workers, left))
     unreadable: list[str] = []
-    with progress_bar(total=len(left), desc=text, unit="img", disable=not (progress and is_main())) as bar:
+    with progress_bar(total=len(left), desc=text, unit="img", disable=hidden) as bar:
         for _ in left:
             try:
                 batch = next(images)
@@ -174,10 +138,10 @@ def for_each_image(
             bar.update()
     barrier()  # the other processes finish theirs too
     if unreadable:
+        shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
         raise UnreadableImageError(
-            f"{len(unreadable)} of {len(left)} images: {'; '.join(unreadable[:3])}"
-            + ("; ..." if len(unreadable) > 3 else "")
-            + ". All others are finished, and the same command continues from there"
+            f"{len(unreadable)} of {len(left)} images: {shown}. All others are finished, and the same "
+            "command continues from there"
         )
     return len(left)
 
@@ -212,8 +176,8 @@ def _load_published(
         published = recognise(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    data = DATA_OF_CLASSES.get(published.num_classes)
-    base = load_config(data.config) if data else defaults()
+    config, names = DATA_OF_CLASSES.get(published.num_classes, (None, ()))
+    base = load_config(config) if config else defaults()
     known = OmegaConf.merge(base, published.config, {"run_name": f"published_{published.name}"})
     assert isinstance(known, DictConfig)
     cfg = override_config(known, overrides)
@@ -221,9 +185,7 @@ def _load_published(
     unmatched = published.load_into(method, state).lines()
     if published.name in PRESETS:  # SeCo's checkpoints run in the network that it shares with ToCo
         method.crf_preset = published.name
-    names = (
-        data.class_names if data else ("background", *(f"class_{k}" for k in range(1, published.num_classes)))
-    )
+    names = names or ("background", *(f"class_{k}" for k in range(1, published.num_classes)))
     source = f"published {published.name}"
     return LoadedMethod(method, cfg, tuple(names), path, digest, None, source, unmatched)
 

@@ -1,18 +1,12 @@
-"""Optimisers (AdamW for the ViT family, SGD for the CNN ones) and their schedule: linear warm-up, polynomial
-decay.
-"""
+"""Optimisers (AdamW for ViTs, SGD for CNNs) and their schedule: linear warm-up, polynomial decay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import SGD, AdamW, Optimizer
-
-from utils.build import suggest
-
-OPTIMIZERS = ("adamw", "sgd")
 
 
 def build_optimizer(
@@ -21,7 +15,7 @@ def build_optimizer(
     name: str = "adamw",
     lr: float,
     weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
     momentum: float = 0.0,
 ) -> Optimizer:
@@ -35,21 +29,13 @@ def build_optimizer(
             the published ViT programs do.
         betas, eps: of AdamW.
         momentum: of SGD, without dampening and not Nesterov's.
-
-    Raises:
-        ValueError: for another name.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"there is no optimiser '{name}'{suggest(name, OPTIMIZERS)}")
     chosen = []
     for group in groups:
-        params = [p for p in group["params"] if p.requires_grad]
-        if params:
-            base = lr * group["lr_scale"]
-            decay = weight_decay * group.get("decay_scale", 1.0)
-            chosen.append(
-                {"name": group["name"], "params": params, "lr": base, "base_lr": base, "weight_decay": decay}
-            )
+        if params := [p for p in group["params"] if p.requires_grad]:
+            base, decay = lr * group["lr_scale"], weight_decay * group.get("decay_scale", 1.0)
+            rates = {"lr": base, "base_lr": base, "weight_decay": decay}
+            chosen.append({"name": group["name"], "params": params, **rates})
     on_gpu = all(p.is_cuda for group in chosen for p in group["params"])
     if name == "sgd":
         return SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=on_gpu)

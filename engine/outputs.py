@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datasets.agreement import compare_masks_with_tags
-from datasets.base import Record, Split
-from datasets.lists import IMAGE_SUFFIXES
-from engine.config.common import ImageOptions
+from datasets.base import Record, Sample, Split, WeakSegDataset
+from datasets.pictures import IMAGE_SUFFIXES
+from engine.config.common import CheckpointOptions, ImageOptions
 from engine.data import load_split
-from engine.inference import LoadedMethod, image_split, is_photo
+from engine.inference import LoadedMethod, for_each_image, image_split, is_photo, load_method
+from engine.scores.base import predicted_file
+from engine.scores.evaluation import Evaluation
 from engine.scores.records import provenance, short_name
-from utils.distributed import barrier, is_main
+from utils.distributed import barrier, init_process_group, is_main
 from utils.files import claim_folder
+
+
+def load_inputs(options: CheckpointOptions) -> tuple[torch.device, LoadedMethod, Split]:
+    """The device of this process, the checkpoint and the images of a tool."""
+    device = init_process_group(options.device)
+    loaded = load_method(options.model_path, device, options.changes())
+    return device, loaded, find_split(loaded, options.infer)
 
 
 def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
@@ -65,68 +77,97 @@ def _is_split(loaded: LoadedMethod, name: str) -> bool:
     return True
 
 
-def output_folder(out: Path | None, loaded: LoadedMethod, protocol: str) -> Path:
-    """``--out``, or a folder beside the checkpoint, named after checkpoint and protocol."""
-    if out:
-        return out
-    return (
-        loaded.path.parent
-        / f"{loaded.path.stem}_{re.sub('[^A-Za-z0-9.+-]+', '_', protocol).strip('_')[:100]}"
-    )
-
-
-def claim_output(
-    options: ImageOptions, loaded: LoadedMethod, split: Split, protocol: str, **settings: Any
-) -> tuple[Path, dict[str, Any]]:
-    """The output folder of a tool, claimed for its settings (all processes agree), and these settings.
+class Outputs:
+    """A file for each image of a split, made with a checkpoint, and the scores of those with a mask.
 
     Args:
-        options: the command line of the tool.
-        settings: of this tool, beside checkpoint, images and precision.
+        protocol: id of the scores.
+        path_of: where the file of an image is, `label_path` or `cam_path`.
+        settings: what decides the files, beside checkpoint, images and precision.
 
     Raises:
         ValueError: the folder holds files made with other settings, or masks and tags disagree.
     """
-    settings = {
-        "protocol": protocol,
-        "checkpoint_sha256": loaded.sha256,
-        "split": short_name(split),
-        # Photos that nothing is known of do not count together: some may come or go.
-        "data_fingerprint": None if is_bare(split) else split.fingerprint(),
-        "precision": options.precision,
-        "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
-        **settings,
-    }
-    out = output_folder(options.out, loaded, protocol)
-    compare_masks_with_tags(split, may_lack_classes=True)
-    if is_main():
-        print(loaded.describe())
-        claim_folder(out, settings)
-        print(f"output   {out}   ({len(split)} images, protocol {protocol})")
-    barrier()
-    return out, settings
 
+    def __init__(
+        self,
+        options: ImageOptions,
+        loaded: LoadedMethod,
+        split: Split,
+        protocol: str,
+        path_of: Callable[[Path, str], Path],
+        device: torch.device,
+        **settings: Any,
+    ) -> None:
+        self.options, self.loaded, self.split, self.protocol = options, loaded, split, protocol
+        self.path_of, self.device = path_of, device
+        self.evaluation = Evaluation(
+            split, loaded.cfg.eval.scores, loaded.method.background_threshold, device=device
+        )
+        # Of photos alone some may come or go: each result has the date of its photo instead.
+        self.is_bare = all(record.tags is None and record.mask is None for record in split.records)
+        self.settings = {
+            "protocol": protocol,
+            "checkpoint_sha256": loaded.sha256,
+            "split": short_name(split),
+            "data_fingerprint": None if self.is_bare else split.fingerprint(),
+            "precision": options.precision,
+            "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
+            **settings,
+        }
+        name = re.sub("[^A-Za-z0-9.+-]+", "_", protocol).strip("_")[:100]
+        self.folder = options.out or loaded.path.parent / f"{loaded.path.stem}_{name}"
+        compare_masks_with_tags(split, may_lack_classes=True)
+        if is_main():
+            print(loaded.describe())
+            claim_folder(self.folder, self.settings)
+            print(f"output   {self.folder}   ({len(split)} images, protocol {protocol})")
+        barrier()
 
-def is_bare(split: Split) -> bool:
-    """Whether a split is photos alone, without tags or masks."""
-    return all(record.tags is None and record.mask is None for record in split.records)
+    def path(self, record: Record) -> Path:
+        """The file of an image."""
+        return self.path_of(self.folder, record.name)
 
+    def make(
+        self,
+        work: Callable[[Sample, Record], None],
+        text: str,
+        others: Callable[[Record], Path] | None = None,
+    ) -> None:
+        """Call ``work`` for every image without a file; ``others`` is a second file that it makes.
 
-def is_up_to_date(path: Path, record: Record, bare: bool) -> bool:
-    """Whether the result of an image is there and, of a split that `is_bare`, `date_after` this photo."""
-    return path.is_file() and (not bare or path.stat().st_mtime_ns == record.image.stat().st_mtime_ns)
+        It writes the file and calls `finish`.
+        """
 
+        def finished(record: Record) -> bool:
+            path, date = self.path(record), record.image.stat().st_mtime_ns if self.is_bare else None
+            is_there = path.is_file() and date in (None, path.stat().st_mtime_ns)
+            return is_there and (others is None or others(record).is_file())
 
-def date_after(path: Path, record: Record, bare: bool) -> None:
-    """Give a result the date of its photo: another photo of that name, older or newer, has another date.
+        for_each_image(
+            WeakSegDataset(self.split),
+            lambda sample: work(sample, self.split.records[int(sample["index"])]),
+            text=text,
+            num_workers=self.options.num_workers,
+            finished=finished,
+            revisit=self.score,
+        )
 
-    A data set's photos keep no such date, because the fingerprint in ``settings.json`` tells them.
-    """
-    if bare:
-        date = record.image.stat().st_mtime_ns
-        os.utime(path, ns=(date, date))
+    def finish(self, record: Record) -> None:
+        """The file of an image is written."""
+        if self.is_bare:
+            date = record.image.stat().st_mtime_ns
+            os.utime(self.path(record), ns=(date, date))
+        self.score(record)
 
+    def score(self, record: Record) -> None:
+        """Add a file to the scores."""
+        path, threshold = self.path(record), self.loaded.method.background_threshold
+        self.evaluation.add(record, predicted_file(path, threshold, self.device))
 
-def score_source(options: ImageOptions, loaded: LoadedMethod, split: Split) -> dict[str, Any]:
-    """Where a score comes from: the data, the checkpoint and the precision."""
-    return {**provenance(loaded.cfg, split), **loaded.provenance(), "precision": options.precision}
+    def report(self) -> Path:
+        """Print the scores and add them to ``scores.json``; returns the folder."""
+        source = {**provenance(self.loaded.cfg, self.split), **self.loaded.provenance()}
+        source["precision"] = self.options.precision
+        self.evaluation.reduce().report(self.folder, self.protocol, self.settings, source)
+        return self.folder

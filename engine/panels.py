@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets.base import Record
 from engine.inference import LoadedMethod
-from engine.scores.evaluation import has_mask
+from engine.scores.evaluation import truth_path
 from methods.base import Decomposes, MakesPseudoLabels, Prediction, Predicts, finish_scores
 from ops.cam import present_classes
 from ops.crops import cut
@@ -55,9 +55,8 @@ def panels_of(
     photo = image_rgb.permute(1, 2, 0).cpu().numpy()
     image, out, tags = seen
     panels, classes = {"image": photo}, set(tags)
-    if has_mask(record):
-        assert record.mask is not None
-        truth = read_mask(record.mask)
+    if path := truth_path(record):
+        truth = read_mask(path)
         panels["truth"] = label_overlay(photo, truth)
         classes |= set(np.unique(truth).tolist()) - {0}
     for title, cam in (("CAM", out.cam), ("auxiliary CAM", out.aux_cam)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +29,7 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int, in_flight: int | None = None, threads: bool = False) -> None:
-        if workers < 0:
-            raise ValueError(f"the number of workers must be 0 or more, got {workers}")
-        self._pending: deque[tuple[Future[Any], Callable[[Any], None] | None]] = deque()
+        self._pending: deque[tuple[Future[Any], Callable[[Any], object] | None]] = deque()
         self._in_flight = in_flight or 2 * workers
         self._executor: Executor | None = None
         if workers and threads:
@@ -43,7 +40,7 @@ class WorkerPool:
             self._executor = ProcessPoolExecutor(workers, context, initializer=start_worker)
 
     def submit(
-        self, work: Callable[..., Any], *arguments: Any, then: Callable[[Any], None] | None = None
+        self, work: Callable[..., Any], *arguments: Any, then: Callable[[Any], object] | None = None
     ) -> None:
         """Call ``work(*arguments)`` in a worker (all must be picklable) and later ``then(result)`` here."""
         if self._executor is None:
@@ -75,16 +72,4 @@ class WorkerPool:
                 self.drain()
         finally:
             if self._executor is not None:
-                self._close(self._executor)
-
-    @staticmethod
-    def _close(executor: Executor) -> None:
-        """Wait for calls that run: a training saves what it has. Two more Ctrl-C end them as they are."""
-        with contextlib.suppress(KeyboardInterrupt):
-            return executor.shutdown(cancel_futures=True)
-        try:
-            executor.shutdown(cancel_futures=True)
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
-                child.kill()
-            raise
+                self._executor.shutdown(cancel_futures=True)  # a training saves what it has

@@ -42,27 +42,6 @@ def inference_refiner(
     return refiner, getattr(refiner, "protocol", usual)
 
 
-def segment_image(
-    method: Method,
-    image_rgb: Tensor,
-    infer: Infer,
-    refiner: Refiner | None = None,
-    *,
-    precision: str = "fp32",
-    max_side: int = 1024,
-    class_label: Tensor | None = None,
-) -> np.ndarray:
-    """Label (H, W) uint8 of one (3, H, W) uint8 image.
-
-    Args:
-        class_label: (C,) true tags, to which the label is restricted.
-    """
-    image, scores = segment_scores(method, image_rgb, infer, precision, max_side, class_label)
-    if refiner is not None:
-        scores = crf_probs(method, scores)
-    return label_image(image, scores, refiner, image_rgb.shape[-2:])
-
-
 def segment_scores(
     method: Method,
     image_rgb: Tensor,
@@ -71,116 +50,98 @@ def segment_scores(
     max_side: int = 1024,
     class_label: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The image (1, 3, h, w) uint8 and its scores (1, K, h, w).
+    """An image (1, 3, h, w) uint8 and its scores (1, K, h, w), for a refiner probabilities.
 
     At native size an image is shrunk until its sides are at most ``max_side`` and its largest scale fits on
     the canvas ``infer.pad_to``.
+
+    Args:
+        image_rgb: (3, H, W) uint8.
+        class_label: (C,) true tags, to which the label is restricted.
     """
     image = image_rgb[None]
     if infer.size == "native":
         size = image.shape[-2:]
         small = [max(1, round(side * min(1.0, max_side / max(size)))) for side in size]
         if infer.pad_to is not None:
-            room = [
-                side / (max(infer.scales) * n) for side, n in zip(_pair(infer.pad_to), small, strict=True)
-            ]
+            canvas = zip(_pair(infer.pad_to), small, strict=True)
+            room = [side / (max(infer.scales) * n) for side, n in canvas]
             small = [max(1, int(side * min(1.0, *room) + 1e-6)) for side in small]
         if small != list(size):
-            image = (
-                F.interpolate(image.float(), small, mode="bilinear", antialias=True).round().to(torch.uint8)
-            )
+            image = F.interpolate(image.float(), small, mode="bilinear", antialias=True)
+            image = image.round().to(torch.uint8)
+    tags = None if class_label is None else class_label[None]
     with autocast(image.device, precision):
-        scores = multi_scale_segment(
-            method,
-            normalize(image),
-            size=infer.size,
-            scales=infer.scales,
-            flip=infer.flip,
-            merge_flips=infer.merge_flips,
-            merge_scales=infer.merge_scales,
-            resample=infer.resample,
-            pad_to=infer.pad_to,
-            class_label=None if class_label is None else class_label[None],
-        )
-    return image, scores
+        scores = multi_scale_segment(method, normalize(image), infer, tags)
+    return image, scores if infer.refiner is None else crf_probs(method, scores)
 
 
-def label_image(image: Tensor, scores: Tensor, refiner: Refiner | None, size: Sequence[int]) -> np.ndarray:
-    """Label of the given size, uint8, from an image (1, 3, h, w) uint8 and its scores (1, K, h, w).
+def write_label(
+    image: Tensor | np.ndarray,
+    scores: Tensor | np.ndarray,
+    refiner: Refiner | None,
+    size: Sequence[int],
+    path: Path,
+) -> None:
+    """Refine and write the label of the given size, from `segment_scores`.
 
-    With ``refiner`` the scores are the probabilities that it starts from.
+    Workers get arrays, because tensors travel between processes in shared memory, of which containers have
+    little.
     """
+    scores = torch.as_tensor(scores)
     if refiner is not None:
-        scores = refiner.refine(image / 255, scores)
+        scores = refiner.refine(torch.as_tensor(image) / 255, scores)
     label = scores.argmax(1).to(torch.uint8)
     if label.shape[1:] != tuple(size):
         label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
-    return label[0].cpu().numpy()
+    write_mask(path, label[0].cpu().numpy())
 
 
 def multi_scale_segment(
-    method: Method,
-    image: Tensor,
-    *,
-    size: str | int = "native",
-    scales: Sequence[float] = (1.0, 1.25, 1.5),
-    flip: bool = True,
-    merge_flips: str = "sum",
-    merge_scales: str = "max",
-    resample: str = "bilinear",
-    pad_to: int | Sequence[int] | None = None,
-    class_label: Tensor | None = None,
-    output_size: Sequence[int] | None = None,
+    method: Method, image: Tensor, infer: Infer, class_label: Tensor | None = None
 ) -> Tensor:
     """Segmentation scores of one image, merged over scales and mirror images.
 
-    The image is brought to its base size, then to every scale; scores are resized to the output size, the
-    mirrored ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner
-    alignment), and the method finishes them (``methods.base.finish_scores``).
+    The image is brought to its base size, then to every scale; scores are resized to the image, the mirrored
+    ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner alignment),
+    and the method finishes them (``methods.base.finish_scores``).
 
     Args:
-        image: (1, 3, H, W) normalised.
-        size: ``native``, or the side of the square that the image is resized to first.
-        merge_flips, merge_scales: ``sum``, ``mean`` or ``max``.
-        resample: how an image gets to a scale s: ``bilinear``, to ``(int(s * h), int(s * w))``, as the ViT
-            programs do, or ``bicubic``, as Pillow resizes pictures, to rounded sides (CNN programs).
-        pad_to: side, or height and width, of a canvas in whose middle the network sees every image, or None.
-            What is around it is 0 after normalisation.
+        image: (1, 3, H, W) normalised; what is around it on a canvas is 0.
         class_label: (1, C) true image tags where a protocol allows them.
-        output_size: size of the result; None: that of ``image``.
 
     Returns:
-        (1, K, *output_size) finished scores, float32. Of logits only the order and the softmax mean
-        anything: a sum of two is twice as sharp.
+        (1, K, H, W) finished scores, float32. Of logits only the order and the softmax mean anything: a sum
+        of two is twice as sharp.
 
     Raises:
         ValueError: no scale, or a canvas that is smaller than the image at some scale.
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive numbers, not {list(scales)}")
-    output_size = tuple(output_size or image.shape[-2:])
+    if not infer.scales or min(infer.scales) <= 0:
+        raise ValueError(f"scales must be positive numbers, not {list(infer.scales)}")
+    size = infer.size
     base = image if isinstance(size, str) else resize(image, (size, size))
     merged: Tensor | None = None
     class_logits = []
     # Merged as they come: memory holds two maps of scores, however many scales there are.
-    for scale in scales:
-        scaled = scaled_image(base, scale, resample)
-        views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        if pad_to is None:
+    for scale in infer.scales:
+        scaled = scaled_image(base, scale, infer.resample)
+        views = torch.cat([scaled, scaled.flip(-1)]) if infer.flip else scaled
+        if infer.pad_to is None:
             scores, view_logits = segment_views(method, views)
         else:
-            canvas, inside = on_canvas(views, pad_to)
+            canvas, inside = on_canvas(views, infer.pad_to)
             scores, view_logits = segment_views(method, canvas)
             scores = resize(scores, canvas.shape[-2:])[inside]
-        scores = resize(scores.float(), output_size)
-        if flip:
-            scores = _merge(scores[:1], scores[1:].flip(-1), merge_flips)
-            scores = scores / 2 if merge_flips == "mean" else scores
-        merged = scores if merged is None else _merge(merged, scores, merge_scales)
+        scores = resize(scores.float(), image.shape[-2:])
+        if infer.flip:
+            scores = _merge(scores[:1], scores[1:].flip(-1), infer.merge_flips)
+            scores = scores / 2 if infer.merge_flips == "mean" else scores
+        merged = scores if merged is None else _merge(merged, scores, infer.merge_scales)
         class_logits.append(view_logits)
     assert merged is not None
-    if merge_scales == "mean":
-        merged = merged / len(scales)
+    if infer.merge_scales == "mean":
+        merged = merged / len(infer.scales)
     return finish_scores(method, merged, torch.cat(class_logits)[None], class_label)
 
 
@@ -197,7 +158,11 @@ def segment_views(method: Method, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scaled_image(image: Tensor, scale: float, resample: str) -> Tensor:
-    """A normalised image (B, 3, H, W) at a scale, see `multi_scale_segment`."""
+    """A normalised image (B, 3, H, W) at a scale.
+
+    ``bilinear`` to ``(int(s * h), int(s * w))``, as the ViT programs do, or ``bicubic``, as Pillow resizes
+    pictures, to rounded sides (CNN programs).
+    """
     if resample == "bicubic":
         return image if scale == 1 else rescale(image, scale)
     return resize(image, [max(int(scale * side), 1) for side in image.shape[-2:]])
@@ -228,18 +193,6 @@ def _pair(size: int | Sequence[int]) -> Sequence[int]:
 def _merge(a: Tensor, b: Tensor, how: str) -> Tensor:
     """Two maps into one; whoever asks for a mean divides the sum."""
     return torch.maximum(a, b) if how == "max" else a + b
-
-
-def refine_and_write(
-    image: np.ndarray, probs: np.ndarray, refiner: Refiner, size: Sequence[int], path: Path
-) -> np.ndarray:
-    """`label_image` in a worker, which writes the label too, so that the network waits for neither.
-
-    Arrays, because tensors travel between processes in shared memory, of which containers have little.
-    """
-    prediction = label_image(torch.from_numpy(image), torch.from_numpy(probs), refiner, size)
-    write_mask(path, prediction)
-    return prediction
 
 
 def refining_processes(asked: int | None, refiner: Refiner | None, device: torch.device, images: int) -> int:

@@ -34,12 +34,7 @@ from utils.seed import seed_everything, seed_process
 
 
 def run(cfg: DictConfig) -> Path:
-    """Train by a config and return the run folder, which holds ``last.pth``, ``best.pth`` and the records.
-
-    Raises:
-        ValueError: the run folder holds a run of another config; nothing is overwritten.
-        FloatingPointError: a loss is not finite; names it and the step.
-    """
+    """Train by a config and return the run folder, which holds ``last.pth``, ``best.pth`` and the records."""
     device = init_process_group(cfg.device)
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
@@ -62,25 +57,13 @@ def _train(
     # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
     is_scored = cfg.data.val_set and isinstance(method, Predicts)
     val_split = load_split(cfg.data, cfg.data.val_set) if is_scored else None
-    optim, foreign = cfg.optim, foreign_start(cfg)
+    foreign, optim = foreign_start(cfg), to_plain(cfg.optim)
+    course = {key: optim.pop(key) for key in ("warmup_steps", "warmup_ratio", "power")}
+    decay_steps = optim.pop("decay_steps") or cfg.train.steps
     trainer = Trainer(
         method,
-        build_optimizer(
-            method.parameter_groups(),
-            name=optim.name,
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            betas=tuple(optim.betas),
-            eps=optim.eps,
-            momentum=optim.momentum,
-        ),
-        partial(
-            poly_warmup_factor,
-            steps=optim.decay_steps or cfg.train.steps,
-            warmup_steps=optim.warmup_steps,
-            warmup_ratio=optim.warmup_ratio,
-            power=optim.power,
-        ),
+        build_optimizer(method.parameter_groups(), **optim),
+        partial(poly_warmup_factor, steps=decay_steps, **course),
         _batches(cfg, _training_set(cfg, train_split, method), device),
         cfg.train,
         work_dir,
@@ -102,10 +85,8 @@ def _train(
         LOGGER.info(f"resume   {start.path} at step {trainer.step}")
     trainer.fit()
     best = trainer.progress.best
-    LOGGER.info(
-        f"done: {work_dir / LAST}"
-        + ("" if best is None else f", best {cfg.eval.select} {best:.2f} in {BEST}")
-    )
+    found = "" if best is None else f", best {cfg.eval.select} {best:.2f} in {BEST}"
+    LOGGER.info(f"done: {work_dir / LAST}{found}")
 
 
 def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDataset | ContextDecoupledDataset:
@@ -118,10 +99,10 @@ def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDatas
         label_dir=project_path(data.label_dir) if data.label_dir else None,
     )
     options = dict(data.context_decoupling)
-    bank_folder = options.pop("bank")
-    if not bank_folder:
+    folder = options.pop("bank")
+    if not folder:
         return dataset
-    bank = ObjectBank(project_path(bank_folder), split.class_names)
+    bank = ObjectBank(project_path(folder), split.class_names)
     LOGGER.info(f"objects  {len(bank)} of {len(bank.names)} classes to paste, from {bank.folder}")
     return ContextDecoupledDataset(dataset, bank, Paste(**options))
 
@@ -129,9 +110,7 @@ def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDatas
 def _batches(
     cfg: DictConfig, dataset: WeakSegDataset | ContextDecoupledDataset, device: torch.device
 ) -> Callable[[int], Generator[Batch, None, None]]:
-    batch_size = cfg.train.batch_size
-    if isinstance(dataset, ContextDecoupledDataset):
-        batch_size //= 2
+    batch_size = cfg.train.batch_size // (2 if isinstance(dataset, ContextDecoupledDataset) else 1)
 
     def from_step(step: int) -> Generator[Batch, None, None]:
         sampler = StepSampler(
@@ -149,11 +128,7 @@ def _validation(
     dataset = WeakSegDataset(split, with_mask=True)
     compare_masks_with_tags(split)
     run = partial(
-        validate,
-        size=cfg.eval.size,
-        device=device,
-        scores=cfg.eval.scores,
-        precision=cfg.train.precision,
+        validate, size=cfg.eval.size, device=device, scores=cfg.eval.scores, precision=cfg.train.precision
     )
     tagged = next((record for record in split.records if record.tags is not None), split.records[0])
     one_image = WeakSegDataset(replace(split, records=(tagged,)), with_mask=True)
@@ -166,7 +141,9 @@ def _validation(
 
     def score(method: Method, step: int) -> dict[str, float]:
         result = run(method, dataset, num_workers=cfg.data.num_workers)
-        percent = result.percent()
+        percent, outputs = result.percent(), result.results.get("miou", {})
+        means = "  ".join(f"{output} {percent[output]:.2f}" for output in outputs)
+        others = "".join(f"; {name} {share:.1f} %" for name, share in percent.items() if name not in outputs)
         settings = {"size": cfg.eval.size, "background_threshold": method.background_threshold}
         settings |= {"cam_scales": list(method.cam_scales), "precision": cfg.train.precision}
         made_by = {**source, "checkpoint": str(work_dir), "step": step}
@@ -174,9 +151,9 @@ def _validation(
             records = result.records(protocols(method, split.name), settings, made_by)
             write_scores(work_dir, records)
         LOGGER.info(
-            f"val    {step}  {result.line()}  (mIoU %, {int(result.images)} images of {split.name}; "
+            f"val    {step}  {means}  (mIoU %, {int(result.images)} images of {split.name}; "
             f"{cfg.eval.size} px squares, seg single scale, CAM background threshold "
-            f"{method.background_threshold}{result.line(miou=False)})\n{result.tables(shares=True)}"
+            f"{method.background_threshold}{others})\n{result.tables(shares=True)}"
         )
         return percent
 

@@ -66,8 +66,7 @@ class Trainer:
     ) -> None:
         self.method, self.optimizer, self.schedule, self.batches = method, optimizer, schedule, batches
         self.options, self.work_dir, self.device, self.header = options, work_dir, device, header
-        self.validate = validate
-        self.progress = Progress(select=select)
+        self.validate, self.progress = validate, Progress(select=select)
         self.losses, self.metrics = Means(device), Means(device)  # since the last log line
         self.stopping = Stopping()
         self._named: set[str] = set()  # losses without a weight that the log named
@@ -145,9 +144,8 @@ class Trainer:
         share_buffers(self.method)
         self.progress.losses, self.progress.metrics = self.losses.state(), self.metrics.state()
         if is_main():
-            save_state(
-                self.work_dir / name, self.method, self.optimizer, self.progress, self.header, self.device
-            )
+            path = self.work_dir / name
+            save_state(path, self.method, self.optimizer, self.progress, self.header, self.device)
 
     def _train_step(self, batches: Generator[Batch, None, None]) -> bool:
         """One optimiser step over all micro-batches; returns whether a process was asked to stop."""
@@ -166,9 +164,8 @@ class Trainer:
                 with autocast(self.device, self.options.precision):
                     losses, metrics = self._trained(batch, step)
                 self._check_losses(losses)
-                weighted = [
-                    self.method.loss_weight(name, step) * loss.float() for name, loss in losses.items()
-                ]
+                weight = self.method.loss_weight
+                weighted = [weight(name, step) * loss.float() for name, loss in losses.items()]
                 (torch.stack(weighted).sum() / parts).backward()
             for means, values in ((sums, losses), (shown, metrics)):
                 for name, value in values.items():
@@ -203,7 +200,7 @@ class Trainer:
         for name, loss in losses.items():
             if loss.ndim:
                 raise ValueError(
-                    f"loss '{name}' of {whose} is a tensor of shape {tuple(loss.shape)}, not a number"
+                    f"loss '{name}' of {whose} has the shape {tuple(loss.shape)}, it is no number"
                 )
             if name not in weights and loss.requires_grad and name not in self._named:
                 self._named.add(name)
@@ -220,7 +217,7 @@ class Trainer:
         parts = []
         for name, value in zip(losses, values, strict=True):
             schedule = self.method.loss_weights.get(name)
-            changed = schedule is not None and self.step > 0 and self.step in schedule.starts
+            changed = schedule is not None and 0 < self.step in schedule.starts
             note = " (weight changed at this step)" if changed and not math.isfinite(value) else ""
             parts.append(f"{name} {value:.4g}{note}")
         kept = self.work_dir / LAST
@@ -248,14 +245,9 @@ class Trainer:
             f"{skipped} unreadable images skipped" if skipped else "",
         ]
         LOGGER.info(" | ".join(part for part in parts if part))
-        record = {
-            "lr": lr,
-            "seconds_per_step": 1 / pace,
-            "loss": losses,
-            "metrics": metrics,
-            "skipped": skipped,
-        }
-        writer.write(self.step, record | ({"gpu_memory_mib": memory} if memory else {}))
+        record = {"lr": lr, "seconds_per_step": 1 / pace, "loss": losses, "metrics": metrics}
+        record |= {"skipped": skipped} | ({"gpu_memory_mib": memory} if memory else {})
+        writer.write(self.step, record)
 
     def _is_scored(self) -> bool:
         """Whether the current step is one that is validated after."""

@@ -1,12 +1,9 @@
-"""The validation that runs during training: scores on a split, as the single-stage trainers do.
-
-Letters: B images, C foreground classes, K = C + 1 classes with background 0, S side of the square that images
-are resized to.
-"""
+"""The validation that runs during training: scores on a split, as the single-stage trainers do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -38,27 +35,21 @@ def validate(
 ) -> Evaluation:
     """Score CAM, auxiliary CAM, segmentation and tags, whichever the method predicts.
 
-    Every image is resized to a square whatever its aspect ratio, predicted once, and the maps are resized
-    (bilinear, no corner alignment) to the size of its mask. A CAM becomes a label by taking the strongest
-    class among the true tags where it exceeds ``method.background_threshold``. Runs sharded when a process
-    group is there; then every process returns the scores of the whole split. The method is put in eval mode
-    and back. Images whose tags are unknown count for the segmentation only.
+    Every image is resized to a square of ``size`` pixels whatever its aspect ratio, predicted once, and the
+    maps are resized (bilinear, no corner alignment) to the size of its mask. A CAM becomes a label by taking
+    the strongest class among the true tags where it exceeds ``method.background_threshold``. Processes share
+    the images, and each returns the scores of the whole split. The method is put in eval mode and back.
+    Images whose tags are unknown count for the segmentation only.
 
     Args:
         dataset: without a transform and with masks.
-        size: S, pixels.
-        scores: names of the scores.
-        precision: fp32, bf16 or auto (bf16 on a GPU that has it).
         batch_size: images per forward pass; changes the speed, not the scores. None: 1 on a CPU, 8 on a GPU.
 
     Raises:
-        ValueError: the data set does not load masks, or a mask holds values that are not classes.
+        ValueError: a mask holds values that are not classes.
     """
+    assert isinstance(method, Predicts)
     device = torch.device(device)
-    if not isinstance(method, Predicts):
-        raise ValueError(f"{type(method).__name__} predicts nothing to score: set data.val_set=null")
-    if not dataset.with_mask:
-        raise ValueError("validation scores against ground truth: make the data set with with_mask=True")
     evaluation = Evaluation(dataset.split, scores, method.background_threshold, device)
     evaluation.scores = [score for score in evaluation.scores if score.validates]
     loader = eval_loader(dataset, num_workers, shard(len(dataset)))
@@ -66,7 +57,8 @@ def validate(
     was_training = method.training
     method.eval()
     try:
-        for chunk in _chunks(map(single, bar), batch_size or (8 if device.type == "cuda" else 1)):
+        samples, count = map(single, bar), batch_size or (8 if device.type == "cuda" else 1)
+        while chunk := list(islice(samples, count)):
             image = torch.cat([resize(normalize(s["image"].to(device))[None], (size, size)) for s in chunk])
             with autocast(device, precision):
                 out = method.predict(image, method.cam_scales)
@@ -109,14 +101,3 @@ def single(batch: Batch) -> Sample:
         key: value[0] if isinstance(value, list) or (isinstance(value, Tensor) and value.ndim) else value
         for key, value in batch.items()
     }
-
-
-def _chunks(samples: Iterable[Sample], count: int) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
-    for sample in samples:
-        chunk.append(sample)
-        if len(chunk) == count:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -11,27 +11,16 @@ export MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_-67108864}
 
 fail() { echo "$1" >&2; exit 2; }
 
-# What a Python lacks of requirements.txt and $TEST_MODULES, in one line; nothing if it has all of it. Versions below those
-# that the tests ran with are told.
+# What a Python lacks of requirements.txt and $TEST_MODULES, in one line; nothing if it has all of it.
 lacks() {
   "$1" - $TEST_MODULES <<'PY' || echo "a Python from 3.10 on that runs"
 import re, sys
 sys.version_info >= (3, 10) or sys.exit(1)
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-numbers = lambda text: [int(number) for number in re.findall(r"\d+", text)[:3]]
-lacking = [module for module in sys.argv[1:] if find_spec(module) is None]
-for name, least in re.findall(r"^([\w-]+)>=([\d.]+)", open("requirements.txt").read(), re.M):
-    try:
-        found = version(name) or least
-    except PackageNotFoundError:  # some distributions do not say what they hold
-        found = least
-        if find_spec({"pillow": "PIL", "pyyaml": "yaml"}.get(name, name)) is None:
-            lacking.append(name)
-    if numbers(found) < numbers(least):
-        print(f"note: {name} {found} is older than {least}, the oldest that the tests ran with", file=sys.stderr)
-print(*lacking, sep=", ", end="")
+required = re.findall(r"^([\w-]+)", open("requirements.txt").read(), re.M)
+modules = {"pillow": "PIL", "pyyaml": "yaml"}
+print(*[name for name in [*sys.argv[1:], *required] if find_spec(modules.get(name.lower(), name)) is None], sep=", ", end="")
 PY
 }
 

@@ -34,18 +34,9 @@ SMALL_RUN = [
 # Not run here: the suite itself, the demo (tests/test_demo.py), and what fetches or unpacks somebody else's
 # archive.
 ELSEWHERE = (
-    "bash run_demo.sh",
-    "python scripts/demo.py",
-    "bash run_tests.sh",
-    "mkdir ",
-    "python3 -m venv ",
-    "source ",
-    "tar ",
-    "unzip ",
-    "pip ",
-    "tensorboard ",
-    "git ",
-)
+    "bash run_demo.sh", "python scripts/demo.py", "bash run_tests.sh", "mkdir ", "python3 -m venv ",
+    "source ", "tar ", "unzip ", "pip ", "tensorboard ", "git ",
+)  # fmt: skip
 # Tests of their own run these, on folders that they make.
 OWN_TESTS = (
     "bench/run.py",
@@ -79,13 +70,8 @@ def world(tmp_path_factory, demo_folder):  # noqa: F811
     image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
     image.save(root / "photo.jpg")
     custom, voc = root / "custom", root / "voc"
-    for folder in (
-        custom / "images",
-        voc / "JPEGImages",
-        voc / "ImageSets" / "Segmentation",
-        root / "labels",
-    ):
-        folder.mkdir(parents=True)
+    for folder in ("custom/images", "voc/JPEGImages", "voc/ImageSets/Segmentation", "labels"):
+        (root / folder).mkdir(parents=True)
     for name in ("a", "b", "c"):
         image.save(custom / "images" / f"{name}.jpg")
         image.save(voc / "JPEGImages" / f"{name}.jpg")
@@ -126,10 +112,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
         data = [f"data.root={world['demo']}", "data.val_set=null"]
         config = "config=configs/toco/demo.yaml"
         if "custom" in script:
-            data, config = (
-                [f"data.root={world['custom']}", "data.val_set=null"],
-                "config=configs/toco/custom.yaml",
-            )
+            data[0], config = f"data.root={world['custom']}", "config=configs/toco/custom.yaml"
         kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name=", "stages."))]
         return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
     trained = str(world["runs"][81 if "coco" in script else 21])
@@ -151,10 +134,8 @@ def _evaluation(words: list[str], world: dict, out: Path) -> list[str]:
         words[words.index("--labels") + 1] = str(world["root"] / "labels")
         return [*words, f"data.root={world['voc']}"]
     folder = out / "cam"
-    call(
-        infer_cam,
-        {"model_path": str(world["runs"][21]), "infer": "train", "out": str(folder), "device": "cpu"},
-    )
+    options = {"model_path": world["runs"][21], "infer": "train", "out": folder, "device": "cpu"}
+    call(infer_cam, options)
     words[words.index("--cam") + 1] = str(folder)
     return words
 

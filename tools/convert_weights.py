@@ -30,7 +30,7 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """What the tool is told."""
+    """Options of the tool."""
 
     model_path: Path = option(
         meaning="checkpoint of the authors' program (.pth, .safetensors), or MXNet's ResNet-38d (.params)",

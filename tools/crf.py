@@ -40,7 +40,7 @@ RECIPES: dict[str, tuple[str, tuple[float, ...]]] = {
 
 @dataclass(kw_only=True)
 class Options:
-    """What the tool is told."""
+    """Options of the tool."""
 
     input: Path = option(meaning="folder of .npz files, also in subfolders", reads=True)
     images: Path = option(meaning="folder of the images, <name>.jpg (or another image format)", reads=True)
@@ -71,7 +71,7 @@ class Options:
 
 def run(options: Options) -> Path:
     """Refine every file that has no label image yet; returns the output folder."""
-    from engine.crf_labels import Job, check_images, find_names, refine_file, workers
+    from engine.crf_labels import Job, find_images, run_job, write_label, write_label_of_probs
     from models.refiners.dense_crf import DenseCRF
     from utils.cam_files import label_path
     from utils.distributed import default_device
@@ -79,17 +79,12 @@ def run(options: Options) -> Path:
 
     crf = DenseCRF(options.preset or RECIPES[options.recipe][0], steps=options.steps)
     values, device = tuple(options.values), default_device(options.device)
-    job = Job(options.input, options.images, options.out, options.recipe, values, crf, device)
-    names = find_names(job.source)
-    left = [name for name in names if not label_path(job.out, name).is_file()]
-    check_images(job, left)
-    claim_folder(
-        job.out,
-        {"input": str(job.source.absolute()), "recipe": job.recipe, "values": values, "crf": crf.protocol},
-    )
-    with workers(job, len(names), len(left), options.processes) as submit:
-        for name in left:
-            submit(refine_file, job, name)
+    job = Job(options.input, options.out, options.recipe, values, crf, device)
+    images = find_images(options.input, options.images)
+    settings = {"recipe": job.recipe, "values": values, "crf": crf.protocol}
+    claim_folder(job.out, {"input": str(job.source.absolute()), **settings})
+    work = write_label_of_probs if job.recipe == "probs" else write_label
+    run_job(job, work, label_path, images, options.processes)
     return job.out
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """What the tool is told."""
+    """Options of the tool."""
 
     labels: Path | None = option(None, "folder of label images <name>.png", reads=True)
     cam: Path | None = option(None, "folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
@@ -52,16 +52,13 @@ class Options(DataOptions):
 
 def run(options: Options) -> Path:
     """Score a folder; returns where ``scores.json`` lies."""
-    import torch
-
     from datasets.agreement import compare_masks_with_tags
     from engine.data import data_config, load_split
-    from engine.scores.base import ImagePrediction, predicted_cams
-    from engine.scores.evaluation import Evaluation, has_mask
+    from engine.scores.base import predicted_file
+    from engine.scores.evaluation import Evaluation, truth_path
     from engine.scores.records import provenance, short_name
-    from utils.cam_files import cam_path, label_path, load_cam
+    from utils.cam_files import cam_path, label_path
     from utils.files import made_with, require_files
-    from utils.image import IGNORE_INDEX, read_mask
     from utils.logging import progress_bar
 
     folder = options.labels or options.cam
@@ -73,45 +70,40 @@ def run(options: Options) -> Path:
     if not name:
         raise ValueError("the config names no data.val_set: say with --split which images to score")
     split = load_split(config.data, name)
-    if not any(has_mask(record) for record in split.records):
+    records = [record for record in split.records if truth_path(record)]
+    if not records:
         raise ValueError(
             f"split '{split.name}' has no masks to score against; check data.root and data.options.masks"
         )
-    out = options.out or folder
-    records = [record for record in split.records if has_mask(record)]
-    compare_masks_with_tags(split, may_lack_classes=True)
+    compare_masks_with_tags(replace(split, records=tuple(records)), may_lack_classes=True)
     path_of = label_path if options.labels else cam_path
-    hint = "finish the inference (it goes on where it stopped), or score what is there with --split LIST.txt"
     require_files(
         (path_of(folder, record.name) for record in records),
         f"predictions of split '{split.name}'",
-        hint,
+        "finish the inference (it goes on where it stopped), or score what is there with --split LIST.txt",
     )
-    origin = made_with(folder)
-    protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", short_name(split))
-    settings = {"folder": str(folder.absolute()), "made_with": origin}
-    # Of which run a folder is, a data set's config does not know; `made_with` has the checkpoint's hash.
-    source = provenance(config if options.model_path else None, split)
     threshold = config.get("method", {}).get("background_threshold", 0.5)
     threshold = float(threshold if options.threshold is None else options.threshold)
     evaluation = Evaluation(split, config.eval.scores, threshold)
     for record in progress_bar(records, desc="score", unit="img", leave=False):
         path = path_of(folder, record.name)
-        if options.cam:
-            evaluation.add(record, predicted_cams(load_cam(path), threshold))
-        else:
-            label = read_mask(path)
-            try:
-                evaluation.add(record, ImagePrediction({"seg": torch.from_numpy(label)}), options.ignored)
-            except ValueError as error:
-                is_pseudo = options.ignored == "error" and (label == IGNORE_INDEX).any()
-                advice = "; labels with ignored pixels need --ignored background or skip" if is_pseudo else ""
-                raise ValueError(f"{path}: {error}{advice}") from error
-    if options.labels:
-        protocols, settings = {"seg": protocol}, {**settings, "ignored": options.ignored}
-    else:
-        protocols = {name: protocol.replace("cam/", f"{name}/", 1) for name in ("cam", "aux_cam")}
-    evaluation.report(out, protocols, settings, source)
+        prediction = predicted_file(path, threshold)
+        try:
+            evaluation.add(record, prediction, options.ignored)
+        except ValueError as error:
+            is_pseudo = (
+                options.labels and options.ignored == "error" and (prediction.labels["seg"] == 255).any()
+            )
+            advice = "; labels with ignored pixels need --ignored background or skip" if is_pseudo else ""
+            raise ValueError(f"{path}: {error}{advice}") from error
+    origin = made_with(folder)
+    protocol = options.protocol or _protocol(origin, "labels" if options.labels else "cam", short_name(split))
+    settings = {"folder": str(folder.absolute()), "made_with": origin}
+    settings |= {"ignored": options.ignored} if options.labels else {}
+    # Of which run a folder is, a data set's config does not know; `made_with` has the checkpoint's hash.
+    source = provenance(config if options.model_path else None, split)
+    out = options.out or folder
+    evaluation.report(out, protocol, settings, source)
     return out
 
 

@@ -20,7 +20,7 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """What the tool is told."""
+    """Options of the tool."""
 
     input: Path = option(meaning="folder of .npy files, also in subfolders", reads=True)
     out: Path = option(meaning="folder for the new files")

@@ -27,7 +27,7 @@ from models.refiners.presets import PRESETS
 
 @dataclass(kw_only=True)
 class Options(ImageOptions):
-    """What the tool is told."""
+    """Options of the tool."""
 
     shares_work: ClassVar[bool] = True
     sections: ClassVar[tuple[str, ...]] = ("infer",)  # of the config that a pipeline passes on as it is now
@@ -70,104 +70,60 @@ def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> N
 
 def run(options: Options, num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
     """Segment and score; returns the output folder."""
-    import numpy as np
-    import torch
-
-    from datasets.base import Record, Sample, WeakSegDataset
-    from engine.inference import (
-        for_each_image,
-        is_photo,
-        load_method,
-    )
-    from engine.outputs import claim_output, date_after, find_split, is_bare, is_up_to_date, score_source
+    from datasets.base import Record, Sample
+    from engine.inference import is_photo
+    from engine.outputs import Outputs, load_inputs
     from engine.pool import WorkerPool
-    from engine.scores.base import ImagePrediction
-    from engine.scores.evaluation import Evaluation
     from engine.scores.records import protocol_id, short_name
-    from engine.segmentation import (
-        inference_refiner,
-        refine_and_write,
-        refining_processes,
-        segment_image,
-        segment_scores,
-    )
-    from methods.base import crf_probs
+    from engine.segmentation import inference_refiner, refining_processes, segment_scores, write_label
     from utils.cam_files import label_path
-    from utils.distributed import init_process_group
     from utils.drawing import label_overlay, write_picture
-    from utils.image import UnreadableImageError, read_mask, write_mask
+    from utils.image import UnreadableImageError, read_mask
 
-    device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, options.changes())
-    if num_classes is not None and len(loaded.class_names) != num_classes:
+    device, loaded, split = load_inputs(options)
+    method, classes = loaded.method, len(loaded.class_names)
+    if num_classes is not None and classes != num_classes:
         raise ValueError(
-            f"{options.model_path} has {len(loaded.class_names)} classes with background, this tool is for "
-            f"{num_classes}: use {other}"
+            f"{options.model_path} has {classes} classes with background, this tool is for {num_classes}: "
+            f"use {other}"
         )
     infer = _settings(options, loaded)
-    split = find_split(loaded, options.infer)
     refiner, refined = inference_refiner(infer.refiner, device)
-    protocol = protocol_id("seg", short_name(split), infer.scales, infer.flip, refined, infer.tags)
     if infer.tags and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
-    out, settings = claim_output(options, loaded, split, protocol, **asdict(infer), max_side=options.max_side)
+    settings = {**asdict(infer), "max_side": options.max_side}
+    protocol = protocol_id("seg", short_name(split), infer.scales, infer.flip, refined, infer.tags)
+    outputs = Outputs(options, loaded, split, protocol, label_path, device, **settings)
+    has_overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
+    workers = refining_processes(options.crf_workers, refiner, device, len(split))
 
-    evaluation = Evaluation(split, loaded.cfg.eval.scores, device=device)
-    overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
+    def overlay(record: Record) -> Path:
+        return outputs.folder / "overlay" / f"{record.name}.jpg"
 
-    def add(record: Record, label: np.ndarray) -> None:
-        evaluation.add(record, ImagePrediction({"seg": torch.from_numpy(label).to(device)}))
+    def work(sample: Sample, record: Record) -> None:
+        image_rgb = sample["image"]
 
-    def work(sample: Sample) -> None:
-        record = split.records[int(sample["index"])]
-        path, image_rgb = label_path(out, record.name), sample["image"]
-
-        def finish(prediction: np.ndarray) -> None:
-            if overlay:
+        def finish(_: None) -> None:
+            if has_overlay:
                 pixels = image_rgb.permute(1, 2, 0).numpy()
-                write_picture(out / "overlay" / f"{record.name}.jpg", label_overlay(pixels, prediction))
-            date_after(path, record, bare)
-            add(record, prediction)
+                write_picture(overlay(record), label_overlay(pixels, read_mask(outputs.path(record))))
+            outputs.finish(record)
 
         tags = sample["class_label"].to(device) if infer.tags else None
-        arguments = loaded.method, image_rgb.to(device), infer
+        precision, max_side = options.precision, options.max_side
+        made = segment_scores(method, image_rgb.to(device), infer, precision, max_side, tags)
+        given = [tensor.cpu().numpy() for tensor in made] if workers else made
+        place = image_rgb.shape[-2:], outputs.path(record)
         own = None if refiner is None else refiner.of_image(record.name)
-        if workers:
-            image, scores = segment_scores(*arguments, options.precision, options.max_side, tags)
-            arrays = image.cpu().numpy(), crf_probs(loaded.method, scores).cpu().numpy()
-            pool.submit(refine_and_write, *arrays, own, image_rgb.shape[-2:], path, then=finish)
-        else:
-            prediction = segment_image(
-                *arguments,
-                own,
-                precision=options.precision,
-                max_side=options.max_side,
-                class_label=tags,
-            )
-            write_mask(path, prediction)
-            finish(prediction)
+        pool.submit(write_label, *given, own, *place, then=finish)
 
-    bare = is_bare(split)
-    workers = refining_processes(options.crf_workers, refiner, device, len(split))
     with WorkerPool(workers) as pool:
         try:
-            for_each_image(
-                WeakSegDataset(split),
-                work,
-                text="segment",
-                num_workers=options.num_workers,
-                finished=lambda record: (
-                    is_up_to_date(label_path(out, record.name), record, bare)
-                    and (not overlay or (out / "overlay" / f"{record.name}.jpg").is_file())
-                ),
-                revisit=lambda record: add(record, read_mask(label_path(out, record.name))),
-            )
+            outputs.make(work, "segment", overlay if has_overlay else None)
         except UnreadableImageError:
             pool.drain()  # those that could be read
             raise
-    source = score_source(options, loaded, split)
-    evaluation.reduce().report(out, {"seg": protocol}, settings, source)
-    return out
+    return outputs.report()
 
 
 def _settings(options: Options, loaded: Any) -> Infer:

@@ -24,7 +24,7 @@ from tools.crf import RECIPES
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """What to read, and how."""
+    """Options of the tool."""
 
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     images: Path | None = option(
@@ -60,55 +60,35 @@ class Options(DataOptions):
 
 def run(options: Options) -> Path:
     """Make every label that is not there yet; returns the output folder."""
-    from engine.crf_labels import Job, workers, write_label, write_scores
+    from engine.crf_labels import Job, find_images, run_job, write_label, write_scores
+    from engine.data import data_config, load_split
+    from engine.scores.records import short_name
     from models.refiners.dense_crf import DenseCRF
     from utils.cam_files import cam_path, label_path
     from utils.distributed import default_device
-    from utils.files import claim_folder, origin_of
+    from utils.files import claim_folder, origin_of, require_files
 
-    is_irn, values = options.mode == "irn", options.values()
+    values, device = options.values(), default_device(options.device)
     crf = DenseCRF(RECIPES[options.mode][0], steps=options.steps)
-    device, images = default_device(options.device), options.images or Path()
-    job = Job(options.cam, images, options.out, options.mode, tuple(values.values()), crf, device)
-    found, source = find_images(options)
-    path_of, work = (label_path, write_label) if is_irn else (cam_path, write_scores)
-    settings = {"cam": origin_of(job.source), **source, "mode": options.mode, "crf": crf.protocol}
-    claim_folder(job.out, settings | values)
-    left = {name: path for name, path in found.items() if not path_of(job.out, name).is_file()}
-    with workers(job, len(found), len(left), options.processes) as submit:
-        for name, path in left.items():
-            submit(work, job, name, path)
-    return job.out
-
-
-def find_images(options: Options) -> tuple[dict[str, Path], dict[str, str]]:
-    """Image file of every name, of all CAM files or of all images of a split, and what names the choice.
-
-    Raises:
-        FileNotFoundError: images or CAM files are missing.
-    """
-    from engine.crf_labels import find_image, find_names
-    from engine.data import data_config, load_split
-    from engine.scores.records import short_name
-    from utils.cam_files import cam_path
-    from utils.files import require_files
-
     if options.images:
-        images = {name: find_image(options.images, name) for name in find_names(options.cam)}
-        if missing := [name for name, path in images.items() if path is None]:
-            count = f"{len(missing)} of {len(images)} images are missing in {options.images}"
-            raise FileNotFoundError(f"{count}, first {missing[0]}.jpg")
-        chosen = {"images": str(options.images.absolute())}
-        return {name: path for name, path in images.items() if path is not None}, chosen
-    data = data_config(options).data
-    split = load_split(data, options.split or data.train_set)
-    require_files(
-        (cam_path(options.cam, record.name) for record in split.records),
-        f"CAM files of split '{split.name}'",
-        "finish tools/infer_cam.py on that split, or name another with --split",
-    )
-    chosen = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
-    return {record.name: record.image for record in split.records}, chosen
+        images = find_images(options.cam, options.images)
+        source = {"images": str(options.images.absolute())}
+    else:
+        data = data_config(options).data
+        split = load_split(data, options.split or data.train_set)
+        require_files(
+            (cam_path(options.cam, record.name) for record in split.records),
+            f"CAM files of split '{split.name}'",
+            "finish tools/infer_cam.py on that split, or name another with --split",
+        )
+        images = {record.name: record.image for record in split.records}
+        source = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
+    job = Job(options.cam, options.out, options.mode, tuple(values.values()), crf, device)
+    settings = {"cam": origin_of(options.cam), **source, "mode": options.mode, "crf": crf.protocol}
+    claim_folder(options.out, settings | values)
+    path_of, work = (label_path, write_label) if options.mode == "irn" else (cam_path, write_scores)
+    run_job(job, work, path_of, images, options.processes)
+    return options.out
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ LISTS = Path("ImageSets/Segmentation")
 
 @dataclass(kw_only=True)
 class Options:
-    """What the tool is told."""
+    """Options of the tool."""
 
     root: Path = option(Path("data/VOCdevkit/VOC2012"), "folder VOC2012 of the unpacked archive")
     sbd: Path | None = option(

@@ -22,7 +22,7 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(ImageOptions):
-    """What to read, and how."""
+    """Options of the tool."""
 
     shares_work: ClassVar[bool] = True
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
@@ -34,72 +34,47 @@ class Options(ImageOptions):
 def run(options: Options) -> Path:
     """Write and score pseudo labels; returns the output folder."""
     import numpy as np
-    import torch
 
-    from datasets.base import Record, Sample, WeakSegDataset
+    from datasets.base import Record, Sample
     from engine.crf_labels import named
-    from engine.inference import for_each_image, load_method
-    from engine.outputs import claim_output, find_split, score_source
-    from engine.scores.base import ImagePrediction
-    from engine.scores.evaluation import Evaluation
+    from engine.outputs import Outputs, load_inputs
     from engine.scores.records import short_name
     from methods.base import Propagates
     from models.refiners.dense_crf import DenseCRF
     from utils.cam_files import cam_path, label_path, load_cam
-    from utils.distributed import init_process_group
     from utils.files import origin_of, require_files
-    from utils.image import normalize, read_mask, write_mask
+    from utils.image import normalize, write_mask
     from utils.precision import autocast
 
-    device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, options.changes())
+    device, loaded, split = load_inputs(options)
     method = loaded.method
     if not isinstance(method, Propagates):
         raise ValueError(f"{type(method).__name__} does not propagate CAMs")
-    split = find_split(loaded, options.infer)
-    cam_folder = options.cam
     require_files(
-        (cam_path(cam_folder, record.name) for record in split.records),
+        (cam_path(options.cam, record.name) for record in split.records),
         f"CAM files of {short_name(split)}",
         "finish tools/infer_cam.py on the same images",
     )
     crf = DenseCRF("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
-    out, settings = claim_output(options, loaded, split, protocol, cam=origin_of(cam_folder))
-    evaluation = Evaluation(split, loaded.cfg.eval.scores, device=device)
+    outputs = Outputs(options, loaded, split, protocol, label_path, device, cam=origin_of(options.cam))
 
-    def work(sample: Sample) -> None:
-        record, image_rgb = split.records[int(sample["index"])], sample["image"]
-        label = pseudo_label(record, image_rgb)
-        write_mask(label_path(out, record.name), label)
-        add(record, label)
+    def work(sample: Sample, record: Record) -> None:
+        cams, image_rgb = load_cam(cam_path(options.cam, record.name)), sample["image"].to(device)
+        if len(cams.class_ids):
+            cam = cams.cam if method.walk_stride == 1 or cams.strided is None else cams.strided
+            with autocast(device, options.precision):
+                scores = method.propagate(normalize(image_rgb)[None], cam.to(device))
+            if crf is not None:
+                scores = crf.refine(image_rgb[None] / 255, scores[None])[0]
+            label = named(scores.argmax(0), cams.label_ids)
+        else:
+            label = np.zeros(image_rgb.shape[1:], np.uint8)
+        write_mask(outputs.path(record), label)
+        outputs.finish(record)
 
-    def add(record: Record, label: np.ndarray) -> None:
-        evaluation.add(record, ImagePrediction({"seg": torch.from_numpy(label).to(device)}))
-
-    def pseudo_label(record: Record, image_rgb: torch.Tensor) -> np.ndarray:
-        cams = load_cam(cam_path(cam_folder, record.name))
-        if not len(cams.class_ids):
-            return np.zeros(image_rgb.shape[1:], np.uint8)
-        is_strided = method.walk_stride > 1 and cams.strided is not None
-        cam = (cams.strided if is_strided else cams.cam).to(device)
-        with autocast(device, options.precision):
-            scores = method.propagate(normalize(image_rgb.to(device))[None], cam)
-        if crf is not None:
-            scores = crf.refine(image_rgb[None].to(device) / 255, scores[None])[0]
-        return named(scores.argmax(0), cams.label_ids)
-
-    for_each_image(
-        WeakSegDataset(split),
-        work,
-        text="walk",
-        num_workers=options.num_workers,
-        finished=lambda record: label_path(out, record.name).is_file(),
-        revisit=lambda record: add(record, read_mask(label_path(out, record.name))),
-    )
-    source = score_source(options, loaded, split)
-    evaluation.reduce().report(out, {"seg": protocol}, settings, source)
-    return out
+    outputs.make(work, "walk")
+    return outputs.report()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def run(options: Options) -> Path:
     from engine.data import data_config, load_split
     from engine.inference import for_each_image, image_split
     from engine.refinement import cam_to_refined_label, only_tagged, refine_cam, refine_label
-    from engine.scores.base import ImagePrediction, predicted_cams
+    from engine.scores.base import predicted_file
     from engine.scores.evaluation import Evaluation
     from engine.scores.records import provenance, short_name
     from engine.segmentation import inference_refiner
@@ -121,11 +121,7 @@ def run(options: Options) -> Path:
         return add(record)
 
     def add(record: Record) -> None:
-        if to_cam:
-            prediction = predicted_cams(load_cam(cam_path(options.out, record.name)), threshold, device)
-        else:
-            label = torch.from_numpy(read_mask(label_path(options.out, record.name))).to(device)
-            prediction = ImagePrediction({"seg": label})
+        prediction = predicted_file(result_of(options.out, record.name), threshold, device)
         evaluation.add(record, prediction, "background")
 
     with torch.no_grad():
@@ -137,8 +133,7 @@ def run(options: Options) -> Path:
             finished=lambda record: result_of(options.out, record.name).is_file(),
             revisit=add,
         )
-    protocols = {"cam": protocol} if to_cam else {"seg": protocol}
-    evaluation.reduce().report(options.out, protocols, settings, provenance(cfg, split))
+    evaluation.reduce().report(options.out, protocol, settings, provenance(cfg, split))
     return options.out
 
 

@@ -27,55 +27,47 @@ TITLES = ("image", "truth", "CAM", "auxiliary CAM", "pseudo label", "prediction"
 
 @dataclass(kw_only=True)
 class Options(CheckpointOptions):
-    """What the tool is told."""
+    """Options of the tool."""
 
     names: str | None = option(
-        None,
-        "images to show, separated by commas; default: --count of them, evenly spread over the split",
+        None, "images to show, separated by commas; default: --count of them, evenly spread over the split"
     )
     count: int = option(12, "number of images")
     rows: int = option(6, "images per sheet", least=1)
     size: int | None = option(None, "side of the square that the network sees; default: eval.size", least=1)
     labels: list[str] = option([], "further columns from folders of label images: TITLE:FOLDER")
     out: Path | None = option(None, "output folder; default: sheets/ beside the checkpoint")
-    device: str = option("auto", "auto, cpu or cuda", free=True)
 
 
 def run(options: Options) -> Path:
     """Draw the sheets; returns their folder."""
     from datasets.base import WeakSegDataset
-    from engine.inference import load_method
-    from engine.outputs import find_split
+    from engine.outputs import load_inputs
     from engine.panels import crop_tiles, panels_of, see
     from utils.cam_files import label_path
-    from utils.distributed import init_process_group
     from utils.drawing import SheetRow, label_overlay, sheet, write_picture
     from utils.image import read_mask
     from utils.logging import progress_bar
 
-    device = init_process_group(options.device)
-    loaded = load_method(options.model_path, device, options.changes())
-    split = find_split(loaded, options.infer)
+    device, loaded, split = load_inputs(options)
     dataset = WeakSegDataset(split)
     folders = _label_folders(options.labels)
     columns, rows = [*TITLES, *folders], []
     size = options.size or loaded.cfg.eval.size
-    for index in progress_bar(
-        _chosen(split, options.names, options.count), desc="draw", unit="img", leave=False
-    ):
-        sample = dataset[index]
-        image_rgb = sample["image"].to(device)
-        seen = see(loaded, split.records[index], image_rgb, size)
-        panels, classes = panels_of(loaded, split.records[index], image_rgb, seen)
+    chosen = _chosen(split, options.names, options.count)
+    for index in progress_bar(chosen, desc="draw", unit="img", leave=False):
+        record, image_rgb = split.records[index], dataset[index]["image"].to(device)
+        seen = see(loaded, record, image_rgb, size)
+        panels, classes = panels_of(loaded, record, image_rgb, seen)
         if (crops := crop_tiles(loaded, image_rgb, seen)) is not None:
             panels["crops and their tags"] = crops
         for title, folder in folders.items():
-            path = label_path(folder, split.records[index].name)
+            path = label_path(folder, record.name)
             if path.is_file():
                 panels[title] = label_overlay(panels["image"], read_mask(path))
-        tags = split.records[index].tags
+        tags = record.tags
         note = "" if tags is None else "tags: " + (", ".join(split.class_names[k] for k in tags) or "none")
-        rows.append((split.records[index].name, panels, classes, note))
+        rows.append((record.name, panels, classes, note))
 
     shown = [column for column in columns if any(column in panels for _, panels, _, _ in rows)]
     out = options.out or loaded.path.parent / "sheets"

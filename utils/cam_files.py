@@ -1,7 +1,4 @@
-"""The files that inference writes for each image and later steps read: label images, CAMs and scores.
-
-    <folder>/<name>.png        label as a palette PNG of class indices, original size
-    <folder>/<name>.npz        CAM file (see :func:`save_cam`), or score file
+"""The files of images that inference writes and later steps read: labels (.png), CAMs and scores (.npz).
 
 No file holds a pickle, so reading one cannot run code; every file appears complete or not at all.
 """
@@ -29,21 +26,13 @@ def label_path(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class CamFile:
-    """CAMs of the classes that an image is tagged with.
+    """CAMs of the classes that an image is tagged with."""
 
-    Args:
-        class_ids: (n,) int64 mask values 1..C of the channels, ascending.
-        cam: (n, h, w) float32 in [0, 1]; h, w may be smaller than the image.
-        aux_cam: the same from the auxiliary block, or None.
-        size: (H, W) of the image.
-        strided: (n, ceil(H / 4), ceil(W / 4)) the CAMs summed and normalised at stride 4, where IRN's random
-            walk starts, or None.
-    """
-
-    class_ids: Tensor
-    cam: Tensor
-    aux_cam: Tensor | None
-    size: tuple[int, int]
+    class_ids: Tensor  # (n,) int64 mask values 1..C of the channels, ascending
+    cam: Tensor  # (n, h, w) float32 in [0, 1]; h, w may be smaller than the image
+    aux_cam: Tensor | None  # the same from the auxiliary block
+    size: tuple[int, int]  # (H, W) of the image
+    # (n, ceil(H / 4), ceil(W / 4)): summed and normalised at stride 4, where IRN's random walk starts.
     strided: Tensor | None = None
 
     @property
@@ -58,11 +47,7 @@ def cam_path(folder: Path, name: str) -> Path:
 
 
 def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
-    """Write a CAM file: ``class_ids`` int16, ``cam`` and, if there are any, ``aux_cam`` and ``strided`` as
-    ``dtype``, ``size`` int32.
-
-    Half precision moves a value by at most 2.5e-4, far less than the step of a threshold sweep.
-    """
+    """Write a CAM file. Half precision moves a value by at most 2.5e-4, far less than a step of a sweep."""
     arrays = {
         "class_ids": cams.class_ids.cpu().numpy().astype(np.int16),
         "cam": cams.cam.float().cpu().numpy().astype(dtype),
@@ -78,35 +63,22 @@ def load_cam(path: Path) -> CamFile:
     """Read a CAM file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is damaged or is something else.
+        FileNotFoundError, ValueError: there is none, or it is damaged or something else.
     """
     with _open_arrays(path, "CAM file", "tools/infer_cam.py") as arrays:
-        aux_cam, strided = (
-            torch.from_numpy(arrays[name]).float() if name in arrays else None
-            for name in ("aux_cam", "strided")
-        )
+        names = [name for name in ("cam", "aux_cam", "strided") if name in arrays]
+        maps = {name: torch.from_numpy(arrays[name]).float() for name in names}
         height, width = (int(v) for v in arrays["size"])
-        return CamFile(
-            class_ids=torch.from_numpy(arrays["class_ids"]).long(),
-            cam=torch.from_numpy(arrays["cam"]).float(),
-            aux_cam=aux_cam,
-            size=(height, width),
-            strided=strided,
-        )
+        class_ids = torch.from_numpy(arrays["class_ids"]).long()
+        return CamFile(class_ids, maps["cam"], maps.get("aux_cam"), (height, width), maps.get("strided"))
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """Two readings of where an image's classes are, with much and with little background (PSA).
+    """Two readings of where an image's classes are, with much and with little background (PSA)."""
 
-    Args:
-        class_ids: (n,) int64 mask values 1..C of the channels after the first, ascending.
-        scores: (2, 1 + n, H, W) float32 in [0, 1]: with much background (low alpha), then with little (high
-            alpha). Channel 0 is the background.
-    """
-
-    class_ids: Tensor
+    class_ids: Tensor  # (n,) int64 mask values 1..C of the channels after the background, ascending
+    # (2, 1 + n, H, W) float32 in [0, 1]: with much background (low alpha), then with little (high alpha).
     scores: Tensor
 
 
@@ -120,12 +92,7 @@ def save_scores(path: Path, file: ScoreFile) -> None:
 
 
 def load_scores(path: Path) -> ScoreFile:
-    """Read a score file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is damaged or is something else.
-    """
+    """Read a score file; raises as `load_cam`."""
     with _open_arrays(path, "score file", "tools/make_affinity_label.py") as arrays:
         return ScoreFile(
             class_ids=torch.from_numpy(arrays["class_ids"]).long(),

@@ -1,14 +1,12 @@
-"""What all entry points share: errors of the user end in one line, not in a traceback; values of flags."""
+"""What all entry points share: errors of the user end in one line, not in a traceback."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Literal
 
 USER_ERRORS = (
     ValueError,
@@ -23,9 +21,7 @@ USER_ERRORS = (
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Call ``main`` and exit; bad input prints its message alone (``TRACEBACK=1`` shows where it was
-    raised).
-    """
+    """Call ``main``; bad input prints its message alone and exits."""
     accept_any_text()
     try:
         main()
@@ -67,36 +63,3 @@ def message_of(error: BaseException) -> str:
     if message.startswith("Caught ") and "Original Traceback" in message:
         message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
     return message
-
-
-# -- values of flags
-
-
-def image_size(value: str) -> int | Literal["native"]:
-    """``native`` or a number of pixels, for flags."""
-    if value == "native":
-        return "native"
-    if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"'{value}' is neither native nor a number of pixels")
-    return int(value)
-
-
-def positive(value: str) -> int:
-    """A whole number from 1, for flags."""
-    if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"'{value}' is no whole number from 1")
-    return int(value)
-
-
-def count(value: str) -> int:
-    """A whole number from 0, for flags."""
-    if not value.isdigit():
-        raise argparse.ArgumentTypeError(f"'{value}' is no whole number from 0")
-    return int(value)
-
-
-def scale(value: str) -> float:
-    """A factor above 0, for flags."""
-    if not 0 < float(value) < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{value}' is no factor above 0")
-    return float(value)

@@ -63,9 +63,6 @@ def default_device(device: str) -> str:
 def init_process_group(device: str) -> torch.device:
     """Join the processes that torchrun started and return the device of this one.
 
-    Args:
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
-
     Raises:
         ValueError: this machine lacks the GPU, or WORLD_SIZE is set without what belongs to it.
     """
@@ -109,16 +106,11 @@ def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Te
     """This process's share of a mean over the global batch.
 
     A loss that counts pixels or pairs must divide by the count of the whole batch, or the same batch gives
-    another gradient on four processes than on one. The engine averages gradients over processes, so a share
-    is
-
-        world_size * total / (sum of count over processes + offset)
-
-    and the shares of all processes average to ``sum(total) / (sum(count) + offset)``.
+    another gradient on four processes than on one. The engine averages gradients over processes; shares
+    average to ``sum(total) / (sum(count) + offset)``.
 
     Args:
-        total: scalar with gradient, summed over this process's part of the batch.
-        count: number of summed items in this process's part.
+        total: scalar with gradient, summed over this process's part of the batch, of ``count`` items.
         offset: added to the global count; keeps an empty batch finite.
     """
     if is_distributed():
@@ -128,10 +120,7 @@ def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Te
 
 
 def gather_batch(value: Tensor) -> Tensor:
-    """Concatenate ``value`` of all processes along dim 0 in rank order, without gradient.
-
-    Every process must hold the same shape.
-    """
+    """Values of all processes, of equal shapes, along dim 0 in rank order, without gradient."""
     value = value.detach().contiguous()
     if not is_distributed():
         return value

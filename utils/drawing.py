@@ -1,5 +1,4 @@
-"""Pictures for people: labels and activation maps over photos, laid out as sheets with titles and a legend of
-classes.
+"""Pictures for people: labels and activation maps over photos, and sheets of them with titles and legends.
 
 Pictures are (H, W, 3) uint8 arrays; masks hold class indices, 255 (ignore) is drawn light grey.
 """
@@ -25,19 +24,12 @@ MARGIN, TITLE_SIZE, TEXT_SIZE = 6, 18, 14
 
 @dataclass
 class SheetRow:
-    """One line of a sheet.
+    """One line of a sheet."""
 
-    Args:
-        name: written under the pictures.
-        panels: one picture per column; None leaves the place empty.
-        classes: class ids explained in the legend under the pictures; 255 is called ignored.
-        note: written behind the name.
-    """
-
-    name: str
-    panels: list[np.ndarray | None]
-    classes: Sequence[int] = field(default_factory=tuple)
-    note: str = ""
+    name: str  # written under the pictures
+    panels: list[np.ndarray | None]  # one picture per column; None leaves the place empty
+    classes: Sequence[int] = field(default_factory=tuple)  # ids for the legend; 255 is called ignored
+    note: str = ""  # written behind the name
 
 
 def label_overlay(image_rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.65) -> np.ndarray:
@@ -49,12 +41,9 @@ def label_overlay(image_rgb: np.ndarray, mask: np.ndarray, opacity: float = 0.65
 
 
 def cam_overlay(image_rgb: np.ndarray, cam: np.ndarray, class_ids: Sequence[int]) -> np.ndarray:
-    """Each pixel of a pale grey photo takes the colour of its strongest class, as strong as the activation.
+    """Each pixel of a grey photo takes the colour of its strongest class, as strong as the CAM (n, H, W).
 
-    Pale, because most colours of the VOC palette are dark.
-
-    Args:
-        cam: (n, H, W) in [0, 1], one map per entry of ``class_ids``.
+    Pale grey, because most colours of the VOC palette are dark.
     """
     grey = np.repeat(image_rgb.mean(-1, keepdims=True) * 0.4 + 150, 3, -1)
     if not len(class_ids):
@@ -93,11 +82,7 @@ def tagged_tiles(
 def sheet(
     rows: Sequence[SheetRow], titles: Sequence[str], class_names: Sequence[str], *, width: int = 220
 ) -> Image.Image:
-    """Lay out rows of pictures under column titles, with name and legend below each row.
-
-    Args:
-        width: of a column, pixels; every picture is scaled to it.
-    """
+    """Rows of pictures under column titles, scaled to ``width``, with name and legend below each row."""
     title_font, font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
     step = width + MARGIN
     tiles = [[_fit(panel, width) for panel in row.panels] for row in rows]

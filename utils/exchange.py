@@ -1,9 +1,7 @@
-"""CAM files of other repositories: NumPy files that hold a pickled dictionary (IRN, CDA; PSA, SEAM).
+"""CAM files of other programs: pickled dictionaries; h, w are ceil(H / 4), ceil(W / 4).
 
-(H, W): pixels of the image; h, w: ceil(H / 4), ceil(W / 4).
-
-    IRN, CDA    {"keys": (n,) class indices from 0, "cam": (n, h, w), "high_res": (n, H, W)}
-    PSA, SEAM   {class index from 0: (H, W)}
+IRN, CDA    {"keys": (n,) class indices from 0, "cam": (n, h, w), "high_res": (n, H, W)}
+PSA, SEAM   {class index from 0: (H, W)}
 """
 
 from __future__ import annotations
@@ -27,29 +25,26 @@ def load_foreign_cam(path: Path) -> CamFile:
 
     Raises:
         NoClassError: the file is an empty dictionary.
-        FileNotFoundError, ValueError: as `utils.npy_dictionary.read_npy_dictionary`, which runs no code from
-            the file; and for a dictionary of another form.
+        FileNotFoundError, ValueError: as `read_npy_dictionary`, and for a dictionary of another form.
     """
     content = read_npy_dictionary(path)
     if not content:
-        raise NoClassError(f"{path} holds no class, so not even the size of its image is known: leave it out")
+        raise NoClassError(f"{path} holds no class")
     try:
         if "high_res" in content:
-            keys = _tensor(content["keys"]).long()
+            ids = _tensor(content["keys"]).long()
             cam, strided = _tensor(content["high_res"]).float(), _tensor(content["cam"]).float()
         else:
             order = sorted(content)
-            keys, strided = torch.tensor([int(k) for k in order]), None
+            ids, strided = torch.tensor([int(k) for k in order]), None
             cam = torch.stack([_tensor(content[k]).float() for k in order])
-        _check(keys, cam, strided)
+        _check(ids, cam, strided)
         if strided is None and 0 in content and (cam.sum(0) - 1).abs().max() < 0.01:
             raise ValueError("its maps add up to 1: scores of background and classes, not CAMs")
-        return CamFile(keys + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
+        return CamFile(ids + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is no CAM file of IRN or PSA: its keys are {', '.join(map(str, list(content)[:5]))} "
-            f"({error})"
-        ) from error
+        keys = ", ".join(map(str, list(content)[:5]))
+        raise ValueError(f"{path} is no CAM file of IRN or PSA: its keys are {keys} ({error})") from error
 
 
 def _check(keys: Tensor, cam: Tensor, strided: Tensor | None) -> None:

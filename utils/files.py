@@ -1,8 +1,4 @@
-"""Plain files: written whole or not at all, folders that say what made them, and mappings compared leaf by
-leaf.
-
-    <folder>/settings.json     what made the folder; another checkpoint or other settings are refused
-"""
+"""Plain files, written whole or not at all, and folders that say what made them (``settings.json``)."""
 
 from __future__ import annotations
 
@@ -68,35 +64,28 @@ def alone_in(folder: Path, wait: float = 10.0) -> Iterator[None]:
             write_atomic(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
     except Timeout as error:
-        by = holder.read_text() if holder.is_file() else "another process"
-        tasks = os.environ.get("SLURM_NTASKS", "1")
-        slurm = (
-            f"; Slurm started this command SLURM_NTASKS={tasks} times: use one for each node (run_train.sh "
-            "starts its processes)"
+        by, tasks = (
+            holder.read_text() if holder.is_file() else "another process",
+            os.environ.get("SLURM_NTASKS"),
         )
+        slurm = f"; Slurm started this command SLURM_NTASKS={tasks} times: use one task for each node"
         raise ValueError(
             f"{folder} is in use by {by}: wait until it ends, stop it, or choose another run_name="
-            + (slurm if tasks != "1" else "")
+            + (slurm if tasks not in (None, "1") else "")
         ) from error
 
 
 def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
     """Raise one FileNotFoundError that counts what is missing, names the first, and says what to do."""
     paths = list(paths)
-    there = {folder: _files_in(folder) for folder in {path.parent for path in paths}}
-    missing = [path for path in paths if path.name not in there[path.parent]]
+    # One listing of each folder instead of thousands of look-ups, which are slow on network disks.
+    folders = {path.parent for path in paths if path.parent.is_dir()}
+    there = {Path(entry.path) for folder in folders for entry in os.scandir(folder) if entry.is_file()}
+    missing = [path for path in paths if path not in there]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; {advice}"
         )
-
-
-def _files_in(folder: Path) -> set[str]:
-    # One listing instead of thousands of look-ups, which are slow on network disks.
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -133,8 +122,5 @@ def made_with(folder: Path) -> dict[str, Any]:
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """What the files of a folder are, for the settings of a tool that reads them.
-
-    That is how they were made, wherever they lie; of files from elsewhere only the place is known.
-    """
+    """How the files of a folder were made, for the settings of a tool; of foreign files, where they are."""
     return made_with(folder) or {"folder": str(folder.absolute())}

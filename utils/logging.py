@@ -131,6 +131,4 @@ def _step_of(line: str) -> int:
 def _finite_or_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

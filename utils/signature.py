@@ -1,4 +1,4 @@
-"""The arguments of a class or function, read from its source: nothing is imported, so asking costs nothing."""
+"""The arguments of a class or function, read from its source without importing it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = No
     Args:
         keep: the new name of the file that was there. For a moment there is nothing at ``path``.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
         stale.unlink(missing_ok=True)
@@ -53,8 +52,7 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
     """Read a ``.pth`` or ``.safetensors`` file; nothing in it is executed (``weights_only``).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or holds objects other than tensors and plain containers.
+        FileNotFoundError, ValueError: there is none, or it is damaged or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,11 +72,11 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" not in str(error):
+        if not (found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))):
             raise ValueError(f"{path} is damaged or not a checkpoint") from error
         raise ValueError(
-            f"{path} holds more than tensors and plain containers, so it is not loaded (a checkpoint can run "
-            f"code); save its state dict alone with torch.save and use that file. {_unsupported(error)}"
+            f"{path} holds more than tensors and plain containers ({found[1]}), so it is not loaded (a "
+            "checkpoint can run code); save its state dict alone with torch.save and use that file"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError) as error:
         explains = isinstance(error, RuntimeError) and str(error)  # the others say nothing to a user
@@ -90,23 +88,12 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
 
 
 def unfit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """Why ``weights`` cannot fill the state dict ``own``, None if they can: weights of another shape, or that
-    are missing. What ``own`` has no place for is no reason.
-    """
-    wrong = [key for key in own if key in weights and weights[key].shape != own[key].shape]
-    if wrong:
-        return (
-            f"{len(wrong)} weights have another shape, first '{wrong[0]}': {tuple(weights[wrong[0]].shape)}, "
-            f"not {tuple(own[wrong[0]].shape)}"
-        )
+    """Why ``weights`` cannot fill the state dict ``own`` (another shape, or missing); None if they can."""
+    if wrong := [key for key in own if key in weights and weights[key].shape != own[key].shape]:
+        found, expected = (tuple(state[wrong[0]].shape) for state in (weights, own))
+        return f"{len(wrong)} weights have another shape, first '{wrong[0]}': {found}, not {expected}"
     missing = [key for key in own if key not in weights]
     return f"{len(missing)} of {len(own)} weights are missing, first '{missing[0]}'" if missing else None
-
-
-def _unsupported(error: Exception) -> str:
-    """The part of torch's message that names the object."""
-    match = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-    return f"It holds: {match.group(1)}" if match else str(error).splitlines()[0]
 
 
 def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
@@ -114,10 +101,6 @@ def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     renamed = {}
     for key, value in state.items():
-        for pattern, replacement in compiled:
-            new, count = pattern.subn(replacement, key)
-            if count:
-                key = new
-                break
-        renamed[key] = value
+        rule = next((rule for rule in compiled if rule[0].search(key)), None)
+        renamed[rule[0].sub(rule[1], key) if rule else key] = value
     return renamed

@@ -39,6 +39,7 @@ class CheckpointOptions(DataOptions):
         alias="infer_set",
     )
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
+    device: str = option("auto", "auto, cpu or cuda", free=True)
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,5 @@ class ImageOptions(CheckpointOptions):
     out: Path | None = option(
         None, "output folder; default: beside the checkpoint, named after checkpoint, images and protocol"
     )
-    device: str = option("auto", "auto, cpu or cuda", free=True)
     precision: str = option("fp32", "of the network", choices=("fp32", "bf16", "auto"))
     num_workers: int = option(2, "processes that decode images", free=True)

@@ -289,37 +289,25 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    if dotted := next((key for key in _keys_of(plain) if "." in key), None):
-        nested = dotted.replace(".", ": {") + ": ..." + "}" * dotted.count(".")
-        raise ValueError(
-            f"{_label(path)}: '{dotted}' is the form of the command line and would not be read; in a file it "
-            f"is nested: {nested}"
-        )
-    return _with_texts(plain, yaml.load(text, Loader=yaml.BaseLoader))  # type: ignore[no-any-return]
-
-
-def _keys_of(values: Any) -> Iterable[str]:
-    if isinstance(values, list):
-        for item in values:
-            yield from _keys_of(item)
-    elif isinstance(values, dict):
-        for key, value in values.items():
-            yield str(key)
-            yield from _keys_of(value)
+    try:
+        return _with_texts(plain, yaml.load(text, Loader=yaml.BaseLoader))
+    except ValueError as error:
+        raise ValueError(f"{_label(path)}: {error}") from error
 
 
 def _with_texts(values: Any, texts: Any, prefix: str = "") -> Any:
-    """Values of text options as the file has them: 010 and 12:30 are numbers to YAML."""
+    """Values of text options as the file has them: 010 and 12:30 are numbers to YAML. Refuses dotted keys."""
     found = {}
     for key, value in values.items():
+        if "." in str(key):
+            nested = key.replace(".", ": {") + ": ..." + "}" * key.count(".")
+            raise ValueError(f"'{key}' is the form of the command line; in a file it is nested: {nested}")
         item = keys().get(f"{prefix}{key}")
         if item and is_text(item[1]) and value is not None and not isinstance(value, (list, dict)):
             value = texts[key]
         elif key == "stages" and isinstance(value, list):
-            value = [
-                _with_texts(*pair) if isinstance(pair[0], dict) else pair[0]
-                for pair in zip(value, texts[key])
-            ]
+            pairs = zip(value, texts[key])
+            value = [_with_texts(*pair) if isinstance(pair[0], dict) else pair[0] for pair in pairs]
         elif isinstance(value, dict):
             value = _with_texts(value, texts[key], "" if prefix == "stages." else f"{prefix}{key}.")
         found[key] = value

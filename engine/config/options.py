@@ -64,15 +64,10 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def types_of(cls: Any) -> dict[str, Any]:
-    """The type of each option."""
-    return get_type_hints(cls)
-
-
 def walk(cls: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
     """Dotted key, field and type of every option; a section comes before its options."""
     for field in dataclasses.fields(cls):
-        kind = types_of(cls)[field.name]
+        kind = get_type_hints(cls)[field.name]
         yield f"{prefix}{field.name}", field, kind
         if dataclasses.is_dataclass(kind):
             yield from walk(kind, f"{prefix}{field.name}.")
@@ -112,7 +107,7 @@ def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         ValueError: for a required option that is missing, or a value of the wrong kind.
     """
     where = f"{where}: " if where else ""
-    kinds = types_of(cls)
+    kinds = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -210,7 +205,7 @@ def parse(cls: type[T], doc: str | None, arguments: Sequence[str] | None = None)
             doc = f"{doc}\nFurther arguments: key=value, {field.metadata['meaning']}"
             continue
         copy = dataclasses.field(default=field.default, default_factory=field.default_factory)
-        shown.append((name, _flag(field, types_of(cls)[name]), copy))
+        shown.append((name, _flag(field, get_type_hints(cls)[name]), copy))
     given: Any = tyro.cli(
         dataclasses.make_dataclass(cls.__name__, shown, kw_only=True),
         description=doc,
@@ -266,8 +261,10 @@ def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]
         if takes_value or not item.startswith("--"):
             takes_value = False
             continue
-        kind = types_of(cls).get(named.get(name, name))
-        if types_of(cls).get(name.removeprefix("no_")) == bool | None:  # true and false in place of a default
+        kind = get_type_hints(cls).get(named.get(name, name))
+        if (
+            get_type_hints(cls).get(name.removeprefix("no_")) == bool | None
+        ):  # true and false in place of a default
             flags[-1:] = [f"--{name.removeprefix('no_')}", str(not name.startswith("no_"))]
         elif kind is not None and (alone := fields[named.get(name, name)].metadata["alone"]):
             takes_value = not (following.startswith("--") or OVERRIDE.match(following))

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
-from engine.config.options import is_below, marked, option, types_of, walk
+from engine.config.options import is_below, marked, option, walk
 from utils.mappings import differences
 
 # Mappings whose keys are the arguments of a class or function, and the key that holds its import path.
@@ -215,7 +215,7 @@ def defaults(cls: Any = Config) -> dict[str, Any]:
     """The default of every key, nested; ``???`` where there is none."""
     found: dict[str, Any] = {}
     for item in dataclasses.fields(cls):
-        if is_dataclass(kind := types_of(cls)[item.name]):
+        if is_dataclass(kind := get_type_hints(cls)[item.name]):
             found[item.name] = defaults(kind)
         elif item.default_factory is not MISSING:
             found[item.name] = item.default_factory()

@@ -15,7 +15,7 @@ from datasets.context_decoupling import object_path
 from engine.crf_labels import named
 from engine.inference import LoadedMethod, load_method
 from engine.panels import enlarged, panels_of, see
-from engine.scores.evaluation import has_mask
+from engine.scores.evaluation import truth_path
 from methods.base import FindsBoundaries, Predicts
 from ops.labels import merge_readings
 from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
@@ -44,9 +44,8 @@ def draw_stage(folders: Mapping[str, Path], split: Split, out: Path, device: tor
         photo = image_rgb.permute(1, 2, 0).numpy()
         panels: Panels = {"image": photo}
         classes = set(record.tags or ())
-        if has_mask(record):
-            assert record.mask is not None
-            panels["truth"] = label_overlay(photo, read_mask(record.mask))
+        if truth := truth_path(record):
+            panels["truth"] = label_overlay(photo, read_mask(truth))
         for stage, place in folders.items():
             panels |= made_by_stage(stage, place, record, photo)
         if label_path(folder, record.name).is_file():  # the legend names what was painted without a tag

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from datasets.base import Split
 from engine.checks import check_training
 from engine.config.load import (
-    ROOT,
     TRAINING,
     Stage,
     load_config,
@@ -31,7 +28,7 @@ from engine.config.schema import Config
 from engine.data import load_split
 from engine.inference import is_photo
 from engine.train import run as train
-from utils.build import suggest
+from utils.build import import_target, suggest
 from utils.cli import message_of
 from utils.mappings import leaves
 
@@ -111,8 +108,8 @@ class _Planner:
 
     def tool(self, stage: Stage) -> Plan:
         """A stage with ``Options``, completed by what the pipeline knows."""
-        module, folder = _module(stage.run), self.work_dir / stage.name
-        kind = module.Options
+        kind, run = (import_target(f"{stage.run}.{name}") for name in ("Options", "run"))
+        folder = self.work_dir / stage.name
         options, inputs = self.filled(stage, kind, folder)
         trained = next((plan for plan in self.plans if plan.checkpoint in inputs.values()), None)
         own = list(getattr(options, "overrides", ()))
@@ -132,7 +129,7 @@ class _Planner:
         # Changes of the data count by the images.
         settings["overrides"] = [item for item in changes if not item.startswith("data.")]
         shares_work = getattr(kind, "shares_work", False)
-        return Plan(stage.name, stage.run, module.run, options, folder, shares_work, inputs, settings, images)
+        return Plan(stage.name, stage.run, run, options, folder, shares_work, inputs, settings, images)
 
     def filled(self, stage: Stage, kind: Any, folder: Path) -> tuple[Any, dict[str, Path]]:
         """The ``Options`` of a stage, and the paths among them that it reads."""
@@ -199,28 +196,6 @@ def _decisive(kind: Any, values: Mapping[str, Any], but: Container[str]) -> dict
     free = marked(kind, "free")
     settings = {key: value for key, value in values.items() if key not in but and not is_below(key, free)}
     return json.loads(json.dumps(settings, default=str))
-
-
-def _module(name: str) -> ModuleType:
-    """The module of a stage.
-
-    Raises:
-        ImportError: there is none, or it is no stage.
-    """
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
-        known = [TRAINING, *(f"tools.{path.stem}" for path in sorted((ROOT / "tools").glob("[a-z]*.py")))]
-        raise ImportError(f"there is no module '{name}'{suggest(name, known)}") from error
-    if not callable(getattr(module, "run", None)) or not dataclasses.is_dataclass(
-        getattr(module, "Options", None)
-    ):
-        raise ImportError(
-            f"module '{name}' is no stage: it needs a dataclass Options and a function run(options)"
-        )
-    return module
 
 
 @contextlib.contextmanager

@@ -110,6 +110,6 @@ def _wait_for(folder: Path) -> None:
 
 def _score_rows(plan: Plan, state: str) -> list[list[str]]:
     """A line for the last score of each protocol in a stage's folder."""
-    latest = {record["protocol"]: record["score"]["miou"] for record in read_scores(plan.folder)}
+    latest = {record["protocol"]: record["score"].get("miou") for record in read_scores(plan.folder)}
     scores = [[protocol, "-" if miou is None else f"{100 * miou:.2f}"] for protocol, miou in latest.items()]
     return [[plan.name, state, *score] for score in scores or [["-", "-"]]]

@@ -1,8 +1,6 @@
-"""What a score is: it sees every image once, keeps sums alone, and says values per class and their mean.
+"""What a score is: it sees every image once, keeps sums, and gives values per class and their mean.
 
-A file of this folder is a score by its name: ``boundary_f.py`` holds the class ``BoundaryF``, and
-in ``eval.scores`` its name makes it part of validation, inference, tools/evaluate.py and ``scores.json``.
-
+A file of this folder is a score that ``eval.scores`` can name: ``boundary_f.py`` holds ``BoundaryF``.
 Letters: K classes with background 0, C = K - 1 foreground classes, H x W pixels of a mask.
 """
 
@@ -22,9 +20,8 @@ from engine.scores.tables import number, text_table
 from ops.cam import strongest_class
 from ops.labels import threshold_label
 from utils.build import suggest
-from utils.cam_files import CamFile
-from utils.distributed import all_reduce_sum
-from utils.image import IGNORE_INDEX
+from utils.cam_files import load_cam
+from utils.image import IGNORE_INDEX, read_mask
 
 # What a method predicts, and the head of its column in tables.
 OUTPUTS = {"cam": "CAM", "aux_cam": "aux_CAM", "seg": "Seg_Pred"}
@@ -35,18 +32,12 @@ Sample = Mapping[str, Any]  # ``mask`` (H, W) class ids or 255, and ``class_labe
 
 @dataclass
 class ImagePrediction:
-    """What is predicted for one image, at the size of its mask.
+    """What is predicted for one image, at the size of its mask; the keys are `OUTPUTS`."""
 
-    Args:
-        labels: class ids (H, W) by output (`OUTPUTS`).
-        cams: by output, before a threshold: score (H, W) in [0, 1] and class id (H, W) of the strongest
-            class.
-        class_logits: (C,) of the classifier, where there is one.
-    """
-
-    labels: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)  # class ids (H, W)
+    # Score (H, W) in [0, 1] and class id (H, W) of the strongest class, before a threshold.
     cams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    class_logits: Tensor | None = None
+    class_logits: Tensor | None = None  # (C,)
     _matrices: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def add_cam(
@@ -63,9 +54,11 @@ class ImagePrediction:
         return self._matrices[output]
 
 
-def predicted_cams(cams: CamFile, threshold: float, device: torch.device | str = "cpu") -> ImagePrediction:
-    """What a CAM file predicts for its image."""
-    prediction = ImagePrediction()
+def predicted_file(path: Path, threshold: float, device: torch.device | str = "cpu") -> ImagePrediction:
+    """What a label image or a CAM file predicts for its image."""
+    if path.suffix == ".png":
+        return ImagePrediction({"seg": torch.from_numpy(read_mask(path)).to(device)})
+    prediction, cams = ImagePrediction(), load_cam(path)
     for output, cam in (("cam", cams.cam), ("aux_cam", cams.aux_cam)):
         if cam is not None:
             prediction.add_cam(output, cam.to(device), cams.class_ids.to(device), cams.size, threshold)
@@ -73,19 +66,12 @@ def predicted_cams(cams: CamFile, threshold: float, device: torch.device | str =
 
 
 class Values(NamedTuple):
-    """What a score says of one output.
+    """What a score says of one output; names and plain values are those of ``scores.json``."""
 
-    Args:
-        mean: the number that logs and tables show; nan where nothing defines it.
-        per_class: (K,) float64 by the name that it has in ``scores.json``.
-        more: further plain values for ``scores.json``.
-        about: plain values for ``scores.json`` that say how the score was made.
-    """
-
-    mean: float
-    per_class: Mapping[str, Tensor] = {}
+    mean: float  # for logs and tables; nan where it is not defined
+    per_class: Mapping[str, Tensor] = {}  # (K,) float64
     more: Mapping[str, Any] = {}
-    about: Mapping[str, Any] = {}
+    about: Mapping[str, Any] = {}  # how the score was made
 
 
 class Score:
@@ -93,10 +79,8 @@ class Score:
 
     title = ""  # in tables; default: the name
     key = ""  # of the mean in ``scores.json``; default: the name
-    # A share, shown in percent, also in the log of a training.
-    is_share = True
-    # Whether the validation of a training computes it.
-    validates = True
+    is_share = True  # shown in percent, also in the log of a training
+    validates = True  # computed in the validation of a training
 
     def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
         self.class_names, self.num_classes, self.device = class_names, len(class_names), device
@@ -119,32 +103,26 @@ class Score:
         """A table of ``compute()`` for people; empty where one line says all."""
         return ""
 
-    def reduce(self) -> None:
-        """Add the counts of all processes, in place; a collective call."""
-        for tensor in self.tensors():
-            tensor.copy_(all_reduce_sum(tensor))
-
 
 class LabelScore(Score):
-    """A score of label images, which is a function of sums over images: of ``count``, of one shape."""
+    """A score of label images: a function of a sum over images, by default of the confusion matrix."""
 
     mean_title = "mean"
+    dtype = torch.int64  # of what ``count`` gives
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        device: torch.device | str = "cpu",
-        *,
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.int64,
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
         super().__init__(class_names, device)
         self.images = torch.zeros(len(OUTPUTS), dtype=torch.int64, device=device)
-        self.sums = torch.zeros(len(OUTPUTS), *shape, dtype=dtype, device=device)
+        self.sums = torch.zeros(len(OUTPUTS), *self.shape, dtype=self.dtype, device=device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what ``count`` gives."""
+        return self.num_classes, self.num_classes
 
     def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
         """What one image adds."""
-        raise NotImplementedError
+        return prediction.matrix(output, mask, self.num_classes)
 
     def values(self, sums: Tensor) -> Values:
         """The score of an output."""
@@ -166,8 +144,8 @@ class LabelScore(Score):
     def table(self, found: Mapping[str, Values]) -> str:
         columns = [next(iter(values.per_class.values())) for values in found.values()]
         rows = [
-            [name, *(number(column[i], self.is_share) for column in columns)]
-            for i, name in enumerate(self.class_names)
+            [name, *(number(value, self.is_share) for value in values)]
+            for name, *values in zip(self.class_names, *columns, strict=True)
         ]
         rows.append([self.mean_title, *(number(values.mean, self.is_share) for values in found.values())])
         suffix = "" if self.name == "miou" else f" {self.title}"

@@ -3,8 +3,6 @@ segmentation?, BMVC 2013)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +23,9 @@ class BoundaryF(LabelScore):
 
     title = "boundary F"
 
-    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
-        super().__init__(class_names, device, shape=(len(class_names), 4))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.num_classes, 4
 
     def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
         label = prediction.labels[output].masked_fill(mask == IGNORE_INDEX, IGNORE_INDEX)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engine.scores.base import OUTPUTS, ImagePrediction, LabelScore, Values, finite, plain
+from engine.scores.base import OUTPUTS, LabelScore, Values, finite, plain
 from engine.scores.tables import number, text_table
 
 TOP = 20  # confused pairs in ``scores.json``
@@ -23,15 +23,7 @@ class Confusion(LabelScore):
     Means are over finite values.
     """
 
-    title = "FP/TP"
-    key = "mean_confusion"
-    is_share = False
-
-    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
-        super().__init__(class_names, device, shape=2 * [len(class_names)])
-
-    def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
-        return prediction.matrix(output, mask, self.num_classes)
+    title, key, is_share = "FP/TP", "mean_confusion", False
 
     def values(self, sums: Tensor) -> Values:
         matrix = sums.double()
@@ -65,9 +57,8 @@ class Confusion(LabelScore):
         rows.append(["finite", *(str(len(finite(c))) for c, _ in columns)])
         pairs = next(iter(found.values())).more["confused_objects"][:SHOWN]
         shown = [[pair["truth"], pair["predicted"], number(pair["share"])] for pair in pairs]
-        return (
-            f"{text_table(header, rows)}\n{text_table(['Truth', 'Predicted as', '% of its pixels'], shown)}"
-        )
+        pairs_table = text_table(["Truth", "Predicted as", "% of its pixels"], shown)
+        return f"{text_table(header, rows)}\n{pairs_table}"
 
     def _named(self, pairs: Sequence[tuple[int, int, float]]) -> list[dict[str, str | float]]:
         names = self.class_names

@@ -21,12 +21,7 @@ SCORES = ("miou", "confusion", "tag_f1", "cam_sweep")
 
 
 class Evaluation:
-    """Scores of a split's labels, CAMs and tags.
-
-    Args:
-        names: of the scores (``eval.scores``).
-        threshold: background threshold of CAMs.
-    """
+    """The scores ``names`` of a split: of its labels, its CAMs at a background threshold, and its tags."""
 
     def __init__(
         self,
@@ -49,16 +44,16 @@ class Evaluation:
         Raises:
             ValueError: a label has another size than the mask, or either holds values that are no classes.
         """
-        if has_mask(record):
-            assert record.mask is not None
-            mask = torch.from_numpy(read_mask(record.mask)).to(self.device)
-            for output, label in prediction.labels.items():
-                if ignored != "error" and label.shape == mask.shape:
-                    mask = (
-                        mask.masked_fill(label == IGNORE_INDEX, IGNORE_INDEX) if ignored == "skip" else mask
-                    )
-                    prediction.labels[output] = label.masked_fill(label == IGNORE_INDEX, 0)
-            self.update({"name": record.name, "mask": mask}, prediction)
+        path = truth_path(record)
+        if path is None:
+            return
+        mask = torch.from_numpy(read_mask(path)).to(self.device)
+        for output, label in prediction.labels.items():
+            if ignored != "error" and label.shape == mask.shape:
+                if ignored == "skip":
+                    mask = mask.masked_fill(label == IGNORE_INDEX, IGNORE_INDEX)
+                prediction.labels[output] = label.masked_fill(label == IGNORE_INDEX, 0)
+        self.update({"name": record.name, "mask": mask}, prediction)
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:
         """Add an image to all scores; ``sample`` holds its name, its mask and, where known, its tags."""
@@ -87,10 +82,8 @@ class Evaluation:
 
     def reduce(self) -> Evaluation:
         """Add the counts of all processes, once; a collective call. Returns itself."""
-        for tensor in (self.images, self.truth):
+        for tensor in (self.images, self.truth, *(x for score in self.scores for x in score.tensors())):
             tensor.copy_(all_reduce_sum(tensor))
-        for score in self.scores:
-            score.reduce()
         return self
 
     @cached_property
@@ -108,22 +101,11 @@ class Evaluation:
                     found["_".join(filter(None, parts))] = 100 * values.mean
         return found
 
-    def line(self, miou: bool = True) -> str:
-        """The means for a log: of mIoU, ``seg 58.12  cam 61.40``, or ``; name value`` of all other shares."""
-        shown = self.percent()
-        outputs = self.results.get("miou", {})
-        if miou:
-            return "  ".join(f"{output} {shown[output]:.2f}" for output in outputs)
-        return "".join(f"; {name} {value:.1f} %" for name, value in shown.items() if name not in outputs)
-
     def tables(self, shares: bool = False) -> str:
         """Tables of all scores, or of shares alone."""
-        found = [
-            score.table(self.results[score.name])
-            for score in self.scores
-            if self.results[score.name] and (score.is_share or not shares)
-        ]
-        return "\n".join(table for table in found if table)
+        scores = [score for score in self.scores if score.is_share or not shares]
+        tables = [score.table(found) for score in scores if (found := self.results[score.name])]
+        return "\n".join(filter(None, tables))
 
     def records(
         self, protocols: Mapping[str, str], settings: Mapping[str, Any], provenance: Mapping[str, Any]
@@ -159,11 +141,7 @@ class Evaluation:
         return records
 
     def report(
-        self,
-        folder: Path,
-        protocols: Mapping[str, str],
-        settings: Mapping[str, Any],
-        provenance: Mapping[str, Any],
+        self, folder: Path, protocol: str, settings: Mapping[str, Any], provenance: Mapping[str, Any]
     ) -> None:
         """Print tables and one line per record, and add the records to ``scores.json``; main process only.
 
@@ -171,7 +149,7 @@ class Evaluation:
         """
         if not is_main():
             return
-        name, scored = short_name(self.split), [r for r in self.split.records if has_mask(r)]
+        name, scored = short_name(self.split), [r for r in self.split.records if truth_path(r)]
         if not scored:
             print(f"no masks for {name}: nothing to score")
             return
@@ -184,15 +162,17 @@ class Evaluation:
         if len(scored) < len(self.split):
             print(f"only {len(scored)} of {len(self.split)} images have a mask: the score is theirs")
         print(self.tables())
+        _, _, rest = protocol.partition("/")
+        protocols = {"seg": protocol, "cam": f"cam/{rest}", "aux_cam": f"aux_cam/{rest}"}
         records = self.records(protocols, settings, {**provenance, "scored_images": len(scored)})
         for record in records:
-            by_title = {score.title: score for score in self.scores if score.key in record["score"]}
-            means = [
-                f"{title} {number(float(value), score.is_share):>6}"
-                for title, score in by_title.items()
-                if (value := record["score"][score.key]) is not None
-            ]
-            print(f"{record['protocol']:<40} {'   '.join(means)}")
+            means = {
+                score.title: number(float(value), score.is_share)
+                for score in self.scores
+                if (value := record["score"].get(score.key)) is not None
+            }
+            line = "   ".join(f"{title} {mean:>6}" for title, mean in means.items())
+            print(f"{record['protocol']:<40} {line}")
         write_scores(folder, records)
         print(f"scores   {folder / 'scores.json'}")
 
@@ -202,6 +182,6 @@ class Evaluation:
         return bool(self.truth[IGNORE_INDEX]) and not self.truth[1 : self.split.num_classes].any()
 
 
-def has_mask(record: Record) -> bool:
-    """Whether the ground truth of an image is there."""
-    return record.mask is not None and record.mask.is_file()
+def truth_path(record: Record) -> Path | None:
+    """Where the ground truth of an image is; None where there is none."""
+    return record.mask if record.mask is not None and record.mask.is_file() else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.scores.base import ImagePrediction, LabelScore, Values, plain
+from engine.scores.base import LabelScore, Values, plain
 
 
 class Miou(LabelScore):
@@ -19,12 +19,6 @@ class Miou(LabelScore):
     """
 
     title = mean_title = "mIoU"
-
-    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
-        super().__init__(class_names, device, shape=2 * [len(class_names)])
-
-    def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
-        return prediction.matrix(output, mask, self.num_classes)
 
     def values(self, sums: Tensor) -> Values:
         matrix = sums.double()  # exact up to 2**53 pixels

@@ -36,8 +36,7 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
 def write_scores(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Add score records to ``scores.json``.
 
-    A record replaces an earlier one of the same protocol on the same checkpoint (of a training, the same
-    step), data and settings (a repeated run); a record of anything else is kept beside it.
+    A record replaces that of a repeated run: of the same protocol, checkpoint or step, data and settings.
     """
     kept = read_scores(folder)
     for record in records:
@@ -63,10 +62,7 @@ def protocol_id(
 ) -> str:
     """The id that a score is quoted with, for example ``seg/val/ms+flip`` (docs/evaluation.md).
 
-    Args:
-        kind: ``seg``, ``cam`` or ``aux_cam``. A CAM is always made with scale 1 and mirror images, whatever
-            ``scales`` and ``flip`` say.
-        refiner: its ``protocol``.
+    A CAM (kind ``cam`` or ``aux_cam``) is always made with scale 1 and mirror images.
     """
     if kind != "seg":
         scales, flip = sorted({1.0, *scales}), True
@@ -110,8 +106,7 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (
-            "+dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -15,9 +15,7 @@ class TagF1(Score):
 
     def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
         super().__init__(class_names, device)
-        # float32 where the device has no float64; counts of images stay exact in it.
-        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.sums = torch.zeros(2, dtype=dtype, device=device)  # of F1, of images
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of F1, of images
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:
         if prediction.class_logits is not None and "class_label" in sample:
@@ -33,18 +31,11 @@ class TagF1(Score):
 
 
 def tag_f1(prediction: Tensor, class_label: Tensor) -> Tensor:
-    """Binary F1 of the predicted tags of every image.
+    """Binary F1 (...,) float64 of tags (..., C): logits or booleans against the multi-hot ``class_label``.
 
-    Args:
-        prediction: (..., C) boolean, or logits that count as a tag above 0.
-        class_label: (..., C) multi-hot.
-
-    Returns:
-        (...,) float64 in [0, 1]. As in the reference, an image without any tag and without any predicted tag
-        counts as 0.
+    As in the reference, an image without any tag and without any predicted tag counts as 0.
     """
-    predicted = prediction if prediction.dtype == torch.bool else prediction > 0
-    label = class_label > 0
+    predicted, label = prediction > 0, class_label > 0
     hits = (predicted & label).sum(-1).double()
     positives = predicted.sum(-1).double() + label.sum(-1)
     return 2 * hits / positives.clamp(min=1)

@@ -1,6 +1,5 @@
 """The published learning-rate schedule and optimiser."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -93,9 +92,3 @@ def test_sgd_with_polynomial_rate_matches_reference_values(case):
         found.append((rates, w0.detach().clone(), w1.detach().clone()))
     for name, values in zip(("lrs", "w0_traj", "w1_traj"), zip(*found)):
         case.compare(name, torch.stack(values), rtol=1e-6, atol=0 if name == "lrs" else 1e-6)
-
-
-def test_an_unknown_optimiser_is_refused():
-    group = {"name": "all", "params": [nn.Parameter(torch.ones(1))], "lr_scale": 1.0}
-    with pytest.raises(ValueError, match="no optimiser 'adam'.*did you mean 'adamw'"):
-        build_optimizer([group], name="adam", lr=0.1, weight_decay=0.0)

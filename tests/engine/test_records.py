@@ -23,9 +23,3 @@ def test_a_training_keeps_one_score_of_each_step(tmp_path):
     for miou, step in ((0.1, 5), (0.2, 10), (0.3, 10)):  # step 10 twice: the run was killed after it
         write_scores(tmp_path, [record(miou, step=step)])
     assert scores_of(tmp_path) == [0.1, 0.3]
-
-
-def test_scores_of_labels_from_elsewhere_replace_each_other(tmp_path):
-    for miou in (0.1, 0.2):
-        write_scores(tmp_path, [record(miou)])
-    assert scores_of(tmp_path) == [0.2]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.config.schema import Infer
 from engine.optim import build_optimizer
 from engine.segmentation import multi_scale_segment
 from losses.segmentation import mask_loss
@@ -222,16 +223,15 @@ def test_inference_matches_reference_values(case, make):
     image_rgb = grey_levels(case.input("image"))[None]
     seen = []
     method.finish_scores = keep(method.finish_scores, [], seen)
+    infer = Infer(
+        scales=[float(x) for x in case.noted(r"scales ([\d.,]*\d)", "1,.5,1.5,2").split(",")],
+        merge_flips="mean",
+        merge_scales="mean",
+        resample="bicubic",
+        pad_to=case.noted(r"(\d+)x\1 canvas", 128),
+    )
     with torch.no_grad():
-        scores = multi_scale_segment(
-            method,
-            normalize(image_rgb),
-            scales=[float(x) for x in case.noted(r"scales ([\d.,]*\d)", "1,.5,1.5,2").split(",")],
-            merge_flips="mean",
-            merge_scales="mean",
-            resample="bicubic",
-            pad_to=case.noted(r"(\d+)x\1 canvas", 128),
-        )
+        scores = multi_scale_segment(method, normalize(image_rgb), infer)
     class_logits = seen[0][1]
     case.compare("cls", class_logits[0], rtol=5e-3, atol=1e-3)
     confidence = class_logits.sigmoid().amax(1)[0]

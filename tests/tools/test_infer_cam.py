@@ -160,7 +160,7 @@ def test_inference_sums_the_sweep_over_processes_and_the_scorer_does_not(
         return [record["score"]["pixels"] for record in read_scores(folder)]
 
     options = {"model_path": str(checkpoint), "device": "cpu", "num_workers": 0, "dtype": "float32"}
-    monkeypatch.setattr("engine.scores.base.all_reduce_sum", lambda counts: 2 * counts)
+    monkeypatch.setattr("engine.scores.evaluation.all_reduce_sum", lambda counts: 2 * counts)
     call(evaluate, {"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path / "scores")})
     call(infer_cam, {**options, "out": str(tmp_path / "cam")})
     assert pixels(tmp_path / "scores") == pixels(cams) == [n // 2 for n in pixels(tmp_path / "cam")]

@@ -16,14 +16,8 @@ from utils.image import read_mask
 
 
 def options(path, **changes):
-    return {
-        "cam": path / "cam",
-        "images": path / "images",
-        "out": path / "labels",
-        "processes": 0,
-        "device": "cpu",
-        **changes,
-    }
+    folders = {"cam": path / "cam", "images": path / "images", "out": path / "labels"}
+    return {**folders, "processes": 0, "device": "cpu", **changes}
 
 
 def test_irn_labels_are_those_of_the_crf_recipe(folder):  # noqa: F811
@@ -60,16 +54,8 @@ def test_scores_are_the_crf_of_both_exponents(folder, mode, alphas):  # noqa: F8
 def test_scores_of_both_runs_give_the_label_of_the_crf_recipe(folder):  # noqa: F811
     path, _ = folder
     out = call(make_affinity_label, options(path, mode="psa"))
-    call(
-        crf,
-        {
-            "input": path / "cam",
-            "images": path / "images",
-            "out": path / "crf",
-            "recipe": "psa",
-            "processes": 0,
-        },
-    )
+    given = {"input": path / "cam", "images": path / "images", "out": path / "crf"}
+    call(crf, {**given, "recipe": "psa", "processes": 0})
     stored = load_scores(out / "b.npz")
     label = merge_confident_labels(*stored.scores.argmax(1))
     names = torch.tensor([0, *stored.class_ids])
@@ -114,9 +100,7 @@ def test_finished_files_stay_and_workers_write_the_same(folder):  # noqa: F811
 
 def test_bad_options_are_clear_errors(folder):  # noqa: F811
     path, _ = folder
-    with pytest.raises(
-        ValueError, match=r"background_threshold=0\.4 must be below foreground_threshold=0\.3"
-    ):
+    with pytest.raises(ValueError, match=r"background_threshold=0\.4 must be below"):
         call(make_affinity_label, options(path, background_threshold=0.4))
     with pytest.raises(ValueError, match="high_alpha=3.* must be above low_alpha=4"):
         call(make_affinity_label, options(path, mode="psa", high_alpha=3))

@@ -56,13 +56,7 @@ def cams(demo_folder, tmp_path):
 
 def options(checkpoint, folder, **changes):
     quiet = {"device": "cpu", "num_workers": 0, "infer": "test"}
-    return {
-        "model_path": str(checkpoint),
-        "cam": str(folder),
-        "out": str(folder.parent / "out"),
-        **quiet,
-        **changes,
-    }
+    return {"model_path": checkpoint, "cam": folder, "out": folder.parent / "out", **quiet, **changes}
 
 
 def test_labels_are_the_strongest_walked_scores(affinity_checkpoint, cams):
@@ -117,9 +111,7 @@ def test_cam_files_of_the_pooled_classifier_hold_what_the_walk_starts_from(demo_
     method = {"target": "methods.cam.PooledCAMNetwork", "cam_size": "stride16", "cam_scales": [1.0, 0.5]}
     path = make_checkpoint(method, demo_folder, tmp_path / "last.pth")
     quiet = {"device": "cpu", "num_workers": 0, "infer": "test", "dtype": "float32"}
-    folder = call(
-        infer_cam, {"model_path": str(path), "out": str(tmp_path / "cam"), "size": "native", **quiet}
-    )
+    folder = call(infer_cam, {"model_path": path, "out": tmp_path / "cam", "size": "native", **quiet})
     network = load_method(path, "cpu").method
     split = load_split(load_config("configs/datasets/demo.yaml", [f"data.root={demo_folder}"]).data, "test")
     for record in split.records:

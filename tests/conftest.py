@@ -21,6 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=GOLDEN,
         help="folder with other recorded cases of the same form: NAME.npz or NAME_holdout.npz",
     )
+    parser.addoption("--all", action="store_true", help="promises at length too (docs/reliability.md)")
+
+
+@pytest.fixture
+def at_length(request: pytest.FixtureRequest) -> bool:
+    """Whether promises are tested at length: more kills, steps and batches."""
+    return request.config.getoption("--all")
 
 
 def pytest_configure(config: pytest.Config) -> None:

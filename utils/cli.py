@@ -8,16 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 
-USER_ERRORS = (
-    ValueError,
-    KeyError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    ImportError,
-    FloatingPointError,
-    PermissionError,
-)
+USER_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError)  # OSError: a full disk, too
 
 
 def run_main(main: Callable[[], object]) -> None:
@@ -25,6 +16,9 @@ def run_main(main: Callable[[], object]) -> None:
     accept_any_text()
     try:
         main()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; without this Python complains while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except USER_ERRORS as error:
         # A KeyError of one word is no message of ours, but a slip in somebody's code.
         is_slip = isinstance(error, KeyError) and " " not in str(error.args[0] if error.args else "")
@@ -39,9 +33,6 @@ def run_main(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; without this Python complains while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def accept_any_text() -> None:

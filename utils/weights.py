@@ -44,6 +44,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = No
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # a full disk
+        raise OSError(f"cannot write {path} ({error}); what was there before is kept") from error
     finally:
         temporary.unlink(missing_ok=True)
 

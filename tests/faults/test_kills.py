@@ -1,6 +1,6 @@
 """A training continues with the same numbers after kills at any moment, also inside of checkpoint writing.
 
-``FAULTS=100 bash run_tests.sh tests/faults`` kills it a hundred times; the default is ten.
+Ten kills; ``bash run_tests.sh --all tests/faults`` makes a hundred.
 """
 
 import os
@@ -14,7 +14,6 @@ import torch
 from tests.engine.test_trainer import OPTIONS, assert_same, batches, last_good, trainer
 from tests.processes import TIMEOUT, start
 
-KILLS = int(os.environ.get("FAULTS", 10))
 SECONDS = 0.3  # until a kill: some ten steps with their checkpoints
 
 
@@ -34,8 +33,8 @@ def train(folder, steps, seed=None):
     run.fit()
 
 
-def test_weights_and_records_are_those_of_an_uninterrupted_run(tmp_path):
-    for seed in range(KILLS):
+def test_weights_and_records_are_those_of_an_uninterrupted_run(tmp_path, at_length):
+    for seed in range(100 if at_length else 10):
         process = start(train, tmp_path / "parts", 10**6, seed)
         process.join(TIMEOUT)
         assert process.exitcode == -signal.SIGKILL

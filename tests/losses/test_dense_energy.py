@@ -109,7 +109,12 @@ def test_batches_above_the_memory_budget_give_the_same(monkeypatch):
     logits.requires_grad_()
     whole = torch.autograd.grad(dense_energy_loss(image, logits, label), logits)[0]
     monkeypatch.setattr(losses.dense_energy, "MAX_PIXELS", 2 * 10 * 13)
+    parts, features = [], losses.dense_energy.bilateral_features
+    monkeypatch.setattr(
+        losses.dense_energy, "bilateral_features", lambda *a: parts.append(len(a[0])) or features(*a)
+    )
     torch.testing.assert_close(torch.autograd.grad(dense_energy_loss(image, logits, label), logits)[0], whole)
+    assert parts == [2, 1]
 
 
 def test_confident_labelled_pixels_are_left_alone():

@@ -116,6 +116,13 @@ def test_batches_without_a_class_are_finite(tag):
     assert (lil == 0) == (tag == MIXED)
 
 
+def test_rows_whose_bracket_is_not_negative_are_dropped():
+    query = torch.tensor([[1.0, 0.0]])
+    keys, tags = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]), torch.tensor([1, 1, 2])
+    loss, _ = local_to_local_contrast(query, keys, tags[:1], tags, 0.5)
+    assert loss == 0
+
+
 def test_a_copy_counts_like_a_second_key():
     query, keys, tags, key_tags = random_case()
     keys[: len(query) // 2] = query.detach()[: len(query) // 2]  # rows whose maximum occurs twice

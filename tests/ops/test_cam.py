@@ -3,7 +3,14 @@
 import torch
 from torch.testing import assert_close
 
-from ops.cam import background_score, best_class, multi_scale_cam, normalize_cam, present_classes
+from ops.cam import (
+    background_score,
+    best_class,
+    multi_scale_cam,
+    normalize_cam,
+    present_classes,
+    summed_cam,
+)
 from ops.labels import (
     affinity_label,
     box_on_tokens,
@@ -85,6 +92,28 @@ def test_labels_match_reference_values(case):
     case.same("toco_roi", region_mask(cam, class_label, low, high))
     case.same("aff_mask", affinity_label(case["aff_label"].long()))
     case.compare("valid_cam_stats", stats(cam * class_label[:, :, None, None]))
+
+
+def test_summed_cam_adds_image_and_mirrored_image():
+    image = torch.rand(1, 3, 6, 9)
+    (cam,) = summed_cam(lambda images: images[:, :1], image, (), [(6, 9)])
+    assert_close(cam, 2 * image[:, :1])
+
+
+def test_a_score_at_a_threshold_is_below_it():
+    score, one = torch.tensor([[[0.25, 0.5, 0.75, 1.0]]]), torch.ones(1, 1)
+    assert threshold_label(score, torch.ones_like(score), 0.5).tolist() == [[[0, 0, 1, 1]]]
+    label = cam_to_confident_label(score[None], one, 0.25, 0.75)
+    assert label.tolist() == [[[0, 255, 255, 1]]]
+    assert region_mask(score[None], one, 0.25, 0.75).tolist() == [[[0, 1, 2, 2]]]
+
+
+def test_the_padding_of_present_classes_never_wins():
+    present = present_classes(torch.tensor([[0.0, 1, 0], [1, 0, 1]]))
+    cam = torch.ones(2, 3, 4, 4)
+    cam[0, 1] = 0.5  # the only class of the first image is its weakest map
+    score, label = best_class(present.select(cam), present.label, present.class_ids)
+    assert (label[0] == 2).all() and (score[0] == 0.5).all()
 
 
 def test_present_classes_give_the_labels_of_all_classes():

@@ -1,0 +1,66 @@
+"""Losses and gradients of odd batches are finite: no class or all, constant or huge images, tiny boxes, labels
+that ignore everything, half precision.
+
+Three batches a method; ``bash run_tests.sh --all tests/faults`` draws 1,000.
+"""
+
+import pytest
+import torch
+
+from engine.config.load import load_config
+from engine.method import build_method
+from tests.methods.test_every_cnn_method import METHODS, build, total_of
+
+SIZE, CLASSES = 64, 3
+VIT = ["method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2"]
+LOCAL = [*VIT, "method.local_crop_size=16"]
+CONTRASTIVE = ("toco", "seco", "mcc")
+
+
+def method_of(name):
+    if name in METHODS:
+        return build(name)
+    torch.manual_seed(0)
+    return build_method(
+        load_config(f"configs/{name}/demo.yaml", VIT if name == "mcc" else LOCAL), CLASSES + 1
+    )
+
+
+def fuzzed(seed, stride):
+    """A batch with everything that any method reads, and whether it is computed in half precision."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        return int(torch.randint(n, (), generator=g))
+
+    image = torch.randn(2, 3, SIZE, SIZE, generator=g)
+    image = (image, image.new_full(image.shape, 0.3), 100 * image, image.round())[draw(4)]
+    tags = (torch.rand(2, CLASSES, generator=g) < 0.5).float()
+    tags = (tags, torch.zeros_like(tags), torch.ones_like(tags))[draw(3)]
+    y, x = draw(SIZE), draw(SIZE)
+    box = ((0, 0, SIZE, SIZE), (y, x, y + 1, x + 1), (0, x, SIZE, SIZE))[draw(3)]
+    label = torch.randint(CLASSES + 1, (2, SIZE, SIZE), generator=g)
+    label = (label, torch.full_like(label, 255), torch.zeros_like(label))[draw(3)]
+    batch = {
+        "image": image, "strong_view": image.flip(-1), "global_view": image.flip(-2), "class_label": tags,
+        "valid_box": torch.tensor([box, box]), "pseudo_label": label[:, ::stride, ::stride],
+        "sample_seed": torch.tensor([seed, seed + 1]), "index": torch.tensor([0, 1]),
+    }  # fmt: skip
+    return batch, draw(3) == 0
+
+
+@pytest.mark.parametrize("name", [*METHODS, *CONTRASTIVE])
+def test_losses_and_gradients_of_any_batch_are_finite(name, at_length):
+    method = method_of(name).train()
+    stride = METHODS[name][3] if name in METHODS else 1
+    for seed in range(1000 if at_length else 3):
+        batch, half = fuzzed(seed, 1 if stride == "tags" else stride)
+        method.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            losses, _ = method(batch, 10**6)
+        total_of(method, losses).backward()
+        broken = [key for key, loss in losses.items() if not loss.isfinite()]
+        broken += [
+            k for k, p in method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        assert not broken, f"batch {seed}: {broken}"

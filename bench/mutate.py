@@ -1,11 +1,11 @@
 """Mutation testing: change one operator or constant of the science at a time and see whether a test notices.
 
-    python bench/mutate.py --limit 50                              a sample
-    python bench/mutate.py --files losses/equivariance.py --again  all of a file, and its survivors once more
+    python bench/mutate.py --limit 50                            a sample
+    python bench/mutate.py --files losses/affinity.py --again    a file, and its survivors once more
 
-A mutant is killed when a test file that names its module fails. Results are appended to ``--out``, and what
-is there already is not run again. The working tree is never changed: each mutant lives in a process of its
-own, forked after the libraries are imported.
+A mutant is killed when a test of the module's folder that names it fails. Results are appended to ``--out``,
+and what is there already is not run again. The working tree is never changed: each mutant lives in a process
+of its own, forked after the libraries are imported.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def is_killed(mutant: Mutant, timeout: int) -> bool:
     process = os.fork()
     if not process:
         signal.alarm(timeout)
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins take longer than the tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         try:
@@ -167,18 +168,14 @@ def is_killed(mutant: Mutant, timeout: int) -> bool:
 
 
 def matching_tests(file: str) -> list[str]:
-    """The test files that name a module, or else its package; those of its own folder first."""
+    """The test files that name a module, those of the folder of the same name if there are any."""
     module = file.removesuffix(".py").replace("/", ".")
-    near = f"tests/{module.partition('.')[0]}/"
-    tests = {
-        str(path): path.read_text("utf-8")
-        for folder in TESTS
-        for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))
-        if path.name != "test_pipeline.py"
-    }
-    for name in (module, module.rpartition(".")[0]):
-        if found := [path for path, text in tests.items() if re.search(rf"\b{name}\b", text)]:
-            return sorted(found, key=lambda path: (near not in path, path))
+    near = [module.partition(".")[0]]
+    for name, folders in ((module, near), (module, TESTS), (module.rpartition(".")[0], TESTS)):
+        named = re.compile(rf"\b{re.escape(name)}\b")
+        paths = [path for folder in folders for path in (ROOT / "tests" / folder).glob("test_*.py")]
+        if found := [str(path) for path in paths if named.search(path.read_text("utf-8"))]:
+            return sorted(found)
     raise ValueError(f"no test file names {file}")
 
 
@@ -200,12 +197,9 @@ def _test(mutant: Mutant, tests: list[str]) -> int:
     class Finder:
         @staticmethod
         def find_spec(fullname: str, folders: Any = None, target: Any = None) -> ModuleSpec | None:
-            found = fullname == name
-            return (
-                importlib.util.spec_from_file_location(name, path, loader=Loader(name, path))
-                if found
-                else None
-            )
+            if fullname != name:
+                return None
+            return importlib.util.spec_from_file_location(name, path, loader=Loader(name, path))
 
     sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
     return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))

@@ -1,15 +1,15 @@
-"""Losses and gradients of odd batches are finite: no class or all, constant or huge images, tiny boxes, labels
-that ignore everything, half precision.
+"""Losses and gradients of odd batches are finite: no class or all, constant or huge images, tiny boxes,
+labels that ignore everything, half precision.
 
 Three batches a method; ``bash run_tests.sh --all tests/faults`` draws 1,000.
 """
 
 import pytest
 import torch
+from tests.methods.test_every_cnn_method import METHODS, build, total_of
 
 from engine.config.load import load_config
 from engine.method import build_method
-from tests.methods.test_every_cnn_method import METHODS, build, total_of
 
 SIZE, CLASSES = 64, 3
 VIT = ["method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2"]

@@ -1,0 +1,46 @@
+"""bench/mutate.py: mutants differ in one place, and those that no test notices are named."""
+
+import ast
+
+import pytest
+
+from bench import mutate
+from bench.mutate import Options, changeable, changed, mutants_of, run
+
+
+def test_mutants_differ_from_the_source_and_from_each_other():
+    mutants = list(mutants_of("losses/equivariance.py"))
+    assert len(mutants) > 30 and len({mutant.key for mutant in mutants}) == len(mutants)
+    assert any(mutant.place.endswith("high - low -> high + low") for mutant in mutants)
+    assert all(before != after for _, before, after in (split(mutant) for mutant in mutants))
+
+
+def split(mutant):
+    place, _, change = mutant.place.partition(": ")
+    return place, *change.split(" -> ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("a <= b", "a < b"), ("a // 2", "a * 2"), ("not a", "not not a"), ("-a", "+a"), ("True", "False"),
+     ("0.5", "1.0"), ("0.0", "1.0"), ("a and b", "a or b")],
+)  # fmt: skip
+def test_every_kind_of_change(before, after):
+    node = next(changeable(ast.parse(before)))
+    assert ast.unparse(changed(node)) == after
+
+
+def test_survivors_are_named_and_known_results_are_not_repeated(tmp_path, monkeypatch, capsys):
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses/sum.py").write_text("def total(a, b):\n    return a + b * 1\n")
+    (tmp_path / "tests/losses").mkdir(parents=True)
+    (tmp_path / "tests/losses/test_sum.py").write_text(
+        "from losses.sum import total\n\ndef test_total():\n    assert total(2, 3) == 5\n"
+    )
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    monkeypatch.setattr(mutate, "import_libraries", lambda: None)
+    options = Options(files=["losses/sum.py"], out=tmp_path / "out.jsonl")
+    assert run(options) == {"killed": 2, "survived": 1}  # b / 1 is b * 1
+    assert "b * 1 -> b / 1" in capsys.readouterr().out
+    lines = options.out.read_text()
+    assert run(options)["killed"] == 2 and options.out.read_text() == lines

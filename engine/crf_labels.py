@@ -21,7 +21,7 @@ from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_prob
 from ops.cam import background_score
 from ops.labels import merge_confident_labels
 from utils.cam_files import CamFile, ScoreFile, cam_path, label_path, load_cam, save_scores
-from utils.image import read_image, write_mask
+from utils.image import IGNORE_INDEX, read_image, write_mask
 from utils.logging import progress_bar
 from utils.worker import core_count
 
@@ -93,8 +93,11 @@ def write_label(job: Job, name: str, image: Path) -> None:
     cams, image_rgb = load_cam(cam_path(job.source, name)), read_pixels(image, job.device)
     label = torch.zeros(image_rgb.shape[1:], dtype=torch.int64)
     if len(cams.class_ids):
-        runs = [q.argmax(0) for q in cam_probs(job, image_rgb, cams)]
+        probs = cam_probs(job, image_rgb, cams)
+        runs = [q.argmax(0) for q in probs]
         label = merge_confident_labels(runs[0], runs[1]) if len(runs) == 2 else runs[0]
+        if job.recipe == "clip_es":
+            label = label.masked_fill(probs[0].amax(0) < job.values[0], IGNORE_INDEX)
     write_mask(label_path(job.out, name), named(label, cams.label_ids))
 
 
@@ -171,7 +174,9 @@ def cam_probs(job: Job, image_rgb: Tensor, cams: CamFile) -> list[Tensor]:
 
 def cam_energy(recipe: str, cam: Tensor, value: float) -> Tensor:
     """Energies (n + 1, H, W) of background and the classes; ``value`` is the recipe's threshold or alpha."""
-    if recipe in ("psa", "seam"):
+    if recipe == "clip_es":
+        value = 1.0
+    if recipe in ("psa", "seam", "clip_es"):
         return energy_of_probs(torch.cat([background_score(cam, value)[None], cam]))
     scores = torch.cat([torch.full_like(cam[:1], value), cam])
     if recipe == "irn":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +19,9 @@ import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
-from engine.config.load import load_config, override_config
+from engine.config.load import load_config, override_config, to_plain
 from engine.config.schema import defaults
+from engine.data import load_split
 from engine.method import build_method
 from engine.validation import single
 from methods.base import Method
@@ -75,6 +78,8 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
     Checkpoints of the authors' programs (``methods/published``) are recognised by their key names.
 
     Args:
+        path: our checkpoint, or a published one (``module.`` prefix or not); or the config of a method that
+            nothing trains, such as CLIP-ES.
         overrides: ``key=value`` changes of the checkpoint's config, for example ``data.root=/data/VOC2012``.
 
     Raises:
@@ -83,6 +88,8 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
         KeyError: an override names a key that the config does not have.
     """
     path = Path(path)
+    if path.suffix in (".yaml", ".yml"):
+        return _untrained(path, device, overrides)
     state = load_checkpoint(path)
     digest = file_digest(path)
     if state.get("format") == FORMAT:
@@ -166,6 +173,16 @@ def is_photo(infer: str) -> bool:
     """Whether an ``--infer`` argument is an image file or a folder rather than a split or a list file."""
     path = Path(infer).expanduser()
     return path.is_dir() or (path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _untrained(path: Path, device: torch.device | str, overrides: Sequence[str]) -> LoadedMethod:
+    """The method of a config with its pretrained weights."""
+    cfg = load_config(path, overrides)
+    names = load_split(cfg.data, cfg.data.train_set).class_names
+    method = build_method(cfg, len(names)).to(device).eval().requires_grad_(False)
+    section = json.dumps(to_plain(cfg.method), sort_keys=True)
+    digest = hashlib.sha256(section.encode()).hexdigest()
+    return LoadedMethod(method, cfg, names, path, digest, None)
 
 
 def _load_published(

@@ -22,6 +22,8 @@ def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrain
     if isinstance(backbone, dict):
         weights = backbone.get("pretrained") if pretrained else None
         backbone = spec["backbone"] = {key: value for key, value in backbone.items() if value is not None}
+        if not pretrained:
+            backbone.pop("weights", None)  # of open_clip
         backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
     import_class(spec["target"], Method)
     return build(spec, num_classes=num_classes)

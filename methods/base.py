@@ -108,6 +108,14 @@ class Predicts(Protocol):
 
 
 @runtime_checkable
+class PredictsTagged(Protocol):
+    """Looks for the places of all classes of an image together, so that it asks for the tags."""
+
+    def predict_tagged(self, image: Tensor, class_label: Tensor, scales: Sequence[float]) -> Prediction:
+        """As ``predict``, of the classes of ``class_label`` (B, C)."""
+
+
+@runtime_checkable
 class LearnsFromLabels(Protocol):
     """Trained on what ``data.label_dir`` adds to a batch (datasets/base.py) instead of tags alone."""
 

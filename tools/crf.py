@@ -14,6 +14,7 @@ thresholds (strict, lax); one value runs the CRF once and ignores nothing.
     toco    softmax over [threshold, CAMs], thresholds 0.7 0.25
     irn     labels of confidence 0.7 from CAM thresholds 0.30 0.05 (also CDA, WS-FCN)
     psa     [(1 - largest CAM)^alpha, CAMs], alphas 4 32;  seam  the same with 4 24
+    clip_es one run on [1 - largest CAM, CAMs]; pixels with a probability below 0.95 are ignored
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ RECIPES: dict[str, tuple[str, tuple[float, ...]]] = {
     "irn": ("irn", (0.30, 0.05)),
     "psa": ("psa", (4, 32)),
     "seam": ("seam", (4, 24)),
+    "clip_es": ("clip_es", (0.95,)),
     "probs": ("toco", ()),
 }
 
@@ -56,11 +58,13 @@ class Options:
 
     def __post_init__(self) -> None:
         self.values = self.values or list(RECIPES[self.recipe][1])
-        if len(self.values) not in ((0,) if self.recipe == "probs" else (1, 2)):
-            count = "no" if self.recipe == "probs" else "one or two"
+        count, allowed = {"probs": ("no", (0,)), "clip_es": ("one", (1,))}.get(
+            self.recipe, ("one or two", (1, 2))
+        )
+        if len(self.values) not in allowed:
             raise ValueError(f"recipe {self.recipe} takes {count} values, got {self.values}")
         # The strict run has the higher threshold, or the lower alpha.
-        falling = self.recipe in ("toco", "irn")
+        falling = self.recipe in ("toco", "irn", "clip_es")
         in_range = all(0 < value < (1 if falling else math.inf) for value in self.values)
         if not in_range or (len(self.values) == 2 and (self.values[0] > self.values[1]) != falling):
             limits = (

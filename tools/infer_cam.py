@@ -44,7 +44,7 @@ def run(options: Options) -> Path:
     from datasets.base import Record, Sample
     from engine.outputs import Outputs, load_inputs
     from engine.scores.records import protocol_id, short_name
-    from methods.base import Predicts
+    from methods.base import Predicts, PredictsTagged
     from utils.cam_files import CamFile, cam_path, save_cam
     from utils.image import normalize, resize, strided_size
     from utils.precision import autocast
@@ -65,7 +65,10 @@ def run(options: Options) -> Path:
         if size != "native":
             image = resize(image, (size, size))
         with autocast(device, options.precision):
-            made = method.predict(image, scales)
+            if isinstance(method, PredictsTagged) and record.tags is not None:
+                made = method.predict_tagged(image, sample["class_label"][None].to(device), scales)
+            else:
+                made = method.predict(image, scales)
         if made.cam is None:
             raise ValueError(f"{type(method).__name__} makes no CAM")
         found = method.present(made.class_logits[0]).nonzero()[:, 0].add(1).tolist()

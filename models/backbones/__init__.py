@@ -15,6 +15,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.backbones.clip import OpenClip
 from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
 from models.backbones.timm_maps import TimmMaps
@@ -46,6 +47,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "vgg16d": VGG16d,
+    "open_clip": OpenClip,
 }
 
 # Explicit tags: timm's default weights of a name change (vit_base_patch16_224 is the augreg2 run today), the

@@ -24,5 +24,6 @@ PRESETS: dict[str, dict[str, float]] = {
     "psa": _SOFT_MASKS,  # [(1 - largest CAM)^alpha, CAMs]
     "seam": _SOFT_MASKS,
     "one_stage": _SOFT_MASKS,  # predicted masks
+    "clip_es": _weights((1, 3), (67, 3, 4)),  # [1 - largest CAM, CAMs]
     "ws_fcn": _weights((3, 3), (30, 13, 10)),
 }

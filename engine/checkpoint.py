@@ -51,8 +51,13 @@ def save_state(
     progress: Progress,
     header: Mapping[str, Any],
     device: torch.device,
+    average: Method | None = None,
 ) -> None:
     """Write a checkpoint; ``last.pth`` becomes ``previous.pth`` first.
+
+    Args:
+        average: of the method's weights. What reads the checkpoint finds it as the ``model``; only a training
+            that continues reads ``trained``, the method itself.
 
     Raises:
         FloatingPointError: a parameter is not finite; the files stay as they are.
@@ -68,7 +73,8 @@ def save_state(
         rng["cuda"] = torch.cuda.get_rng_state(device)
     state = {
         **header,
-        "model": method.state_dict(),
+        **({} if average is None else {"trained": method.state_dict()}),
+        "model": (average or method).state_dict(),
         "optimizer": optimizer.state_dict(),
         **asdict(progress),
         "rng": rng,
@@ -110,8 +116,9 @@ def restore_state(
     header: Mapping[str, Any],
     device: torch.device,
     select: str,
+    average: Method | None = None,
 ) -> Progress:
-    """Fill method, optimiser and random state; returns how far the run was.
+    """Fill method, optimiser, random state, and the average of the method; returns how far the run was.
 
     A checkpoint without optimiser (a converted one) gives its weights alone: training begins at step 0.
 
@@ -133,6 +140,8 @@ def restore_state(
         )
     if not is_whole:
         found = method.load_state_dict(weights, strict=False)
+        if average is not None:
+            average.load_state_dict(method.state_dict())
         LOGGER.info(
             f"weights  from {path}; the optimiser starts afresh at step 0; not in the file: "
             f"{found.missing_keys or 'nothing'}; not used: {found.unexpected_keys or 'nothing'}"
@@ -143,7 +152,9 @@ def restore_state(
             f"{path} is of another method: {type(method).__name__} has no place for {len(other)} of its "
             f"weights, first '{other[0]}'; {WEIGHTS_ALONE}"
         )
-    method.load_state_dict(weights)
+    method.load_state_dict(state.get("trained", weights))
+    if average is not None:
+        average.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"]["cpu"])
     if device.type == "cuda" and "cuda" in state["rng"]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 
@@ -40,6 +41,26 @@ def build_optimizer(
     if name == "sgd":
         return SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=on_gpu)
     return AdamW(chosen, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=on_gpu)
+
+
+def decayed_by_layer(
+    groups: Iterable[Mapping[str, Any]], scales: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """Parameter groups, each divided by the further ``scales`` of the learning rates of its parameters.
+
+    Args:
+        scales: by parameter, 1 for those that are not among them.
+    """
+    divided = []
+    for group in groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+        divided += [
+            {**group, "params": params, "lr_scale": group["lr_scale"] * scale}
+            for scale, params in parts.items()
+        ]
+    return divided
 
 
 def poly_warmup_factor(

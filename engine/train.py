@@ -20,12 +20,13 @@ from engine.checks import check_training, unreached
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
 from engine.method import build_method
-from engine.optim import build_optimizer, poly_warmup_factor
+from engine.optim import build_optimizer, decayed_by_layer, poly_warmup_factor
 from engine.run_folder import find_start, foreign_start, run_folder
 from engine.scores.records import provenance, write_scores
 from engine.trainer import Trainer
 from engine.validation import protocols, validate
 from methods.base import Method, Predicts
+from models.backbones import layer_scales, whole_crop
 from utils.build import suggest
 from utils.distributed import init_process_group, is_main, rank, world_size
 from utils.files import alone_in
@@ -60,9 +61,12 @@ def _train(
     foreign, optim = foreign_start(cfg), to_plain(cfg.optim)
     course = {key: optim.pop(key) for key in ("warmup_steps", "warmup_ratio", "power")}
     decay_steps = optim.pop("decay_steps") or cfg.train.steps
+    groups, layer_decay = method.parameter_groups(), optim.pop("layer_decay")
+    if layer_decay != 1:
+        groups = decayed_by_layer(groups, layer_scales(method.get_submodule("backbone"), layer_decay))
     trainer = Trainer(
         method,
-        build_optimizer(method.parameter_groups(), **optim),
+        build_optimizer(groups, **optim),
         partial(poly_warmup_factor, steps=decay_steps, **course),
         _batches(cfg, _training_set(cfg, train_split, method), device),
         cfg.train,
@@ -95,7 +99,9 @@ def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDatas
     dataset = WeakSegDataset(
         split,
         on_error=data.on_error,
-        transform=method.train_transform(data.crop_size, tuple(data.scale_range)),
+        transform=method.train_transform(
+            whole_crop(method, data.crop_size, "data.crop_size"), tuple(data.scale_range)
+        ),
         label_dir=project_path(data.label_dir) if data.label_dir else None,
     )
     options = dict(data.context_decoupling)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,6 +70,9 @@ class Trainer:
         self.validate, self.progress = validate, Progress(select=select)
         self.losses, self.metrics = Means(device), Means(device)  # since the last log line
         self.stopping = Stopping()
+        self.ema = (
+            None if options.ema is None else ModelEmaV3(method, decay=options.ema, exclude_buffers=True)
+        )
         self._named: set[str] = set()  # losses without a weight that the log named
         self._trained: torch.nn.Module = method
         if is_distributed():
@@ -78,6 +82,11 @@ class Trainer:
             self._trained.broadcast_buffers = False  # type: ignore[assignment]
 
     @property
+    def average(self) -> Method | None:
+        """The moving average of the method, where there is one."""
+        return self.ema.module if self.ema else None  # type: ignore[return-value]
+
+    @property
     def step(self) -> int:
         """Number of finished optimiser steps."""
         return self.progress.step
@@ -85,7 +94,13 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimiser, step, best score and random state."""
         self.progress = restore_state(
-            checkpoint, self.method, self.optimizer, self.header, self.device, self.progress.select
+            checkpoint,
+            self.method,
+            self.optimizer,
+            self.header,
+            self.device,
+            self.progress.select,
+            self.average,
         )
         self.losses.restore(self.progress.losses)
         self.metrics.restore(self.progress.metrics)
@@ -145,7 +160,9 @@ class Trainer:
         self.progress.losses, self.progress.metrics = self.losses.state(), self.metrics.state()
         if is_main():
             path = self.work_dir / name
-            save_state(path, self.method, self.optimizer, self.progress, self.header, self.device)
+            save_state(
+                path, self.method, self.optimizer, self.progress, self.header, self.device, self.average
+            )
 
     def _train_step(self, batches: Generator[Batch, None, None]) -> bool:
         """One optimiser step over all micro-batches; returns whether a process was asked to stop."""
@@ -178,6 +195,8 @@ class Trainer:
         if not math.isfinite(total_loss):
             self._report_broken(sums)
         self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.method)
         self.losses.add(sums)
         self.metrics.add(shown)
         self.progress.step += 1
@@ -261,7 +280,7 @@ class Trainer:
         self.save(LAST)  # validation is long: nothing is lost if it is the last thing done
         self.method.eval()
         with self.stopping.at_once():
-            scores = self.validate(self.method, self.step)
+            scores = self.validate(self.average or self.method, self.step)
         writer.write(self.step, {"val": scores})
         progress.scored, progress.scores = self.step, scores
         score = scores[progress.select]

@@ -21,6 +21,7 @@ from losses.tag_contrast import MIXED, local_to_global_contrast, local_to_local_
 from methods.base import Batch, Losses, Metrics, resize_like
 from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import cam_schedule, label_shares
+from models.backbones import whole_crop
 from models.heads import ProjectionHead
 from models.memory import enqueue_, momentum_copy, moved_prototypes, update_momentum_copy
 from ops.cam import PresentClasses
@@ -88,7 +89,7 @@ class SeCo(ContrastiveViT):
         super().__init__(num_classes, backbone, main_view=main_view, momentum=momentum, **options)
         check_number("method.num_local_crops", num_local_crops, 1, math.inf)
         check_number("method.prototype_momentum", prototype_momentum)
-        self.local_crop_size = local_crop_size
+        self.local_crop_size = whole_crop(self, local_crop_size, "method.local_crop_size")
         self.num_local_crops = num_local_crops
         self.tag_source = cam_schedule("tag_source", tag_source)
         self.tag_threshold = tag_threshold

@@ -19,6 +19,7 @@ from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Metrics, resize_like
 from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import label_shares
+from models.backbones import whole_crop
 from ops.cam import PresentClasses
 from ops.crops import crop_positions, cut
 from ops.labels import region_mask
@@ -49,7 +50,7 @@ class ToCo(ContrastiveViT):
     ) -> None:
         super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
         check_number("method.num_local_crops", num_local_crops, 1, math.inf)
-        self.local_crop_size = local_crop_size
+        self.local_crop_size = whole_crop(self, local_crop_size, "method.local_crop_size")
         self.num_local_crops = num_local_crops
         self.temperature = temperature
 

@@ -87,6 +87,11 @@ class Train:
         "auto", "auto (bf16 on a GPU that has it, else fp32), bf16 or fp32", choices=("auto", "bf16", "fp32")
     )
     deterministic: bool = option(False, "bit-identical reruns (slower on a GPU)")
+    ema: float | None = option(
+        None,
+        "factor of a moving average of the weights, such as 0.999, which scores and checkpoints are then of; "
+        "null: none",
+    )
     threads: int | None = option(
         None, "CPU threads of each process; null: torch's choice", free=True, least=1
     )
@@ -113,6 +118,9 @@ class Optim:
     )
     weight_decay: float = option(
         0.01, "of every parameter, norms and biases included; a method's parameter groups may scale it"
+    )
+    layer_decay: float = option(
+        1.0, "factor of the learning rate from each layer of the backbone to the one before it; 1: none"
     )
     betas: list[float] = option([0.9, 0.999], "AdamW's moment decay rates", length=2)
     eps: float = option(1e-8, "AdamW's denominator offset")

@@ -11,8 +11,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from models.backbones.clip import OpenClip
@@ -26,6 +28,7 @@ from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
 from models.backbones.weights import load_pretrained, pretrained_weights, timm_weights
 from models.blocks import checkpoint_layers
 from utils.build import build_part, import_class
+from utils.logging import LOGGER
 from utils.weights import load_checkpoint
 
 __all__ = ["BACKBONES", "create_backbone", "load_pretrained", "pretrained_weights", "require"]
@@ -106,6 +109,27 @@ def require(method: nn.Module, kind: type) -> None:
         )
 
 
+def whole_crop(method: nn.Module, size: int, key: str) -> int:
+    """The side of a crop in whole patches of ``method.backbone``; what is left out is logged.
+
+    Args:
+        key: where the size is in the config, for the message.
+    """
+    patch = getattr(getattr(method, "backbone", None), "patch_size", 1)
+    whole = max(size // patch, 1) * patch
+    if whole != size:
+        LOGGER.info(f"note     {key}={size} is no multiple of the patch of {patch} pixels: {whole} is used")
+    return whole
+
+
+def layer_scales(backbone: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Learning rate factors of trained parameters: ``decay`` to the power of how many layers come after."""
+    layered = (m for m in backbone.modules() if hasattr(m, "group_matcher") and not hasattr(m, "net"))
+    inner = next(layered, backbone)
+    groups = param_groups_layer_decay(inner, layer_decay=decay)
+    return {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
+
+
 def backbone_class(name: str) -> Callable[..., nn.Module]:
     """What makes the backbone of a name: a key of ``BACKBONES``, a model of timm, or an import path.
 
@@ -118,7 +142,7 @@ def backbone_class(name: str) -> Callable[..., nn.Module]:
         return BACKBONES[name]
     if (known := timm_name(name)) is not None:
         return partial(timm_class(known), known)
-    if "." in name and not (near := near_names(name)):
+    if "." in name and not timm.is_model(name.removeprefix("timm/")):
         return import_class(name, nn.Module)
     near = near_names(name, BACKBONES)
     names = ", ".join(f"'{n}'" for n in near) or "a model of timm with weights, or one of " + ", ".join(
@@ -187,7 +211,10 @@ def create_backbone(
     others = ("pretrained", "pyramid", "grad_checkpointing")
     try:
         backbone = build_part(backbone_class(name), options, key="method.backbone", others=others)
-    except TypeError as error:  # a value of a wrong kind, or an option that the variant decides itself
+    except (
+        TypeError,
+        AssertionError,
+    ) as error:  # a value of a wrong kind, or an option that the variant decides itself
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
         if Path(pretrained).suffix == ".params":

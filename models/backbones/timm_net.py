@@ -6,7 +6,6 @@ front of a name that this project has itself, ``timm/`` asks for timm's network.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -17,13 +16,20 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from utils.build import keyword_names
 from utils.image import denormalize
 
 
 def timm_name(name: str) -> str | None:
     """The name in timm, ``architecture`` or ``architecture.tag``; None if timm has no such model."""
     name = name.removeprefix("timm/")
-    return name if timm.is_model(name) else None
+    if not timm.is_model(name):
+        return None
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # there is no such tag
+        return None
+    return name
 
 
 def near_names(name: str, ours: Iterable[str] = ()) -> list[str]:
@@ -52,7 +58,7 @@ def timm_net(name: str, options: Mapping[str, Any] | None = None, **arguments: A
 def any_size(name: str) -> dict[str, bool]:
     """The arguments with which a model takes images of other sizes than it was trained on."""
     with torch.device("meta"):
-        accepted = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
+        accepted = keyword_names(type(timm.create_model(name, num_classes=0))) or ()
     choices = {"dynamic_img_size": True, "strict_img_size": False}
     return next(({key: value} for key, value in choices.items() if key in accepted), {})
 

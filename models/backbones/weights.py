@@ -65,6 +65,9 @@ def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) 
 def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The weights of ``state`` under the names of the backbone, checked as ``load_pretrained`` says."""
     state = plain_names(state, source)
+    if "dist_token" in state and "dist_token" not in getattr(backbone, "net", backbone).state_dict():
+        name = "deit_tiny_distilled_patch16_224"
+        raise ValueError(f"the {source} are of a distilled DeiT, a backbone of its own, such as {name}")
     if hasattr(backbone, "whole"):
         target = backbone.net.state_dict()
         weights, unused = _for_timm(backbone, state, source)
@@ -91,9 +94,7 @@ def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: st
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        distilled = "dist_token" in weights and "dist_token" not in target
-        hint = "; a distilled DeiT is a backbone of its own, such as deit_tiny_distilled_patch16_224"
-        raise ValueError(f"the {source} do not fit: {'; '.join(problems[:5])}{more}{hint * distilled}")
+        raise ValueError(f"the {source} do not fit: {'; '.join(problems[:5])}{more}")
     return weights
 
 

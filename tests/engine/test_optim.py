@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from engine.optim import build_optimizer, poly_warmup_factor, set_learning_rate
+from engine.optim import build_optimizer, decayed_by_layer, poly_warmup_factor, set_learning_rate
 from tests.recorded import recorded
 
 STEPS, WARMUP = "max_iters|max_iter|max_step|max_steps|steps", "warmup_steps|warmup_iters|warmup_iter|warmup"
@@ -92,3 +92,13 @@ def test_sgd_with_polynomial_rate_matches_reference_values(case):
         found.append((rates, w0.detach().clone(), w1.detach().clone()))
     for name, values in zip(("lrs", "w0_traj", "w1_traj"), zip(*found)):
         case.compare(name, torch.stack(values), rtol=1e-6, atol=0 if name == "lrs" else 1e-6)
+
+
+def test_groups_are_divided_by_the_layers_of_their_parameters():
+    slow, fast, new = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    groups = [
+        {"name": "backbone", "params": [slow, fast], "lr_scale": 1.0, "decay_scale": 0.0},
+        {"name": "heads", "params": [new], "lr_scale": 10.0},
+    ]
+    optimizer = build_optimizer(decayed_by_layer(groups, {slow: 0.5, fast: 1.0}), lr=0.1, weight_decay=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.05, 0), (0.1, 0), (1.0, 0.1)]

@@ -308,3 +308,31 @@ def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path, whole):
     run.restore(last_good(whole))
     run.fit()
     assert load_checkpoint(tmp_path / "b/last.pth")["step"] == 8
+
+
+def test_scores_and_checkpoints_are_of_the_average_and_a_resume_equals_an_uninterrupted_run(tmp_path):
+    options = replace(OPTIONS, ema=0.5)
+    scored = []
+
+    def validate(method, step):
+        scored.append(method.linear.weight.clone())
+        return {"seg": 1.0}
+
+    run = trainer(tmp_path / "whole", validate=validate, options=options)
+    run.fit()
+    state = load_checkpoint(tmp_path / "whole" / "last.pth")
+    assert torch.equal(state["model"]["linear.weight"], scored[-1])
+    assert torch.equal(state["trained"]["linear.weight"], run.method.linear.weight)
+    assert not torch.equal(state["trained"]["linear.weight"], scored[-1])
+    assert state["model"]["seen"] == 8
+
+    def cut(start):
+        return interrupted(start, at=4, by=killed)
+
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "cut", cut, options=options).fit()
+    resume(tmp_path / "cut", options=options, validate=validate).fit()
+    for name in ("model", "trained"):
+        torch.testing.assert_close(
+            load_checkpoint(tmp_path / "cut" / "last.pth")[name], state[name], rtol=0, atol=0
+        )

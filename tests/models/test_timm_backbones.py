@@ -1,0 +1,272 @@
+"""Models of timm as backbones: timm's outputs, any size, weight files in circulation, options."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from methods.cam import PooledCAMNetwork
+from methods.mcc import MCC, masked_class_token
+from methods.segmentor import Segmentor
+from methods.toco import ToCo
+from methods.vit_base import SingleStageViT
+from models.backbones import GivesMaps, GivesTokens, create_backbone, layer_scales, whole_crop
+from utils.image import denormalize
+
+# Small ones of each family: class token, registers, rotary positions, patch 14, mean and std of its own, no
+# class token; thinner and shorter than timm's own.
+SMALL = {"embed_dim": 24, "depth": 4, "num_heads": 2}
+VITS = {
+    "test_vit3": {},
+    "vit_small_patch14_reg4_dinov2": SMALL,
+    "vit_small_patch16_dinov3": SMALL,
+    "eva02_tiny_patch14_224": SMALL,
+    "vit_base_patch32_clip_224": SMALL,
+    "vit_base_patch16_siglip_224": SMALL,
+    "deit3_small_patch16_224": SMALL,
+}
+MAPS = ["test_resnet", "test_convnext", "pvt_v2_b0"]
+TOCO = {"num_local_crops": 2, "head": {"hidden_dim": 8, "bottleneck_dim": 4, "out_dim": 8}}
+
+
+def vit(name, **options):
+    torch.manual_seed(0)
+    return create_backbone(name, options=VITS[name], **options).eval()
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_tokens_are_those_of_timm_at_any_size(name):
+    backbone = vit(name)
+    patch = backbone.patch_size
+    image = torch.randn(2, 3, 3 * patch, 5 * patch)
+    theirs = timm.create_model(name, num_classes=0, dynamic_img_size=True, **VITS[name]).eval()
+    theirs.load_state_dict(backbone.net.state_dict(), strict=False)
+    cfg = theirs.pretrained_cfg
+    shown = (denormalize(image) / 255 - torch.tensor(cfg["mean"]).view(3, 1, 1)) / torch.tensor(
+        cfg["std"]
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        tokens, expected = backbone(image), theirs.forward_features(shown)
+        prefix = expected.shape[1] - 15
+        assert_close(tokens.patch_tokens.flatten(2).mT, expected[:, prefix:], rtol=1e-5, atol=1e-5)
+        cls_token = expected[:, 0] if prefix else expected.mean(1)
+        assert_close(tokens.cls_token, cls_token, rtol=1e-5, atol=1e-5)
+        larger = backbone(torch.nn.functional.pad(image, (0, 3, 0, 2)))  # what fills no patch is dropped
+    assert tokens.aux_tokens.shape == tokens.patch_tokens.shape == (2, backbone.embed_dim, 3, 5)
+    assert larger.patch_tokens.shape[-2:] == (3, 5)
+    assert isinstance(backbone, GivesTokens) and not isinstance(backbone, GivesMaps)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (37, 50)])
+@pytest.mark.parametrize(
+    "options", [*({"name": name} for name in MAPS), {"name": "vit_small_patch16_dinov3"}]
+)
+def test_maps_have_the_interface_of_a_cnn(options, size):
+    if "dinov3" in options["name"]:
+        options = options | {"pyramid": True, "options": SMALL}
+    backbone = create_backbone(**options)
+    maps = backbone(torch.randn(1, 3, *size))
+    assert [m.shape[1] for m in maps] == list(backbone.dims)
+    for m, stride in zip(maps, backbone.strides, strict=True):
+        assert m.shape[-2:] == tuple(-(-n // stride) for n in size)
+    assert backbone.strides[backbone.shallow] == 4
+    sum(m.mean() for m in maps).backward()
+    unused = [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused in ([], ["vit.net.cls_token"])
+
+
+def test_deep_map_of_a_pyramid_is_the_tokens():
+    image = torch.randn(1, 3, 32, 48)
+    name = "vit_small_patch16_dinov3"
+    maps, tokens = vit(name, pyramid={"layers": [1]})(image), vit(name, aux_layer=1)(image)
+    assert_close(maps[-1], tokens.patch_tokens)
+    assert_close(maps[1], tokens.aux_tokens)
+
+
+def test_the_published_path_is_the_generic_one_with_plain_positions(deit_tiny):
+    """Tokens and gradients of a size whose position embedding is resized."""
+    image = torch.randn(1, 3, 96, 64)
+    options = {"pretrained": str(deit_tiny), "drop_path_rate": 0.0}
+    ours = create_backbone("deit_tiny_patch16_224", **options)
+    theirs = create_backbone("timm/deit_tiny_patch16_224", antialias=False, **options)
+    for a, b in zip(ours(image), theirs(image)):
+        assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for backbone in (ours, theirs):
+        backbone(image).patch_tokens.square().mean().backward()
+    gradients = dict(theirs.net.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.grad, gradients[name].grad, rtol=1e-3, atol=1e-4)
+
+
+# -- methods
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "key_term"),
+    [
+        (SingleStageViT, {"name": "test_convnext"}, "gives maps"),
+        (PooledCAMNetwork, {"name": "test_vit3"}, "pyramid=true"),
+        (MCC, {"name": "vit_small_patch16_dinov3", "options": SMALL}, "left out"),
+    ],
+)
+def test_methods_say_what_they_need(method, backbone, key_term):
+    with pytest.raises(ValueError, match=key_term):
+        method(3, backbone)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_224"])
+def test_hidden_tokens_do_not_count(name):
+    """With nothing hidden the class token is the usual one; hidden pixels change nothing."""
+    backbone = vit(name)
+    image = torch.randn(1, 3, 4 * backbone.patch_size, 4 * backbone.patch_size)
+    masks = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    masks[:, 1, 2:] = True
+    other = image.clone()
+    other[:, :, 2 * backbone.patch_size :] = 3.0
+    with torch.no_grad():
+        whole, part = masked_class_token(backbone, image, masks)
+        assert_close(whole, backbone(image).cls_token[0], rtol=1e-4, atol=1e-5)
+        assert_close(part, masked_class_token(backbone, other, masks)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_segmentor_takes_tokens_and_maps():
+    for options in ({"name": "vit_small_patch16_dinov3", "options": SMALL}, {"name": "test_convnext"}):
+        method = Segmentor(3, options)
+        batch = {"image": torch.randn(1, 3, 64, 64), "pseudo_label": torch.ones(1, 64, 64, dtype=torch.int64)}
+        method.training_step(batch, 0)[0]["seg"].backward()
+        assert method.predict(batch["image"], ()).seg_logits.shape[1] == 3
+
+
+def test_crops_are_rounded_to_whole_patches(caplog):
+    caplog.set_level("INFO")
+    method = ToCo(3, {"name": "vit_small_patch14_reg4_dinov2", "options": SMALL}, local_crop_size=64, **TOCO)
+    assert method.local_crop_size == 56 and whole_crop(method, 448, "data.crop_size") == 448
+    assert "local_crop_size=64" in caplog.text and "data.crop_size" not in caplog.text
+
+
+# -- options
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit3", "test_convnext", "vit_demo", "resnet50"])
+def test_gradient_checkpointing_changes_no_gradient(name):
+    sizes = {"vit_demo": {"width": 16, "depth": 4, "heads": 2}}.get(name, {})
+    torch.manual_seed(0)
+    backbone = create_backbone(name, **sizes)
+    torch.manual_seed(0)
+    saving = copy.deepcopy(create_backbone(name, grad_checkpointing=True, **sizes))
+    image = torch.randn(1, 3, 32, 32)
+    for net in (backbone, saving):
+        sum(x.square().mean() for x in net(image)).backward()
+    for a, b in zip(backbone.parameters(), saving.parameters()):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("options", [{"name": "test_vit3"}, {"name": "test_convnext"}, {"name": "resnet50"}])
+def test_earlier_layers_learn_slower(options):
+    with torch.device("meta"):
+        backbone = create_backbone(**options)
+    scales = layer_scales(backbone, 0.5)
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert set(scales) == set(trained) and max(scales.values()) == 1 and len(set(scales.values())) >= 3
+    assert scales[trained[0]] == min(scales.values())
+
+
+def test_drop_path_and_frozen_parts():
+    backbone = vit("test_vit3", drop_path_rate=0.9, frozen=["patch_embed", "blocks.0"])
+    assert not backbone.net.blocks[0].attn.qkv.weight.requires_grad
+    assert backbone.net.blocks[1].attn.qkv.weight.requires_grad
+    image = torch.randn(2, 3, 32, 32)
+    assert_close(backbone(image).cls_token, backbone(image).cls_token)
+    backbone.train()
+    assert not torch.equal(backbone(image).cls_token, backbone(image).cls_token)
+    still = create_backbone("test_convnext", frozen="all").train()
+    assert not still.training and not any(p.requires_grad for p in still.parameters())
+
+
+# -- names and weight files
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "key_term"),
+    [
+        (KeyError, {"name": "vit_small_patch14_dinov"}, "'vit_small_patch14_dinov2'"),
+        (KeyError, {"name": "swin_tiny_patch4_window7"}, "'swin_tiny_patch4_window7_224'"),
+        (KeyError, {"name": "vit_small_patch14_dinov2.lvd142"}, "lvd142m"),
+        (KeyError, {"name": "test_vit3", "aux_layr": 1}, "'aux_layer'"),
+        (ValueError, {"name": "cait_xxs24_224"}, "any size"),
+        (ValueError, {"name": "test_convnext", "output_stride": 5}, "does not take"),
+        (ValueError, {"name": "deit_tiny_distilled_patch16_224", "antialias": False}, "antialias"),
+        (ValueError, {"name": "test_vit3", "aux_layer": 99}, "aux_layer"),
+    ],
+)
+def test_errors_name_what_would_fit(error, options, key_term):
+    with pytest.raises(error, match=key_term):
+        create_backbone(**options)
+
+
+def test_a_trial_of_a_name_draws_no_random_number():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        create_backbone("test_vit4")
+    assert torch.rand(1) == expected
+
+
+def written(state, path):
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "timm/deit_tiny_patch16_224"])
+def test_weight_files_in_circulation(tmp_path, deit_tiny, name):
+    plain = {key: value.float() for key, value in load_file(deit_tiny).items()}
+    body = {key: value for key, value in plain.items() if not key.startswith("head")}
+    grid = torch.nn.functional.interpolate(body["pos_embed"][:, 1:].mT, size=100).mT
+    small = body | {"pos_embed": torch.cat([body["pos_embed"][:, :1], grid], 1)}
+    noise = {key: torch.zeros_like(value) for key, value in body.items()}
+    files = {
+        "safetensors": plain,
+        "module": {"state_dict": {f"module.{key}": value for key, value in plain.items()}},
+        "ema": {"model": noise, "model_ema": plain, "epoch": 3},
+        "dino": {
+            "student": {f"module.backbone.{key}": value for key, value in noise.items()},
+            "teacher": {f"backbone.{key}": value for key, value in body.items()}
+            | {"head.mlp.0.bias": plain["norm.bias"]},
+            "epoch": 1,
+        },
+        "21k": body | {"pre_logits.fc.weight": torch.zeros(192, 192), "head.weight": torch.zeros(9, 192)},
+        "own": {
+            "model": {f"backbone.net.{key}": v for key, v in body.items()}
+            | {"classifier.weight": plain["norm.bias"]}
+        },
+        "positions": small,
+    }
+    for kind, state in files.items():
+        path = tmp_path / f"{kind}.{'safetensors' if kind == 'safetensors' else 'pth'}"
+        backbone = create_backbone(name, pretrained=written(state, path))
+        found = getattr(backbone, "net", backbone).state_dict()
+        assert torch.equal(found["blocks.3.attn.qkv.weight"], body["blocks.3.attn.qkv.weight"]), kind
+        assert found["pos_embed"].shape == body["pos_embed"].shape
+    distilled = body | {"dist_token": body["cls_token"], "pos_embed": torch.zeros(1, 198, 192)}
+    for state, key_term in [
+        (distilled, "distilled"),
+        ({"epoch": 1}, "no weights"),
+        ({"layer1.0.conv1.weight": torch.zeros(3)}, "fit|network"),
+    ]:
+        with pytest.raises(ValueError, match=key_term) as caught:
+            create_backbone(name, pretrained=written(state, tmp_path / "bad.pth"))
+        assert "\n" not in str(caught.value)
+
+
+def test_distilled_deit_is_a_name_of_its_own(tmp_path):
+    name = "deit_tiny_distilled_patch16_224"
+    state = timm.create_model(name).state_dict()
+    backbone = create_backbone(name, pretrained=written(state, tmp_path / "distilled.pth"))
+    assert torch.equal(backbone.net.dist_token, state["dist_token"])
+    assert backbone(torch.randn(1, 3, 32, 48)).patch_tokens.shape == (1, 192, 2, 3)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -70,9 +69,11 @@ class Trainer:
         self.validate, self.progress = validate, Progress(select=select)
         self.losses, self.metrics = Means(device), Means(device)  # since the last log line
         self.stopping = Stopping()
-        self.ema = (
-            None if options.ema is None else ModelEmaV3(method, decay=options.ema, exclude_buffers=True)
-        )
+        self.ema = None
+        if options.ema is not None:
+            from timm.utils import ModelEmaV3
+
+            self.ema = ModelEmaV3(method, decay=options.ema, exclude_buffers=True)
         self._named: set[str] = set()  # losses without a weight that the log named
         self._trained: torch.nn.Module = method
         if is_distributed():

@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from models.backbones.clip import OpenClip
@@ -124,6 +123,8 @@ def whole_crop(method: nn.Module, size: int, key: str) -> int:
 
 def layer_scales(backbone: nn.Module, decay: float) -> dict[nn.Parameter, float]:
     """Learning rate factors of trained parameters: ``decay`` to the power of how many layers come after."""
+    from timm.optim import param_groups_layer_decay
+
     layered = (m for m in backbone.modules() if hasattr(m, "group_matcher") and not hasattr(m, "net"))
     inner = next(layered, backbone)
     groups = param_groups_layer_decay(inner, layer_decay=decay)

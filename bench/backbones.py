@@ -173,9 +173,11 @@ def milliseconds(call: Callable[[], Any]) -> float:
 
 @torch.no_grad()
 def agreement(backbone: nn.Module, image: torch.Tensor) -> float:
-    """Largest difference between the tokens and those of timm's own way."""
+    """Largest difference between the tokens and those of timm's whole network."""
+    whole = backbone.whole().eval()
+    whole.load_state_dict(backbone.net.state_dict(), strict=False)
     tokens = backbone.eval()(image).patch_tokens.flatten(2).mT
-    expected = backbone.net.forward_features(renormalize(backbone, image))
+    expected = whole.forward_features(renormalize(backbone, image))
     return (tokens - expected[:, -tokens.shape[1] :]).abs().max().item()
 
 

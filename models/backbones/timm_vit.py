@@ -52,7 +52,10 @@ class TimmViT(nn.Module):
         self.net = self.whole()
         self.depth = len(strides_of(self.net))
         self.aux_layer = checked_layer(aux_layer, self.depth)
-        self.net.prune_intermediate_layers([self.depth - 1])  # without what pools and classifies
+        # Without what pools and classifies, which nothing reads; XCiT makes its class token there.
+        self.net.prune_intermediate_layers(
+            [self.depth - 1], prune_head=not hasattr(self.net, "cls_attn_blocks")
+        )
         self.embed_dim, self.patch_size = self.net.num_features, strides_of(self.net)[0]
         self.mean, self.std = own_normalisation(self.net)
         for key in ("pos_embed", "pos_embed_win"):

@@ -127,7 +127,8 @@ def _for_timm(
             state = change(state, whole, **deit3)
         except (KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             name = whole.pretrained_cfg.get("architecture", "this network")
-            raise ValueError(f"the {source} are of another network than {name}: {error}") from error
+            first = str(error).partition("\n")[0]
+            raise ValueError(f"the {source} are of another network than {name}: {first}") from error
     classifier = whole.pretrained_cfg.get("classifier") or ()
     classifier = (classifier,) if isinstance(classifier, str) else classifier
     pooling = set(whole.state_dict()) - set(backbone.net.state_dict())

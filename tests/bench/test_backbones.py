@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 def test_rows_say_what_works_and_what_is_refused(tmp_path):
     out = tmp_path / "backbones.md"
     vit, convnext, unknown = run(
-        Options(names=["test_vit3", "test_convnext", "nothing.Here"], sizes=[64], threads=1, out=out)
+        Options(names=["test_vit3", "test_convnext", "nothing.Here"], sizes=[96], threads=1, out=out)
     )
     assert "tokens | 16 |" in vit and "e-0" in vit and "maps | 4, 8" in convnext and "refused" in unknown
     assert out.read_text().endswith(f"{vit}\n{convnext}\n{unknown}\n")

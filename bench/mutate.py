@@ -43,7 +43,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 
 @dataclass(kw_only=True)
 class Options:
-    """What the tool is told."""
+    """Options of the tool."""
 
     files: list[str] = option([], "source files; default: all of losses/, ops/ and engine/scores/")
     limit: int = option(0, "mutants to run, drawn by the seed; 0: all")

@@ -61,7 +61,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if not self.records:
-            raise ValueError(f"split '{self.name}' holds no image")
+            raise ValueError(f"split '{self.name}' has no images")
         if len(self.class_names) < 2:
             raise ValueError(f"split '{self.name}' has no class but background")
 
@@ -197,7 +197,7 @@ class WeakSegDataset(Dataset[Sample]):
         foreign = mask[(mask >= self.split.num_classes) & (mask != IGNORE_INDEX)]
         if foreign.size:
             raise ValueError(
-                f"mask {path} holds the value {foreign.max()}, but the last class is "
+                f"mask {path} has the value {foreign.max()}, but the last class is "
                 f"{self.split.num_classes - 1} {self.split.class_names[-1]} ({IGNORE_INDEX} is ignored)"
             )
         return torch.from_numpy(mask).long()
@@ -249,7 +249,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
 
 
 def _file_size(path: Path | None) -> int:

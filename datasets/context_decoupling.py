@@ -67,11 +67,11 @@ class ObjectBank:
         self.folder = Path(folder)
         path = self.folder / "index.json"
         if not path.is_file():
-            raise FileNotFoundError(f"there is no object bank {path}: make one with tools/mine_objects.py")
+            raise FileNotFoundError(f"object bank {path} does not exist: make one with tools/mine_objects.py")
         index = read_json(path)
         if index["class_names"] != list(class_names):
             raise ValueError(
-                f"the object bank {self.folder} is of other classes ({', '.join(index['class_names'][:4])}, "
+                f"the object bank {self.folder} has other classes ({', '.join(index['class_names'][:4])}, "
                 f"...) than the data set ({', '.join(class_names[:4])}, ...)"
             )
         self.names: dict[int, list[str]] = {int(k): names for k, names in index["objects"].items() if names}

@@ -59,7 +59,7 @@ def custom_split(
     root = Path(root)
     require_root(root)
     if untagged not in UNTAGGED:
-        raise ValueError(f"data.options.untagged is '{untagged}': choose one of {', '.join(UNTAGGED)}")
+        raise ValueError(f"data.options.untagged must be one of {', '.join(UNTAGGED)}, got '{untagged}'")
     if tags is None and class_names is None:
         raise ValueError("set data.options.tags or data.options.class_names: nothing else names the classes")
     if class_names is None and tags is not None:
@@ -81,7 +81,7 @@ def custom_split(
     default = () if tags is not None and untagged == "no_object" else None
     if not names:
         raise ValueError(
-            f"split '{split}' of {root} holds no image ({len(files)} images in {root / images}): "
+            f"split '{split}' of {root} has no images ({len(files)} images in {root / images}): "
             "set data.options.val_fraction, or write lists and set data.options.lists"
         )
     # Masks are where the image is, in the spelling of the disk.
@@ -102,14 +102,14 @@ def find_images(folder: Path) -> dict[str, Path]:
     differ in their suffix alone are an error.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no image folder {folder}: set data.root or data.options.images")
+        raise FileNotFoundError(f"image folder {folder} does not exist: set data.root or data.options.images")
     found: dict[str, list[Path]] = {}
     for path in picture_files(folder):
         name = nfc(path.relative_to(folder).with_suffix("").as_posix())
         refuse_hidden(name, str(folder))
         found.setdefault(name, []).append(path)
     if not found:
-        raise FileNotFoundError(f"there is no image in {folder} (suffixes: {' '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(f"no image in {folder} (suffixes: {' '.join(IMAGE_SUFFIXES)})")
     twice = [" and ".join(path.name for path in paths) for paths in found.values() if len(paths) > 1]
     if twice:
         raise ValueError(
@@ -136,7 +136,7 @@ def _names_of(
         return list(files)
     if split not in ("train", "val"):
         raise ValueError(
-            f"there is no split '{split}': use train, val or all, or write lists and set data.options.lists"
+            f"unknown split '{split}': use train, val or all, or write lists and set data.options.lists"
         )
     # The same number in [0, 1) on every machine.
     uniform = {name: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in files}
@@ -156,7 +156,7 @@ def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) 
     known: dict[str, tuple[int, ...]] = {}
     for name, ids in read.items():
         if aliases[name] in known:
-            raise ValueError(f"{path}: image '{aliases[name]}' is named a second time, as '{name}'")
+            raise ValueError(f"{path}: image '{aliases[name]}' appears twice, also as '{name}'")
         known[aliases[name]] = ids
     warn_of_constant_classes(known, classes)
     return known

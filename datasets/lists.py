@@ -111,7 +111,7 @@ def read_class_names(
 def require_root(root: Path) -> None:
     """Refuse a data set whose folder is not there."""
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no data set folder {root}: see docs/data.md, or set data.root")
+        raise FileNotFoundError(f"data set folder {root} does not exist: see docs/data.md, or set data.root")
 
 
 def is_background(name: str) -> bool:
@@ -159,7 +159,7 @@ def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], what: s
             wrong.append(f"{split} {count} instead of {expected[split]}")
     if wrong and not accept:
         raise ValueError(
-            f"this is not the whole of {what}: {', '.join(wrong)}; everything was written, but unpack what "
+            f"incomplete {what}: {', '.join(wrong)}; everything was written, but unpack what "
             "is missing and run again, or accept it with --any_counts"
         )
 

@@ -64,7 +64,7 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
             if word not in class_id:
                 raise ValueError(f"{where}: '{word}' is not a class{suggest(word, class_id)}")
         if image in tags:
-            raise ValueError(f"{place}: image '{image}' is named a second time")
+            raise ValueError(f"{place}: image '{image}' appears twice")
         if image is not None:
             tags[image] = tuple(sorted({class_id[word] for word, _ in words}))
     return tags
@@ -80,7 +80,7 @@ def classes_of(path: Path) -> list[str]:
             header |= {word} if image is None else set()
     words = sorted(word for word in place_of if not is_background(word))  # `read_tags` refuses background
     if not words:
-        raise ValueError(f"no image in {path} has a tag, so there is no class to learn")
+        raise ValueError(f"no image in {path} has a tag")
     numbers = [word for word in words if word.replace(".", "").isdecimal()]
     alike: dict[str, str] = {}
     for word in words:
@@ -93,10 +93,14 @@ def classes_of(path: Path) -> list[str]:
                 "data.options.class_names"
             )
         if (other := alike.setdefault(word.casefold(), word)) != word:
-            raise ValueError(f"{place_of[word]}: '{word}' differs from '{other}' in case alone: write one")
+            raise ValueError(
+                f"{place_of[word]}: '{word}' differs from '{other}' only in case: use one spelling"
+            )
     for first, second in itertools.combinations(words, 2):
         if max(len(first), len(second)) > 3 and _slips(first) & _slips(second):
-            warn_once(f"{path}: the classes '{first}' and '{second}' differ by one letter; is one a slip?")
+            warn_once(
+                f"{path}: the classes '{first}' and '{second}' differ by one letter: check the spelling"
+            )
     return words
 
 
@@ -105,7 +109,9 @@ def warn_of_constant_classes(tags: Mapping[str, tuple[int, ...]], class_names: S
     counts = Counter(class_id for ids in tags.values() for class_id in ids)
     for class_id, count in counts.items():
         if count == len(tags) > 1:
-            warn_once(f"all {count} images have the tag '{class_names[class_id]}': is it a class?")
+            warn_once(
+                f"all {count} images have the tag '{class_names[class_id]}': it cannot be learned from tags"
+            )
 
 
 def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
@@ -134,7 +140,7 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
     entries = []
     for image, words, place in readers[path.suffix.lower()](path, class_names):
         if image == "":
-            raise ValueError(f"{place}: there is no image name")
+            raise ValueError(f"{place}: the image name is missing")
         for text, where in [(image or "-", place), *words]:
             refuse_hidden(text, where)
         entries.append(Entry(image and nfc(image), [(nfc(word), where) for word, where in words], place))
@@ -205,7 +211,7 @@ def _cells(row: Sequence[str]) -> list[str]:
 def _json(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-            raise ValueError(f"{path}: image '{twice[0]}' is named a second time")
+            raise ValueError(f"{path}: image '{twice[0]}' appears twice")
         return dict(pairs)
 
     try:

@@ -337,5 +337,5 @@ def _to_input(image: Image.Image) -> Tensor:
 def _checked(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
     if not 0 < low <= high:
-        raise ValueError(f"the range {list(bounds)} must be two rising positive numbers")
+        raise ValueError(f"the range {list(bounds)} must be two ascending positive numbers")
     return float(low), float(high)

@@ -96,6 +96,6 @@ def tags_from_xml(
             if difficult or (item.findtext("difficult") or "0").strip() != "1"
         }
         if unknown := present - set(CLASS_NAMES[1:]):
-            raise ValueError(f"annotation {path} holds an object of the unknown class '{min(unknown)}'")
+            raise ValueError(f"annotation {path} has an object of the unknown class '{min(unknown)}'")
         tags[name] = [word for word in CLASS_NAMES[1:] if word in present]
     return tags

@@ -105,7 +105,7 @@ def last_good(folder: Path) -> Checkpoint | None:
             LOGGER.warning(f"resume   {errors[0]}: {path} is used")
         return Checkpoint(path, state)
     if errors:
-        raise ValueError(f"{'; '.join(errors)}; train.resume=never begins in a fresh folder")
+        raise ValueError(f"{'; '.join(errors)}; train.resume=never starts in a fresh folder")
     return None
 
 
@@ -135,7 +135,7 @@ def restore_state(
     reason = unfit(own if is_whole else known, weights) if known else "no name is the same"
     if reason:
         raise ValueError(
-            f"{path} holds no weights of this {type(method).__name__}: {reason}; a checkpoint of a published "
+            f"{path} has no weights of this {type(method).__name__}: {reason}; a checkpoint of a published "
             "program is converted by tools/convert_weights.py"
         )
     if not is_whole:
@@ -149,7 +149,7 @@ def restore_state(
         return Progress(select=select)
     if other := [key for key in weights if key not in own]:
         raise ValueError(
-            f"{path} is of another method: {type(method).__name__} has no place for {len(other)} of its "
+            f"{path} belongs to another method: {type(method).__name__} has no place for {len(other)} of its "
             f"weights, first '{other[0]}'; {WEIGHTS_ALONE}"
         )
     method.load_state_dict(state.get("trained", weights))

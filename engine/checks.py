@@ -31,7 +31,7 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
             raise
         return  # its constructor reads values of tensors, which the meta device does not have
     if not method.loss_weights:
-        raise ValueError("method.loss_weights is empty, so that nothing would be trained")
+        raise ValueError("method.loss_weights is empty: nothing would be trained")
     name, label_dir = type(method).__name__, cfg["data"]["label_dir"]
     if isinstance(method, LearnsFromLabels):
         if not label_dir:

@@ -147,21 +147,21 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
             probs = arrays["probs"]
             ids = arrays["class_ids"] if "class_ids" in arrays else np.arange(len(probs))
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no array 'probs' (K, h, w), or is damaged ({error})") from error
+        raise ValueError(f"{path} has no array 'probs' (K, h, w), or is damaged ({error})") from error
     if probs.ndim != 3 or probs.dtype.kind != "f" or not probs.size or ids.shape != probs.shape[:1]:
         raise ValueError(
             f"{path}: probs must be floats (K, h, w) with K class ids, got {probs.dtype} {probs.shape} and "
             f"{ids.shape}"
         )
     if len(probs) < 2:
-        raise ValueError(f"{path} holds the probability of one class: the background's is needed too")
+        raise ValueError(f"{path} has the probability of one class only: add the background's")
     if probs.min() < 0 or probs.max() > 1 + 1e-3 or not probs.max() > 0:
         raise ValueError(
-            f"{path}: probs are between {probs.min():.3g} and {probs.max():.3g}, not in [0, 1]; take the "
+            f"{path}: probs must be in [0, 1], got {probs.min():.3g} to {probs.max():.3g}: take the "
             "softmax of logits first"
         )
     if ids.dtype.kind not in "iu" or len(set(ids.tolist())) < len(ids) or ids.min() < 0 or ids.max() > 254:
-        raise ValueError(f"{path}: class ids are {ids.tolist()}, not K different integers of 0..254")
+        raise ValueError(f"{path}: class ids must be K different integers in 0..254, got {ids.tolist()}")
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()
 
 

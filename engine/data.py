@@ -42,11 +42,11 @@ def data_config(options: DataOptions) -> DictConfig:
         return load_config(files[-1], options.changes())
     if not options.model_path:
         raise ValueError(
-            "say which data set: config=FILE (configs/datasets/voc.yaml, ...) or --model_path CHECKPOINT"
+            "name the data set with config=FILE (configs/datasets/voc.yaml, ...) or --model_path CHECKPOINT"
         )
     state = load_checkpoint(options.model_path)
     if "config" not in state:
         raise ValueError(
-            f"{options.model_path} holds no config: give config=configs/datasets/voc.yaml or another one"
+            f"{options.model_path} has no config: set config=configs/datasets/voc.yaml or another one"
         )
     return override_config(OmegaConf.create(state["config"]), options.changes())

@@ -162,7 +162,9 @@ def image_split(path: str | Path, class_names: Sequence[str]) -> Split:
     path = Path(path).expanduser()
     files = picture_files(path, subfolders=False) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise FileNotFoundError(f"{path} is no image, or a folder without any ({', '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(
+            f"{path} is neither an image nor a folder of images ({', '.join(IMAGE_SUFFIXES)})"
+        )
     stems = Counter(file.stem for file in files)
     # Two files may differ in their suffix only; then the whole file name is the name.
     records = [Record(f.stem if stems[f.stem] == 1 else f.name, f.absolute(), None, None) for f in files]

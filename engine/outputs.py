@@ -45,20 +45,18 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
             )
         below = (path.suffix.lower() for path in Path(infer).expanduser().glob("*/*"))
         if is_main() and any(suffix in IMAGE_SUFFIXES for suffix in below):
-            print(f"photos   those in subfolders of {infer} are left out; name a subfolder for its own")
+            print(f"photos   subfolders of {infer} are skipped")
         return image_split(infer, loaded.class_names)
     name = infer or loaded.cfg.data.val_set
     if not name:
-        raise ValueError(
-            "the checkpoint's config names no data.val_set: say with --infer which images to work on"
-        )
+        raise ValueError("the checkpoint's config has no data.val_set: name the images with --infer")
     try:
         split = load_split(loaded.cfg.data, name)
     except (FileNotFoundError, ValueError) as error:
         if infer is None or infer.endswith(".txt"):
             raise
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"'{infer}' is no photo and no folder of photos, and as a split: {error}") from error
+        raise kind(f"'{infer}' is neither a photo nor a folder of photos, and as a split: {error}") from error
     if split.class_names != loaded.class_names:
         both = (loaded.class_names, split.class_names)
         ours, theirs = (f"{len(names)} ({', '.join(names[:4])}, ...)" for names in both)

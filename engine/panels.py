@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 def see(loaded: LoadedMethod, record: Record, image_rgb: Tensor, size: int) -> Seen:
     """Show a (3, H, W) uint8 image to a network, as a square of ``size`` pixels; predict unknown tags."""
     if not isinstance(loaded.method, Predicts):
-        raise ValueError(f"{type(loaded.method).__name__} predicts nothing that could be drawn")
+        raise ValueError(f"{type(loaded.method).__name__} predicts nothing to draw")
     image = resize(normalize(image_rgb)[None], (size, size))
     prediction = loaded.method.predict(image, loaded.method.cam_scales)
     found = loaded.method.present(prediction.class_logits[0]).nonzero()[:, 0].add(1).tolist()

@@ -49,7 +49,9 @@ def find_start(cfg: DictConfig, work_dir: Path) -> Checkpoint | None:
         return own or Checkpoint(start, load_checkpoint(start))
     # A killed run that began from PATH continues with its own progress. Any other run is left alone.
     if own.state.get("resumed_from") != str(start):
-        raise ValueError(f"{work_dir} holds a run that did not begin from {start}; choose another run_name=")
+        raise ValueError(
+            f"{work_dir} contains a run that did not start from {start}; choose another run_name="
+        )
     return own
 
 
@@ -58,6 +60,6 @@ def _check_config(cfg: DictConfig, own: Checkpoint) -> None:
         shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
         folder = own.path.parent
         raise ValueError(
-            f"{folder} holds a run of another config ({shown}); choose another run_name=, or "
-            f"train.resume=never for a fresh folder, or train.resume={folder / LAST} to continue all the same"
+            f"{folder} contains a run with another config ({shown}); choose another run_name=, or "
+            f"train.resume=never for a fresh folder, or train.resume={folder / LAST} to continue anyway"
         )

@@ -153,7 +153,7 @@ def segment_views(method: Method, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     out = method.predict(images, ()) if isinstance(method, Predicts) else None
     if out is None or out.seg_logits is None:
-        raise ValueError(f"this {type(method).__name__} does not segment: it has no decoder")
+        raise ValueError(f"{type(method).__name__} has no decoder, so it cannot segment")
     return out.seg_logits, out.class_logits.float()
 
 

@@ -141,7 +141,7 @@ def _validation(
     known = run(method, one_image, progress=False).percent()
     if cfg.eval.select not in known:
         raise ValueError(
-            f"eval.select={cfg.eval.select} is no score of this method{suggest(cfg.eval.select, known)}"
+            f"eval.select={cfg.eval.select} is not a score of this method{suggest(cfg.eval.select, known)}"
         )
     source = provenance(cfg, split)
 

@@ -210,7 +210,7 @@ class Trainer:
         total = all_reduce_sum(torch.tensor([float(first)], device=self.device)).item()
         if total != first * world_size():
             raise ValueError(
-                f"this process begins at step {first}, others do not: work_dir {self.work_dir} must be a "
+                f"processes start at other steps than {first}: work_dir {self.work_dir} must be a "
                 "folder that all nodes share"
             )
 
@@ -227,9 +227,7 @@ class Trainer:
                 LOGGER.warning(f"note     loss {name} has no method.loss_weights.{name}: it is not trained")
         for name, weight in weights.items():
             if name not in losses and any(weight.values):
-                raise ValueError(
-                    f"method.loss_weights.{name} belongs to no loss of {whose}{suggest(name, losses)}"
-                )
+                raise ValueError(f"method.loss_weights.{name} has no loss in {whose}{suggest(name, losses)}")
 
     def _report_broken(self, losses: Losses) -> NoReturn:
         # The mean over processes: the broken value may be another's. All of them come here at the same step.

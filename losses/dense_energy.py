@@ -52,7 +52,7 @@ def dense_energy_loss(
         )
     if valid_box is not None and valid_box.shape != (batch, 4):
         raise ValueError(
-            f"valid_box is {tuple(valid_box.shape)}, not ({batch}, 4): y0, y1, x0, x1 of each image"
+            f"valid_box must be ({batch}, 4), got {tuple(valid_box.shape)}: y0, y1, x0, x1 of each image"
         )
     h, w = int(height * scale), int(width * scale)
     if min(batch, h, w) == 0:

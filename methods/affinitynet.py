@@ -158,7 +158,7 @@ class AffinityView:
 
     def __init__(self, crop_size: int, stride: int) -> None:
         if crop_size < 1 or crop_size % stride:
-            raise ValueError(f"crop_size={crop_size} is not a positive multiple of the stride {stride}")
+            raise ValueError(f"crop_size must be a positive multiple of the stride {stride}, got {crop_size}")
         self.crop_size, self.stride = crop_size, stride
         self.jitter = colour_jitter()
 
@@ -167,7 +167,7 @@ class AffinityView:
         arrays = sample.pop("label_scores", {})
         if "scores" not in arrays:
             raise ValueError(
-                f"image '{sample['name']}' comes without label scores: set data.label_dir to a folder that "
+                f"image '{sample['name']}' has no label scores: set data.label_dir to a folder that "
                 "tools/make_affinity_label.py made"
             )
         scores = torch.as_tensor(arrays["scores"]).float()

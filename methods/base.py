@@ -54,7 +54,7 @@ class Method(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes counts the background, so it is at least 2, not {num_classes}")
+            raise ValueError(f"num_classes includes the background and must be at least 2, got {num_classes}")
         self.num_classes = num_classes
         self.loss_weights = {name: Schedule(weight) for name, weight in (loss_weights or {}).items()}
         for name, weight in self.loss_weights.items():
@@ -62,7 +62,7 @@ class Method(nn.Module):
                 check_number(f"method.loss_weights.{name}", value, -math.inf, math.inf)
         check_number("method.background_threshold", background_threshold)
         if isinstance(cam_scales, (str, int, float)) or not cam_scales:
-            raise ValueError(f"method.cam_scales is a list of image scales, not {cam_scales!r}")
+            raise ValueError(f"method.cam_scales must be a list of image scales, got {cam_scales!r}")
         for scale in cam_scales:
             check_number("method.cam_scales: every scale", scale, 1e-3, 100)
         self.background_threshold = background_threshold

@@ -62,7 +62,7 @@ class SingleStageCNN(Method):
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
         check_choice("method.class_loss", class_loss, CLASS_LOSSES)
         if len(background) != 2 or background[0] not in ("power", "score"):
-            raise ValueError(f"background is [power, p] or [score, s], not {background}")
+            raise ValueError(f"background must be [power, p] or [score, s], got {background}")
         self.class_loss = CLASS_LOSSES[class_loss]
         self.class_threshold = class_threshold
         self.background_rule, self.background_value = background

@@ -68,7 +68,7 @@ class Segmentor(Method):
             self.head: nn.Module = build_part(DeepLabHead, head_options, *widths, key=key)
         elif head == "linear":
             if head_options:
-                raise ValueError(f"the head 'linear' has no {key}, but got {sorted(head_options)}")
+                raise ValueError(f"the head 'linear' takes no {key}, got {sorted(head_options)}")
             self.head = nn.Conv2d(dims[-1], num_classes, 1)
         else:
             self.head = create_decoder(head, dims[-1], num_classes, head_options, key=key)

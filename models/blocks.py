@@ -59,7 +59,7 @@ def freeze_layers(network: nn.Module, frozen: Sequence[str] | str) -> None:
     for name in [frozen] if isinstance(frozen, str) else frozen:
         if not name or name not in dict(network.named_modules()):
             known = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(f"'{name}' in 'frozen' is no layer; there are: {known}; or 'all'")
+            raise ValueError(f"'{name}' in 'frozen' is not a layer; known: {known}; or 'all'")
         network.get_submodule(name).requires_grad_(False)
 
 

@@ -94,7 +94,7 @@ def create_decoder(
 ) -> nn.Module:
     """A segmentation decoder by name; ``options`` of its class are at ``key`` in the config."""
     if name not in DECODERS:
-        raise ValueError(f"there is no decoder '{name}'{suggest(name, DECODERS)}")
+        raise ValueError(f"unknown decoder '{name}'{suggest(name, DECODERS)}")
     return build_part(DECODERS[name], options, in_channels, num_classes, key=key)
 
 

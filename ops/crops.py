@@ -33,7 +33,7 @@ def crop_positions(
     window = candidates[:, margin : height - margin, margin : width - margin].cpu()
     if window[0].numel() < count:
         raise ValueError(
-            f"an image of {height} x {width} pixels has no room for {count} crops of {size} pixels: "
+            f"an image of {height} x {width} pixels is too small for {count} crops of {size} pixels: "
             "make method.local_crop_size smaller or data.crop_size larger"
         )
     columns = window.shape[2]

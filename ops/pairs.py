@@ -39,7 +39,7 @@ class PixelPairs:
 
     def __init__(self, radius: int) -> None:
         if radius < 1:
-            raise ValueError(f"the radius of pixel pairs is at least 1, not {radius}")
+            raise ValueError(f"the radius of pixel pairs must be at least 1, got {radius}")
         self.radius = radius
         self.reach = radius - 1
         # (P, 2) dy, dx; indices stay on the CPU whatever the default device is.

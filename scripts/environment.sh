@@ -91,13 +91,13 @@ launch() {
 # Ends with an error unless $script, $processes, $port and $devices are a script, two numbers and cpu or GPUs.
 check_positions() {
   local gpu='([0-9]+|(GPU|MIG)-[A-Za-z0-9/-]+)' commas=${devices//[^,]/}
-  [ -f "$script" ] || misused "there is no script '$script'"
-  [[ $processes =~ ^[1-9][0-9]*$ ]] || misused "GPUS is a number of processes, not '$processes'"
-  [[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || misused "PORT is a number up to 65535, not '$port'"
+  [ -f "$script" ] || misused "script '$script' does not exist"
+  [[ $processes =~ ^[1-9][0-9]*$ ]] || misused "GPUS must be a number of processes, got '$processes'"
+  [[ $port =~ ^[0-9]+$ ]] && [ "$port" -le 65535 ] || misused "PORT must be a number up to 65535, got '$port'"
   if [ "${NNODES:-1}" != 1 ]; then  # torchrun would wait for the others, on this machine, for ever
     [ -n "${MASTER_ADDR:-}" ] && [ -n "${NODE_RANK:-}" ] || misused "NNODES=$NNODES needs MASTER_ADDR (the first node) and NODE_RANK"
   fi
   if [ -z "$devices" ] || [ "$devices" = cpu ]; then return; fi
-  [[ $devices =~ ^$gpu(,$gpu)*$ ]] || misused "DEVICES is cpu or GPUs such as 0,1,2,3, not '$devices'"
+  [[ $devices =~ ^$gpu(,$gpu)*$ ]] || misused "DEVICES must be cpu or GPUs such as 0,1,2,3, got '$devices'"
   [ "$processes" -le $(( ${#commas} + 1 )) ] || misused "$processes processes need as many GPUs, DEVICES names $(( ${#commas} + 1 )): '$devices'"
 }

@@ -44,7 +44,7 @@ def _main(default_config: str, doc: str, arguments: list[str]) -> None:
     cfg = load_config(config, overrides)
     if scenes := [item for item in overrides if item.startswith("data.generate")]:
         raise ValueError(
-            f"{scenes[0]} changes no images that are there: make others with tools/make_demo_data.py "
+            f"{scenes[0]} does not change existing images: make others with tools/make_demo_data.py "
             f"--out FOLDER {scenes[0].removeprefix('data.generate.')}, and train with data.root=FOLDER"
         )
 

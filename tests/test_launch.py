@@ -165,7 +165,7 @@ def test_run_of_another_config_or_start_is_left_alone(demo, plain):
     go_on(demo, plain)
     shutil.copy(plain / "last.pth", plain.parent / "other.pth")
     for change, message in (
-        (f"train.resume={plain.parent / 'other.pth'}", "did not begin from"),
+        (f"train.resume={plain.parent / 'other.pth'}", "did not start from"),
         ("optim.lr=1.0", r"optim.lr: 0.0005 -> 1.0.*run_name="),
     ):
         with pytest.raises(ValueError, match=message):
@@ -189,7 +189,7 @@ def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
         (["train.batch_size=5", "train.accumulate=2"], "batch_size"),
         (["method.label_source=camm"], "label_source"),
         (["eval.select=segg"], "did you mean 'seg'"),
-        (["train.resume=no"], "no checkpoint"),
+        (["train.resume=no"], "checkpoint"),
         (["method.background_threshold=0,5"], "method.background_threshold"),
         (["method.loss_weights.cls=one"], "method.loss_weights.cls"),
         (["method.low_threshold=0.9"], "method.low_threshold=0.9"),
@@ -261,10 +261,10 @@ def test_positions_of_the_launcher(tmp_path, positions, flags, arguments, gpus):
 @pytest.mark.parametrize(
     ("positions", "message", "nodes"),
     [
-        (["four"], "GPUS is a number", {}),
-        (["4", "70000"], "PORT is a number", {}),
-        (["4", "29501", "0;1;2;3"], "DEVICES is cpu or GPUs", {}),
-        (["4", "29501", "gpu"], "DEVICES is cpu or GPUs", {}),
+        (["four"], "GPUS must be", {}),
+        (["4", "70000"], "PORT must be", {}),
+        (["4", "29501", "0;1;2;3"], "DEVICES must be", {}),
+        (["4", "29501", "gpu"], "DEVICES must be", {}),
         (["4", "29501", "0,1"], "DEVICES names 2", {}),
         (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2"}),
         (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2", "NODE_RANK": "1"}),

@@ -53,12 +53,12 @@ def run(options: Options) -> Path:
 
     out = options.out
     if out.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"--out {out} ends neither in .pth nor in .safetensors")
+        raise ValueError(f"--out {out} must end in .pth or .safetensors")
     if out.exists():
         raise FileExistsError(f"{out} exists; delete it or choose another --out")
     if options.model_path.suffix == ".params":
         if options.overrides:
-            raise ValueError(f"weights of a backbone have no config that {options.overrides[0]} could change")
+            raise ValueError(f"weights of a backbone have no config to change with {options.overrides[0]}")
         return convert_resnet38d(options.model_path, out)
     loaded = load_method(options.model_path, "cpu", options.overrides)
     print(loaded.describe())

@@ -70,7 +70,7 @@ class Options:
             limits = (
                 "thresholds in (0, 1), the higher first" if falling else "alphas above 0, the lower first"
             )
-            raise ValueError(f"values of recipe {self.recipe} are {limits}, got {self.values}")
+            raise ValueError(f"values of recipe {self.recipe} must be {limits}, got {self.values}")
 
 
 def run(options: Options) -> Path:

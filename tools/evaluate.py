@@ -46,7 +46,7 @@ class Options(DataOptions):
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.cam):
             raise ValueError(
-                "say what to score: either --labels FOLDER (label images) or --cam FOLDER (CAM files)"
+                "name what to score: either --labels FOLDER (label images) or --cam FOLDER (CAM files)"
             )
 
 
@@ -64,11 +64,11 @@ def run(options: Options) -> Path:
     folder = options.labels or options.cam
     assert folder is not None
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+        raise FileNotFoundError(f"folder {folder} does not exist")
     config = data_config(options)
     name = options.split or config.data.val_set
     if not name:
-        raise ValueError("the config names no data.val_set: say with --split which images to score")
+        raise ValueError("the config has no data.val_set: name the images with --split")
     split = load_split(config.data, name)
     records = [record for record in split.records if truth_path(record)]
     if not records:
@@ -80,7 +80,7 @@ def run(options: Options) -> Path:
     require_files(
         (path_of(folder, record.name) for record in records),
         f"predictions of split '{split.name}'",
-        "finish the inference (it goes on where it stopped), or score what is there with --split LIST.txt",
+        "finish the inference (the same command continues it), or score a part with --split LIST.txt",
     )
     threshold = config.get("method", {}).get("background_threshold", 0.5)
     threshold = float(threshold if options.threshold is None else options.threshold)

@@ -41,7 +41,7 @@ def run(options: Options) -> Path:
     source, out = options.input, options.out
     names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.npy"))
     if not names:
-        raise FileNotFoundError(f"there are no .npy files in {source}")
+        raise FileNotFoundError(f"no .npy files in {source}")
     claim_folder(out, {"input": origin_of(source), "dtype": options.dtype})
     empty = []
     for name in tqdm(names, desc="convert", unit="file", dynamic_ncols=True):
@@ -52,7 +52,7 @@ def run(options: Options) -> Path:
                 empty.append(name)
     print(f"output   {out}   ({len(names) - len(empty)} files)")
     if empty:
-        print(f"skipped  {len(empty)} files that hold no class, so no image size either; first {empty[0]}")
+        print(f"skipped  {len(empty)} files without classes, which lack the image size; first {empty[0]}")
     return out
 
 

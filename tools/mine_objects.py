@@ -37,7 +37,7 @@ class Options(DataOptions):
     def __post_init__(self) -> None:
         if not self.min_share <= self.max_share <= 1:
             shares = f"min_share {self.min_share} and max_share {self.max_share}"
-            raise ValueError(f"{shares} are not two rising shares from 0 to 1")
+            raise ValueError(f"{shares} must be two ascending shares in [0, 1]")
 
 
 def run(options: Options) -> Path:
@@ -96,7 +96,7 @@ def run(options: Options) -> Path:
     print(text_table(["Class", "objects"], [*rows, ["mean", f"{total / len(objects):.1f}"]]))
     print(f"objects  {total} out of {len(split)} images in {out}")
     if empty := [split.class_names[k] for k, names in objects.items() if not names]:
-        print(f"no object of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
+        print(f"no objects of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
     write_picture(out / "overview.jpg", overview(out, objects, split.class_names))
     return out
 

@@ -121,7 +121,9 @@ def read_annotations(file: Path) -> dict[str, Photo]:
         raise FileNotFoundError(f"{file} is missing: unpack annotations_trainval2014.zip")
     content = read_json(file)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise ValueError(f"{file} is no list of COCO's instances: it needs images, annotations, categories")
+        raise ValueError(
+            f"{file} is not a list of COCO's instances: expected images, annotations, categories"
+        )
     categories = {_number(c, "id", f"{file}, category"): str(c.get("name")) for c in content["categories"]}
     if ("background", *(categories[k] for k in sorted(categories))) != CLASS_NAMES:
         raise ValueError(f"{file} has {len(categories)} other classes than the 80 of COCO")
@@ -135,7 +137,7 @@ def read_annotations(file: Path) -> dict[str, Photo]:
         size = _number(image, "height", place), _number(image, "width", place)
         refuse_hidden(str(image.get("file_name")), place)
         if key in photos or "file_name" not in image:
-            raise ValueError(f"{place} is there twice, or has no file_name")
+            raise ValueError(f"{place} appears twice, or has no file_name")
         photos[key], paths[key] = Photo(size, []), Path(image["file_name"]).with_suffix("")
     orphans = []
     for entry in content["annotations"]:
@@ -153,11 +155,11 @@ def read_annotations(file: Path) -> dict[str, Photo]:
             photos[key].annotations.append(Annotation(value_of[category], is_crowd == 1, area, region))
     if orphans:
         what = some(orphans, len(content["annotations"]), "annotations")
-        raise ValueError(f"{file}: {what} are of images that the file does not list")
+        raise ValueError(f"{file}: {what} belong to images that the file does not list")
     stems = Counter(path.name for path in paths.values())
     named = {key: path.as_posix() if stems[path.name] > 1 else path.name for key, path in paths.items()}
     if len(set(named.values())) < len(named):
-        raise ValueError(f"{file} lists two images of one file_name")
+        raise ValueError(f"{file} lists two images with the same file_name")
     return {named[key]: photos[key] for key in sorted(photos) if photos[key].annotations}
 
 
@@ -276,7 +278,7 @@ def _claim(root: Path, rule: Mapping[str, str]) -> None:
     record, folder = root / "masks.json", root / "SegmentationClass"
     if record.is_file() and folder.is_dir() and read_json(record)["rule"] != rule:
         raise ValueError(
-            f"the masks in {folder} were made by another rule ({read_json(record)['rule']}, now "
+            f"the masks in {folder} follow another rule ({read_json(record)['rule']}, now "
             f"{dict(rule)}); move that folder and {record} away first"
         )
     write_json(record, {"rule": dict(rule)})

@@ -56,8 +56,8 @@ def run(options: Options) -> dict[str, int]:
     for part in ("JPEGImages", "Annotations", "SegmentationClass", LISTS):
         if not (root / part).is_dir():
             raise FileNotFoundError(
-                f"{root} is no unpacked VOC 2012: {part} is missing; unpack VOCtrainval_11-May-2012.tar and "
-                "set --root to its VOC2012"
+                f"{root} is not an unpacked VOC 2012: {part} is missing; unpack VOCtrainval_11-May-2012.tar "
+                "and set --root to its VOC2012"
             )
     train, val = (list(read_list(root / LISTS / f"{split}.txt")) for split in ("train", "val"))
     if options.sbd:
@@ -123,9 +123,7 @@ def convert_sbd(sbd: Path, root: Path, own: set[str]) -> None:
     """Fill ``SegmentationClassAug`` with SBD's masks of all images but ``own``; masks that are there stay."""
     folder = next((place for place in (sbd / "dataset" / "cls", sbd / "cls") if place.is_dir()), None)
     if folder is None:
-        raise FileNotFoundError(
-            f"there is no dataset/cls in {sbd}: set --sbd to the unpacked benchmark_RELEASE"
-        )
+        raise FileNotFoundError(f"{sbd} has no dataset/cls: set --sbd to the unpacked benchmark_RELEASE")
     out = root / "SegmentationClassAug"
     out.mkdir(exist_ok=True)
     others = sorted(_names_in(folder, "*.mat") - own)
@@ -141,7 +139,7 @@ def read_sbd(path: Path) -> np.ndarray:
     # scipy raises many things on damaged files (ValueError, zlib.error, NotImplementedError, ...).
     except Exception as error:
         raise ValueError(
-            f"{path} is no SBD class annotation, or damaged: {error}; unpack SBD again"
+            f"{path} is not an SBD class annotation, or damaged: {error}; unpack SBD again"
         ) from error
     if mask.ndim != 2 or mask.max(initial=0) >= len(CLASS_NAMES):
         raise ValueError(f"{path} holds {mask.shape} values up to {mask.max()}, not (H, W) classes 0..20")

@@ -23,7 +23,7 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """What the tool is told."""
+    """Options of the tool."""
 
     shares_work: ClassVar[bool] = True
     input: Path = option(meaning="folder of label images <name>.png or CAM files <name>.npz", reads=True)
@@ -76,7 +76,7 @@ def run(options: Options) -> Path:
         raise ValueError(f"some images of {short_name(split)} have no known tags: refine without tags")
     is_cam, to_cam = cam_path(options.input, split.records[0].name).is_file(), options.write == "cam"
     if to_cam and not is_cam:
-        raise ValueError(f"{options.input} holds no CAMs of these images, so none can be written")
+        raise ValueError(f"{options.input} has no CAMs of these images")
     source_of, result_of = (cam_path if is_cam else label_path), (cam_path if to_cam else label_path)
     require_files(
         (source_of(options.input, record.name) for record in split.records),

@@ -26,7 +26,7 @@ def import_target(path: str) -> Any:
         # Only the named module itself may be missing; a broken import inside it keeps its own message.
         if error.name is None or not module_name.startswith(error.name):
             raise
-        raise ImportError(f"there is no module '{module_name}' for target '{path}'") from error
+        raise ImportError(f"unknown module '{module_name}' of target '{path}'") from error
     except ValueError as error:
         raise ImportError(f"target '{path}' is not an import path such as 'methods.toco.ToCo'") from error
     if not hasattr(module, name):
@@ -103,7 +103,7 @@ def check_number(key: str, value: Any, least: float = 0.0, most: float = 1.0) ->
     """Raise a ValueError that names the key if ``value`` is no number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         limits = f"from {least:g} to {most:g}" if most != float("inf") else f"from {least:g}"
-        raise ValueError(f"{key} is a number {limits}, not {value!r}")
+        raise ValueError(f"{key} must be a number {limits}, got {value!r}")
 
 
 def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:

@@ -111,7 +111,7 @@ def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
 def _open_arrays(path: Path, kind: str, maker: str) -> Iterator[Mapping[str, np.ndarray]]:
     """The arrays of a .npz file; what goes wrong in the block means that it is damaged or another kind."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {kind} {path}: run {maker} first")
+        raise FileNotFoundError(f"{kind} {path} is missing: run {maker} first")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays

@@ -50,7 +50,7 @@ def default_device(device: str) -> str:
     try:
         named = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device '{device}' is not auto, cpu, cuda or cuda:<index>") from error
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<index>, got '{device}'") from error
     needed = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (named.index or 0) + 1)
     if named.type == "cuda" and needed > found:
         raise ValueError(

@@ -44,7 +44,7 @@ def load_foreign_cam(path: Path) -> CamFile:
         return CamFile(ids + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         keys = ", ".join(map(str, list(content)[:5]))
-        raise ValueError(f"{path} is no CAM file of IRN or PSA: its keys are {keys} ({error})") from error
+        raise ValueError(f"{path} is not a CAM file of IRN or PSA: its keys are {keys} ({error})") from error
 
 
 def _check(keys: Tensor, cam: Tensor, strided: Tensor | None) -> None:
@@ -54,7 +54,7 @@ def _check(keys: Tensor, cam: Tensor, strided: Tensor | None) -> None:
         if maps.ndim != 3 or len(maps) != len(keys):
             raise ValueError(f"{len(keys)} classes, but {name} are {tuple(maps.shape)}")
         if not maps.isfinite().all():
-            raise ValueError(f"{name} hold values that are no numbers")
+            raise ValueError(f"{name} contain NaN or infinity")
         # Not below: SEAM's maps end under 0 where they are weakest, far under it if they are nearly constant.
         if maps.numel() and maps.max() > 1.001:
             raise ValueError(f"{name} hold values up to {float(maps.max()):.3g}; CAMs are at most 1")

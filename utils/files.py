@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it or make it anew") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run again") from error
 
 
 @contextmanager
@@ -105,14 +105,14 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         foreign = next((file for file in folder.rglob("*.*") if file.suffix in FILES), None)
         if foreign is not None:
             raise ValueError(
-                f"{folder} already holds files that no run of this tool made, for example {foreign.name} "
-                "(there is no settings.json): choose another folder with --out"
+                f"{folder} contains files of another origin, for example {foreign.name} "
+                "(and no settings.json): choose another folder with --out"
             )
         write_json(path, settings)
         return
     if changed := differences(read_json(path), settings):
         raise ValueError(
-            f"{folder} holds results of other settings ({'; '.join(changed)}): choose another folder with "
+            f"{folder} contains results of other settings ({'; '.join(changed)}): choose another folder with "
             "--out, or delete this one"
         )
 

@@ -169,7 +169,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         return _indices_of_voc_colours(np.asarray(image.convert("RGB")), path)
     values = np.asarray(image)
     if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise ValueError(f"mask {path} (Pillow mode {image.mode}) does not hold class indices: {_SAVE_AS}")
+        raise ValueError(f"mask {path} (Pillow mode {image.mode}) does not contain class indices: {_SAVE_AS}")
     return values.astype(np.uint8)
 
 
@@ -195,7 +195,7 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
     mask = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
     if mask.ndim != 2 or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
         raise ValueError(
-            f"cannot write {path}: a mask is (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
+            f"cannot write {path}: a mask must be (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
         )
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(voc_palette())

@@ -53,7 +53,7 @@ def load_mxnet_params(path: str | Path) -> dict[str, Tensor]:
     """Arrays of a ``.params`` file by their names, which begin with ``arg:`` or ``aux:``."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no MXNet file {path}")
+        raise FileNotFoundError(f"MXNet file {path} does not exist")
     reader = _Reader(path.read_bytes())
     try:
         if reader.number("Q") != _LIST_MAGIC:

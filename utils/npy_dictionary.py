@@ -37,7 +37,7 @@ class _ArraysOnly(pickle.Unpickler):
         module = re.sub(r"^numpy\._?core\b", _CORE, module)
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not an array")
 
 
 def read_npy_dictionary(path: str | Path) -> dict[Any, Any]:
@@ -50,7 +50,7 @@ def read_npy_dictionary(path: str | Path) -> dict[Any, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"file {path} does not exist")
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -60,8 +60,8 @@ def read_npy_dictionary(path: str | Path) -> dict[Any, Any]:
                 raise ValueError(f"it is an array of {dtype} of shape {shape}")
             content = _ArraysOnly(file).load()
     except (pickle.UnpicklingError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no .npy dictionary of arrays: {error}") from error
+        raise ValueError(f"{path} is not a .npy dictionary of arrays: {error}") from error
     content = content.item() if isinstance(content, np.ndarray) and content.shape == () else content
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no .npy dictionary of arrays: it holds a {type(content).__name__}")
+        raise ValueError(f"{path} is not a .npy dictionary of arrays: it holds a {type(content).__name__}")
     return content

@@ -61,7 +61,7 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
         folder = path if path.is_dir() else path.parent
         near = sorted(str(p) for p in folder.glob("*.pth")) if folder.is_dir() else []
         raise FileNotFoundError(
-            f"there is no checkpoint {path}" + (f"; found there: {', '.join(near)}" if near else "")
+            f"checkpoint {path} does not exist" + (f"; found there: {', '.join(near)}" if near else "")
         )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -85,7 +85,7 @@ def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") 
         reason = str(error).splitlines()[0] if explains else "it is empty, cut off, or something else"
         raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a mapping of names to weights")
+        raise ValueError(f"{path} contains a {type(state).__name__}, not a mapping of names to weights")
     return state
 
 

@@ -59,7 +59,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate.resolve()
     known = sorted(str(p.relative_to(ROOT)) for p in CONFIGS.rglob("*.yaml"))
-    raise FileNotFoundError(f"there is no config '{name}'{suggest(str(name), known)}")
+    raise FileNotFoundError(f"unknown config '{name}'{suggest(str(name), known)}")
 
 
 def config_chain(path: Path, _inside: tuple[Path, ...] = ()) -> list[Path]:
@@ -122,12 +122,12 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
         options, changed = (without(v, STAGE_KEYS) for v in (values, last_word[stage]))
         what = {**values, **last_word[stage]}  # run, config
         if not what.get("run"):
-            raise ValueError(f"{where} does not say what to run, for example run: tools.infer_cam")
+            raise ValueError(f"{where} needs run, for example run: tools.infer_cam")
         if what["run"] != TRAINING:
             loaded.append(Stage(stage, str(what["run"]), merge(options, changed)))
             continue
         if not what.get("config"):
-            raise ValueError(f"{where} does not name its config, for example config: cam/voc.yaml")
+            raise ValueError(f"{where} needs config, for example config: cam/voc.yaml")
         files = [(_label(f), _values_of(f)) for f in config_chain(find_config(what["config"]))]
         composed = _compose([*files, shared], [(where, options), (COMMAND_LINE, merge(everywhere, changed))])
         composed.run_name, composed.work_dir = f"{cfg.run_name}_{stage}", f"{cfg.work_dir}/{stage}"
@@ -228,7 +228,9 @@ def _checked(cfg: DictConfig, source: str, changed: Iterable[str] = ()) -> DictC
             where = f"{COMMAND_LINE if key in changed else source}: {key}"
             section[name] = convert(item, kind, section[name], where)
     if ".." in Path(plain["run_name"] or "").parts:
-        raise ValueError(f"{source}: run_name is a name below logs/ (work_dir is any folder)")
+        raise ValueError(
+            f"{source}: run_name must be a folder name below logs/ (set work_dir for another place)"
+        )
     # Stages name folders below it, which tools open as they are.
     plain["work_dir"] = plain["work_dir"].replace(
         "~", str(Path.home()), 1 if plain["work_dir"][0] == "~" else 0

@@ -54,14 +54,14 @@ def add_file(stages: StageValues, values: Any, label: str) -> StageValues:
             raise ValueError(f"{label}: every stage needs a name of its own (letters, digits, _): {wrong[0]}")
         return {str(name): without(stage, ("name",)) for name, stage in zip(names, values)}
     if not isinstance(values or {}, dict):
-        raise ValueError(f"{label}: stages is a list, or a mapping of names to changes")
+        raise ValueError(f"{label}: stages must be a list, or a mapping of names to changes")
     stages = dict(stages)
     for name, change in (values or {}).items():
         if change is None:
             stages.pop(name, None)
             continue
         if name not in stages and not {"run", "like"} & set(change):
-            raise KeyError(f"{label}: there is no stage '{name}'{suggest(name, stages)}")
+            raise KeyError(f"{label}: unknown stage '{name}'{suggest(name, stages)}")
         stages[name] = merge(stages.get(name, {}), change)
     return stages
 
@@ -74,13 +74,13 @@ def take_changes(stages: StageValues, changes: Any) -> tuple[StageValues, StageV
     """
     where = "the command line"
     if not isinstance(changes, dict):
-        raise ValueError(f"{where}: stages are a matter of config files, not {changes}")
+        raise ValueError(f"{where}: stages belong in config files, got {changes}")
     for name, change in changes.items():
         if name not in stages:
-            raise KeyError(f"{where}: there is no stage '{name}'{suggest(name, stages)}")
+            raise KeyError(f"{where}: unknown stage '{name}'{suggest(name, stages)}")
         if change is not None and (not isinstance(change, dict) or {"name", "like"} & set(change)):
             raise ValueError(
-                f"{where}: stages.{name} is null, or stages.{name}.<key>=value of a key; name and like "
+                f"{where}: stages.{name} accepts null, stages.{name}.<key>=value sets a key; name and like "
                 "belong in the config file"
             )
     removed = [name for name, change in changes.items() if change is None]
@@ -99,7 +99,7 @@ def with_likes(stages: StageValues, changes: StageValues | None = None, merged: 
         other = values.get("like")
         if other is not None and other not in found:
             raise KeyError(
-                f"stage '{name}' is like '{other}', which is no stage before it{suggest(other, found)}"
+                f"stage '{name}' is like '{other}', which is not a stage before it{suggest(other, found)}"
             )
         inherited, own = found[other] if other is not None else {}, without(values, ("like",))
         parts = [inherited, own] if changes is None or merged else [_unless_set(inherited, own)]

@@ -93,7 +93,7 @@ class _Planner:
         cfg, folder = OmegaConf.create(stage.options), self.work_dir / stage.name
         if cfg.train.resume != "auto":
             raise ValueError(
-                f"train.resume is {cfg.train.resume}, but a pipeline decides itself what continues; to train "
+                f"train.resume is {cfg.train.resume}, but a pipeline continues by itself; to train "
                 f"afresh, delete {folder}"
             )
         images, fingerprint = self.load(cfg.data, cfg.data.train_set)
@@ -162,7 +162,7 @@ class _Planner:
         names = [getattr(options, key) for key, what in reads.items() if what == "images"]
         if trained and None in names:
             raise ValueError(
-                f"it names no images: set stages.{stage.name}.infer to a split, or leave the stage out with "
+                f"it has no images: set stages.{stage.name}.infer to a split, or remove the stage with "
                 f"stages.{stage.name}=null"
             )
         splits = [self.load(cfg.data, name) for name in names if name and not is_photo(name)]

@@ -160,7 +160,7 @@ def create_score(name: str, class_names: Sequence[str], device: torch.device | s
     """
     known = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")} - set(NO_SCORES)
     if name not in known:
-        raise KeyError(f"eval.scores: there is no score '{name}'{suggest(name, known)}")
+        raise KeyError(f"eval.scores: unknown score '{name}'{suggest(name, known)}")
     module = import_module(f"engine.scores.{name}")
     return getattr(module, "".join(word.capitalize() for word in name.split("_")))(class_names, device)
 

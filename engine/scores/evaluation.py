@@ -155,12 +155,12 @@ class Evaluation:
             return
         if self.lacks_classes and any(record.tags != () for record in scored):  # () shows no object at all
             print(
-                f"no mask of {name} holds any of the classes; {IGNORE_INDEX} means ignored, class 1 must be "
+                f"no mask of {name} shows any class; {IGNORE_INDEX} means ignored, class 1 must be "
                 "1: nothing to score"
             )
             return
         if len(scored) < len(self.split):
-            print(f"only {len(scored)} of {len(self.split)} images have a mask: the score is theirs")
+            print(f"only {len(scored)} of {len(self.split)} images have a mask: the score covers these")
         print(self.tables())
         _, _, rest = protocol.partition("/")
         protocols = {"seg": protocol, "cam": f"cam/{rest}", "aux_cam": f"aux_cam/{rest}"}

@@ -149,7 +149,7 @@ def backbone_class(name: str) -> Callable[..., nn.Module]:
     names = ", ".join(f"'{n}'" for n in near) or "a model of timm with weights, or one of " + ", ".join(
         BACKBONES
     )
-    raise KeyError(f"there is no backbone '{name}': did you mean {names}?")
+    raise KeyError(f"unknown backbone '{name}': did you mean {names}?")
 
 
 @cache
@@ -219,7 +219,7 @@ def create_backbone(
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
         if Path(pretrained).suffix == ".params":
-            raise ValueError(f"{pretrained} is a file of MXNet; tools/convert_weights.py makes ours of it")
+            raise ValueError(f"{pretrained} is an MXNet file: convert it with tools/convert_weights.py")
         tag = PRETRAINED_TAGS.get(name) or timm_name(name)
         state = timm_weights(name, tag) if str(pretrained) == "timm" else load_checkpoint(pretrained)
         load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")
@@ -227,7 +227,7 @@ def create_backbone(
         _recompute(backbone, name)
     if pyramid is not False:
         if not isinstance(backbone, (ViT, TimmViT)):
-            raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' gives a list of maps as it is")
+            raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' already gives a list of maps")
         options = {} if pyramid is True else dict(pyramid)
         made = ViTPyramid if isinstance(backbone, ViT) else TimmPyramid
         backbone = build_part(made, options, backbone, key="method.backbone.pyramid")
@@ -251,5 +251,5 @@ def _recompute(backbone: nn.Module, name: str) -> None:
     # The blocks of a ViT, the stages of a CNN.
     layers = getattr(backbone, "blocks", None) or [m for m in backbone.children() if len(list(m.children()))]
     if not len(layers):
-        raise ValueError(f"backbone '{name}' has no blocks that could be computed again (grad_checkpointing)")
+        raise ValueError(f"backbone '{name}' does not support grad_checkpointing")
     checkpoint_layers(layers)

@@ -140,7 +140,7 @@ class ConvStem(nn.Module):
         stages = patch_size.bit_length() - 1
         if 2**stages != patch_size:
             raise ValueError(
-                f"a convolutional stem needs a patch size that is a power of two, not {patch_size}"
+                f"a convolutional stem needs a patch size that is a power of two, got {patch_size}"
             )
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (img_size // patch_size, img_size // patch_size)

@@ -104,7 +104,7 @@ def plain_names(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
         state = state[entry]
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"the {source} hold no weights, only {', '.join(map(str, list(state)[:8]))}")
+        raise ValueError(f"the {source} have no weights, only {', '.join(map(str, list(state)[:8]))}")
     # A checkpoint of a method, or of DINO, holds more than the backbone.
     own = {key: value for key, value in tensors.items() if "backbone." in PREFIXES.match(key)[0]}
     return {PREFIXES.sub("", key): value for key, value in (own or tensors).items()}
@@ -128,7 +128,7 @@ def _for_timm(
         except (KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             name = whole.pretrained_cfg.get("architecture", "this network")
             first = str(error).partition("\n")[0]
-            raise ValueError(f"the {source} are of another network than {name}: {first}") from error
+            raise ValueError(f"the {source} belong to another network than {name}: {first}") from error
     classifier = whole.pretrained_cfg.get("classifier") or ()
     classifier = (classifier,) if isinstance(classifier, str) else classifier
     pooling = set(whole.state_dict()) - set(backbone.net.state_dict())

@@ -42,7 +42,7 @@ class Refiner(Protocol):
 def refiner_class(name: str) -> Any:
     """The class of a refiner's name or import path."""
     if name not in REFINERS and "." not in str(name):
-        raise ValueError(f"there is no refiner '{name}'{suggest(str(name), REFINERS)}")
+        raise ValueError(f"unknown refiner '{name}'{suggest(str(name), REFINERS)}")
     target = import_target(REFINERS.get(name, name))
     if not isinstance(target, type) or not hasattr(target, "refine"):
         raise ValueError(f"'{name}' is no refiner: it is a class with the method 'refine'")

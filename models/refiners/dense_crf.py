@@ -57,14 +57,14 @@ class DenseCRF(Refiner):
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ValueError(f"there is no DenseCRF preset '{self.preset}'{suggest(self.preset, PRESETS)}")
+            raise ValueError(f"unknown DenseCRF preset '{self.preset}'{suggest(self.preset, PRESETS)}")
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
             least = 0 if name.endswith("compat") else 1e-3
             check_number(f"DenseCRF's {name}", getattr(self, name), least, math.inf)
         if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"DenseCRF's steps must be a whole number from 0, got {self.steps!r}")
+            raise ValueError(f"DenseCRF's steps must be a whole number >= 0, got {self.steps!r}")
 
     @property
     def protocol(self) -> str:
@@ -115,7 +115,7 @@ class DenseCRF(Refiner):
         energy = torch.cat([x.float() for x in energies], dim=1).flatten(2)  # (B, L, N)
         # A single +inf rules its label out; a pixel without any finite energy has no distribution.
         if not all(torch.isfinite(x.amin(1)).all() for x in energy.split(sizes, dim=1)):
-            raise ValueError("probabilities or unary energies hold NaN, -inf, or a pixel with +inf alone")
+            raise ValueError("probabilities or unary energies contain NaN, -inf, or a pixel with +inf alone")
         columns = Columns.of(energy, sizes)
         unary = columns.select(energy)  # (B*N, C)
         kernels = self._kernels(image_rgb)

@@ -51,9 +51,9 @@ class MaskVote(Refiner):
         self.superpixels = {"name": superpixels} if isinstance(superpixels, str) else dict(superpixels)
         self.image_name: str | None = None
         if self.masks is not None and not self.masks.is_dir():
-            raise FileNotFoundError(f"mask_vote: there is no folder of masks {masks}")
+            raise FileNotFoundError(f"mask_vote: folder of masks {masks} does not exist")
         if (kind := self.superpixels.get("name")) not in SUPERPIXELS:
-            raise ValueError(f"mask_vote: there are no superpixels '{kind}'{suggest(str(kind), SUPERPIXELS)}")
+            raise ValueError(f"mask_vote: unknown superpixels '{kind}'{suggest(str(kind), SUPERPIXELS)}")
 
     @property
     def protocol(self) -> str:
@@ -168,11 +168,11 @@ def read_masks(folder: Path, name: str, size: Sequence[int]) -> Iterator[np.ndar
     """
     paths = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
     if not paths:
-        raise FileNotFoundError(f"there are no masks {folder / name} ({', '.join(SUFFIXES)})")
+        raise FileNotFoundError(f"masks {folder / name} are missing ({', '.join(SUFFIXES)})")
     try:
         masks = _read(paths[0], size)
     except (KeyError, ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{paths[0]} holds no masks, or is damaged ({error})") from error
+        raise ValueError(f"{paths[0]} contains no masks, or is damaged ({error})") from error
     for mask in masks:
         if mask.ndim != 2 or abs(mask.shape[0] - mask.shape[1] * size[0] / size[1]) > 2:
             raise ValueError(f"{paths[0]} has masks of {mask.shape} pixels, its image has {tuple(size)}")

@@ -29,7 +29,7 @@ def transition_weights(
         (dy, dx), the pixel itself first.
     """
     if beta <= 0:
-        raise ValueError(f"beta of a random walk is above 0, not {beta}: with 0 all pixels were connected")
+        raise ValueError(f"beta of a random walk must be positive, got {beta}")
     reach = pairs.reach
     directions = [(dy, dx) for dy, dx in pairs.directions.tolist()]
     # Affinity of every pixel as a source; pixels that are none, along three borders, have 0.

@@ -254,7 +254,7 @@ def test_tiny_images_and_thin_objects_fit(size):
 
 def test_missing_or_foreign_bank_is_a_clear_error(world, tmp_path):
     bank = world[1]
-    with pytest.raises(FileNotFoundError, match="no object bank"):
+    with pytest.raises(FileNotFoundError, match="object bank"):
         ObjectBank(tmp_path / "nowhere", ("background", "cat", "dog"))
     with pytest.raises(ValueError, match="other classes"):
         ObjectBank(bank.folder, ("background", "cat", "cow"))

@@ -87,7 +87,7 @@ def test_mask_of_another_size_or_with_unknown_classes_is_named(split):
     with pytest.raises(ValueError, match=r"masks/1\.png is 8 x 6 pixels, .*1\.png is 9 x 6"):
         data[1]
     write_mask(split.records[1].mask, np.full((6, 9), 3))
-    with pytest.raises(ValueError, match=r"masks/1\.png holds the value 3"):
+    with pytest.raises(ValueError, match=r"masks/1\.png.*value 3"):
         data[1]
 
 

@@ -85,7 +85,7 @@ def test_tags_from_xml(tmp_path):
     assert tags_from_xml(tmp_path, ["a"]) == {"a": ["cat", "person"]}
     assert tags_from_xml(tmp_path, ["a"], difficult=False) == {"a": ["person"]}
     text(tmp_path / "b.xml", "<annotation><object><name>head</name></object></annotation>")
-    with pytest.raises(ValueError, match=r"b\.xml holds an object of the unknown class 'head'"):
+    with pytest.raises(ValueError, match=r"b\.xml.*unknown class 'head'"):
         tags_from_xml(tmp_path, ["b"])
 
 
@@ -168,9 +168,9 @@ def test_custom_images_without_tags(own):
     ("tags", "error", "term"),
     [
         ("a,cat\nb,\nc,\nmy dog,\nlost,cat\n", FileNotFoundError, r"1 of 5 images \(lost\)"),
-        ("c,cat\ndeep/c,cat\n", ValueError, "'deep/c' is named a second time"),
+        ("c,cat\ndeep/c,cat\n", ValueError, "'deep/c' appears twice"),
         ("a,cat\nb,Background\nc,\nmy dog,\n", ValueError, "line 2, column 2"),
-        ("a,\n", ValueError, "no class to learn"),
+        ("a,\n", ValueError, "has a tag"),
     ],
 )
 def test_custom_tags_that_do_not_fit_are_named(own, tags, error, term):
@@ -180,9 +180,9 @@ def test_custom_tags_that_do_not_fit_are_named(own, tags, error, term):
 
 
 def test_custom_says_what_is_wrong(own):
-    with pytest.raises(ValueError, match="no split 'foo'"):
+    with pytest.raises(ValueError, match="split 'foo'"):
         custom_split(own, "foo")
-    with pytest.raises(ValueError, match=r"holds no image \(4 images"):
+    with pytest.raises(ValueError, match=r"no images \(4 images"):
         custom_split(own, "val", tags=None, class_names=["cat"], val_fraction=0.0)
     picture(own / "images" / "a.png")
     with pytest.raises(ValueError, match=r"a\.jpg and a\.png.*two files"):

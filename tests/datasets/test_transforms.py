@@ -195,9 +195,9 @@ def test_a_view_is_a_function_of_image_and_seed(tmp_path, name):
     ("view", "options", "term"),
     [
         (ResizedView, {"area_range": (0.5, 2.0)}, "share"),
-        (PlainView, {"scale_range": (2.0, 0.5)}, "rising"),
-        (StageView, {"long_side": (60, 50)}, "rising"),
-        (StageView, {"scale_range": (0, 1)}, "rising"),
+        (PlainView, {"scale_range": (2.0, 0.5)}, "ascending"),
+        (StageView, {"long_side": (60, 50)}, "ascending"),
+        (StageView, {"scale_range": (0, 1)}, "ascending"),
     ],
 )
 def test_bad_settings_are_refused(view, options, term):

@@ -209,7 +209,7 @@ def test_build_refuses_unknown_arguments():
         build({"target": "utils.schedule.Schedule", "sepc": 1})
     with pytest.raises(ImportError, match="no 'Shedule': did you mean 'Schedule'"):
         build({"target": "utils.schedule.Shedule"})
-    with pytest.raises(ImportError, match=r"no module 'utils.shedule'"):
+    with pytest.raises(ImportError, match=r"module 'utils.shedule'"):
         build({"target": "utils.shedule.Schedule"})
 
 

@@ -72,7 +72,7 @@ def test_no_box_means_the_whole_image():
 @pytest.mark.parametrize("shape", [(1, 4), (3, 4), (4,)])
 def test_a_box_for_every_image_is_needed(shape):
     image, logits, label = random_inputs()
-    with pytest.raises(ValueError, match=r"valid_box is .*, not \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"valid_box must be"):
         dense_energy_loss(image, logits, label, torch.zeros(shape, dtype=torch.int64))
 
 

@@ -52,7 +52,7 @@ def test_weights_alone(published, tmp_path):
 
 def test_bad_arguments_are_errors(published, tmp_path):
     path = published[1]
-    with pytest.raises(ValueError, match="neither in"):
+    with pytest.raises(ValueError, match="must end in"):
         call(convert_weights, {"model_path": path, "out": "x.bin"})
     with pytest.raises(FileExistsError, match="choose another"):
         call(convert_weights, {"model_path": path, "out": path})

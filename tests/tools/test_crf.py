@@ -96,7 +96,7 @@ def test_bad_input_is_one_clear_error(folder):
         call(crf, options(path, input=path / "images"))
     with pytest.raises(ValueError, match="one or two values"):
         call(crf, options(path, values=[0.1, 0.2, 0.3]))
-    with pytest.raises(ValueError, match="holds no array 'probs'"):
+    with pytest.raises(ValueError, match="no array 'probs'"):
         call(crf, options(path, recipe="probs", out=path / "out2"))
     (path / "images" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
@@ -135,9 +135,9 @@ def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"probs": np.full((3, 4, 5), 2.0)}, r"not in \[0, 1\]"),
-        ({"probs": np.full((3, 4, 5), -0.5)}, r"not in \[0, 1\]"),
-        ({"probs": np.zeros((3, 4, 5))}, r"not in \[0, 1\]"),
+        ({"probs": np.full((3, 4, 5), 2.0)}, r"must be in"),
+        ({"probs": np.full((3, 4, 5), -0.5)}, r"must be in"),
+        ({"probs": np.zeros((3, 4, 5))}, r"must be in"),
         ({"probs": np.ones((3, 4, 5), np.uint8)}, "must be floats"),
         ({"probs": np.full((1, 4, 5), 0.9)}, "background"),
         ({"class_ids": np.array([0, 300])}, "different integers"),
@@ -160,7 +160,7 @@ def test_wrong_values_of_a_recipe_are_refused(tmp_path, recipe, values):
         call(crf, options(tmp_path, recipe=recipe, values=values))
 
 
-@pytest.mark.parametrize(("device", "message"), [("cuda", "0 found"), ("gpu", "is not auto, cpu, cuda")])
+@pytest.mark.parametrize(("device", "message"), [("cuda", "0 found"), ("gpu", "must be auto")])
 def test_a_device_that_is_not_there_is_refused(folder, monkeypatch, device, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match=message):

@@ -116,8 +116,8 @@ def test_photo_and_folder_of_photos_need_no_data_set(checkpoint, tmp_path, capsy
     assert read_mask(out / "a.png").shape == (40, 60) and (out / "overlay" / "a.jpg").is_file()
     out = infer(checkpoint, tmp_path / "all", infer=str(tmp_path / "photos"))
     assert sorted(p.name for p in out.glob("*.png")) == ["a.png", "b.png"]
-    assert "those in subfolders of" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="is no photo"):
+    assert "photos   subfolders of" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="neither a photo"):
         infer(checkpoint, tmp_path / "all", infer=str(tmp_path / "fotos"))
 
 

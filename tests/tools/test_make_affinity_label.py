@@ -104,7 +104,7 @@ def test_bad_options_are_clear_errors(folder):  # noqa: F811
         call(make_affinity_label, options(path, background_threshold=0.4))
     with pytest.raises(ValueError, match="high_alpha=3.* must be above low_alpha=4"):
         call(make_affinity_label, options(path, mode="psa", high_alpha=3))
-    with pytest.raises(ValueError, match="which data set"):
+    with pytest.raises(ValueError, match="name the data set"):
         call(make_affinity_label, options(path, images=None))
     (path / "images" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):

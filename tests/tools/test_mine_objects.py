@@ -39,7 +39,7 @@ def test_one_class_of_fair_size_is_an_object(labels, capsys):
     item = bank.load(2, name)
     photo = np.asarray(read_image(split.records[0].image))
     assert np.array_equal(item.image_rgb, photo[4:30, 10:40]) and item.mask.all()
-    assert "no object of 5 classes" in capsys.readouterr().out
+    assert "no objects of 5 classes" in capsys.readouterr().out
     assert (out / "overview.jpg").is_file()
 
 
@@ -87,7 +87,7 @@ def test_labels_without_any_object_make_an_empty_bank(labels):
 
 def test_missing_labels_and_wrong_bounds_are_clear_errors(labels):
     split, folder, options = labels
-    with pytest.raises(ValueError, match="two rising shares"):
+    with pytest.raises(ValueError, match="ascending shares"):
         call(mine_objects, {**options, "min_share": 0.8})
     label_path(folder, split.records[2].name).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 4 labels of split 'train' are missing"):

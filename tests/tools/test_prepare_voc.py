@@ -128,7 +128,7 @@ def test_part_of_voc_is_an_error_unless_accepted(voc, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(prepare_voc.__file__, run_name="__main__")
     assert end.value.code == 2
-    assert "ValueError: this is not the whole" in capsys.readouterr().err
+    assert "ValueError: incomplete" in capsys.readouterr().err
     assert (voc / "tags.csv").read_text().count("bird") == 0  # the only one is difficult
 
 
@@ -146,7 +146,7 @@ def test_comparison_with_another_table_of_tags(voc, tmp_path, capsys):
 
 def test_wrong_files_and_folders_are_named(voc, tmp_path):
     (tmp_path / "x.mat").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"x\.mat is no SBD"):
+    with pytest.raises(ValueError, match=r"x\.mat is not an SBD"):
         read_sbd(tmp_path / "x.mat")
     with pytest.raises(FileNotFoundError, match="JPEGImages is missing"):
         call(prepare_voc, {"root": tmp_path})

@@ -103,7 +103,7 @@ def test_foreign_colours_and_values_are_refused(tmp_path):
     ):
         read_mask(tmp_path / "rgb.png")
     Image.fromarray(np.full((2, 2), 300, dtype=np.uint16)).save(tmp_path / "u16.png")
-    with pytest.raises(ValueError, match=r"u16\.png .* does not hold class indices"):
+    with pytest.raises(ValueError, match=r"u16\.png .* class indices"):
         read_mask(tmp_path / "u16.png")
     with pytest.raises(ValueError, match=r"values 0\.\.255"):
         write_mask(tmp_path / "bad.png", np.full((2, 2), -1))

@@ -26,7 +26,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 
 def test_missing_file_names_its_neighbours(tmp_path):
     save_checkpoint(tmp_path / "best.pth", {})
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*last.pth; found there: .*best.pth"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint .*last.pth.*found there: .*best.pth"):
         load_checkpoint(tmp_path / "last.pth")
 
 
@@ -36,7 +36,7 @@ def test_objects_are_refused(tmp_path):
             return print, ("executed",)
 
     torch.save({"x": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="holds more than tensors"):
+    with pytest.raises(ValueError, match="more than tensors"):
         load_checkpoint(tmp_path / "evil.pth")
 
 
@@ -57,7 +57,7 @@ def test_first_matching_rule_renames():
 
 def test_other_contents_are_refused(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    with pytest.raises(ValueError, match="holds a Tensor, not a mapping"):
+    with pytest.raises(ValueError, match="a Tensor, not a mapping"):
         load_checkpoint(tmp_path / "tensor.pth")
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("not a checkpoint")

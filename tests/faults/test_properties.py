@@ -30,7 +30,9 @@ def check(*strategies):
 
     def test_of(prove):
         def test(at_length):
-            settings(max_examples=1000 if at_length else 10, deadline=None)(given(*strategies)(prove))()
+            draw = settings(max_examples=1000 if at_length else 10, derandomize=not at_length, deadline=None)
+
+            draw(given(*strategies)(prove))()
 
         test.__doc__ = prove.__doc__
         return test
@@ -104,7 +106,7 @@ def test_a_learning_rate_rises_in_the_warm_up_and_falls_to_nothing(steps, warmup
     assert after == sorted(after, reverse=True)
 
 
-@check(seeds, st.integers(6, 12), st.integers(6, 12), st.integers(2, 4), st.integers(0, 4))
+@check(seeds, st.integers(7, 12), st.integers(7, 12), st.integers(2, 4), st.integers(0, 4))
 def test_a_walk_averages_scores(seed, h, w, radius, exp_times):
     pairs = PixelPairs(radius)
     rows, columns = pairs.grid((h, w))

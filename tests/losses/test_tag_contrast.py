@@ -123,6 +123,15 @@ def test_rows_whose_bracket_is_not_negative_are_dropped():
     assert loss == 0
 
 
+@pytest.mark.parametrize("positives", [0, 1])
+def test_a_batch_without_a_pair_costs_nothing_and_one_pair_counts(positives):
+    query = torch.tensor([[1.0, 0.0]])
+    keys = torch.cat([query, torch.tensor([[0.995, 0.0999]]).repeat(8, 1)])
+    tags = torch.tensor([1] * (1 + positives) + [2] * (8 - positives))
+    loss, _ = local_to_local_contrast(query, keys, tags[:1], tags, 0.5)
+    assert (loss > 0) == (positives > 0)
+
+
 def test_a_copy_counts_like_a_second_key():
     query, keys, tags, key_tags = random_case()
     keys[: len(query) // 2] = query.detach()[: len(query) // 2]  # rows whose maximum occurs twice

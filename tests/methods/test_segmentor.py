@@ -80,5 +80,5 @@ def test_cnn_backbone_gives_logits_at_stride_4():
 def test_a_wrong_head_is_a_clear_error():
     with pytest.raises(ValueError, match="method.head"):
         small("liner")
-    with pytest.raises(ValueError, match=r"'linear' has no method\.head_options.*hidden"):
+    with pytest.raises(ValueError, match="head_options"):
         Segmentor(4, {"name": "vit_demo"}, head="linear", head_options={"hidden": 3})

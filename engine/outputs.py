@@ -138,8 +138,7 @@ class Outputs:
         """
 
         def finished(record: Record) -> bool:
-            path, date = self.path(record), record.image.stat().st_mtime_ns if self.is_bare else None
-            is_there = path.is_file() and date in (None, path.stat().st_mtime_ns)
+            is_there = is_up_to_date(self.path(record), record, self.is_bare)
             return is_there and (others is None or others(record).is_file())
 
         for_each_image(
@@ -169,3 +168,8 @@ class Outputs:
         source["precision"] = self.options.precision
         self.evaluation.reduce().report(self.folder, self.protocol, self.settings, source)
         return self.folder
+
+
+def is_up_to_date(path: Path, record: Record, is_bare: bool) -> bool:
+    """Whether the file of an image is there and, of photos alone, has the date of this very photo."""
+    return path.is_file() and (not is_bare or path.stat().st_mtime_ns == record.image.stat().st_mtime_ns)

@@ -5,8 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source scripts/environment.sh
-TEST_MODULES="pytest xdist ruff mypy"
-use_python -r requirements.txt pytest pytest-xdist ruff mypy types-tqdm types-PyYAML
+TEST_MODULES="pytest xdist hypothesis ruff mypy"
+use_python -r requirements.txt pytest pytest-xdist hypothesis ruff mypy types-tqdm types-PyYAML
 # One process per core with one thread each; the tests of a file share what they set up.
 export OMP_NUM_THREADS=1
 if [ $# -eq 0 ]; then

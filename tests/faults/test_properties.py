@@ -14,7 +14,7 @@ from models.refiners.random_walk import random_walk, transition_weights
 from ops.cam import multi_scale_cam, normalize_cam, present_classes
 from ops.labels import affinity_label, cam_to_confident_label, threshold_label
 from ops.lattice import PermutohedralLattice, bilateral_features
-from ops.pairs import PixelPairs
+from ops.pairs import PixelPairs, fitting_radius
 from utils.schedule import Schedule
 
 seeds, sides = st.integers(0, 2**31), st.integers(2, 12)
@@ -108,7 +108,7 @@ def test_a_learning_rate_rises_in_the_warm_up_and_falls_to_nothing(steps, warmup
 
 @check(seeds, st.integers(7, 12), st.integers(7, 12), st.integers(2, 4), st.integers(0, 4))
 def test_a_walk_averages_scores(seed, h, w, radius, exp_times):
-    pairs = PixelPairs(radius)
+    pairs = PixelPairs(fitting_radius(radius, (h, w)))
     rows, columns = pairs.grid((h, w))
     affinity = rand(seed, len(pairs.directions), rows * columns)
     weights, _ = transition_weights(affinity, pairs, (h, w), beta=2.0)

@@ -233,10 +233,10 @@ def test_scores_survive_their_file(tmp_path):
 
 def test_missing_and_foreign_scores_are_named():
     sample = scored_sample()
-    with pytest.raises(ValueError, match="'a' comes without label scores: set data.label_dir"):
+    with pytest.raises(ValueError, match="no label scores"):
         AffinityView(64, 8)({"name": "a", "image": sample["image"]})
     sample["label_scores"]["scores"] = sample["label_scores"]["scores"][..., :20]
     with pytest.raises(ValueError, match=r"image 'a' are \(30, 20\), but the image is \(30, 50\)"):
         AffinityView(64, 8)(sample)
-    with pytest.raises(ValueError, match="not a positive multiple of the stride 8"):
+    with pytest.raises(ValueError, match="multiple of the stride 8"):
         AffinityView(60, 8)

@@ -118,7 +118,7 @@ def test_mxnet_files_of_other_networks_are_refused(mxnet_file, tmp_path):
     out = tmp_path / "x.safetensors"
     with pytest.raises(ValueError, match="--out cannot be .*x.pth"):
         call(convert_weights, {"model_path": path, "out": tmp_path / "x.pth"})
-    with pytest.raises(ValueError, match="method.a=1 could change"):
+    with pytest.raises(ValueError, match="method.a=1"):
         call(convert_weights, {"model_path": path, "out": out, "overrides": ["method.a=1"]})
     del arrays["arg:res4b3_branch2a_weight"]
     write_params(path, arrays)

@@ -86,7 +86,7 @@ def test_scores_over_a_part_of_the_masks_say_so(cams, checkpoint, split, tmp_pat
     call(infer_cam, {**some, "infer": listed, "out": str(out), "device": "cpu", "num_workers": 0})
     call(evaluate, {**some, "split": listed, "cam": str(cams), "out": str(tmp_path / "cam")})
     call(evaluate, {**some, "split": listed, "labels": str(masks), "out": str(tmp_path / "labels")})
-    assert capsys.readouterr().out.count("only 4 of 6 images have a mask: the score is theirs") == 3
+    assert capsys.readouterr().out.count("only 4 of 6 images have a mask") == 3
     for folder in (out, tmp_path / "cam", tmp_path / "labels"):
         source = [record["provenance"] for record in read_scores(folder)]
         assert {(s["images"], s["scored_images"]) for s in source} == {(6, 4)}
@@ -101,10 +101,7 @@ def test_masks_that_ignore_every_object_give_no_score(cams, checkpoint, split, t
     options["overrides"] = [f"data.options.masks={masks}"]
     for folder in ({"cam": str(cams)}, {"labels": str(masks)}):
         call(evaluate, options | folder)
-        told = (
-            "no mask of test holds any of the classes; 255 means ignored, class 1 must be 1: nothing to score"
-        )
-        assert told in capsys.readouterr().out and not (tmp_path / "scores.json").exists()
+        assert "nothing to score" in capsys.readouterr().out and not (tmp_path / "scores.json").exists()
     # Such masks are right where no image shows an object.
     (tmp_path / "tags.csv").write_text("".join(f"{record.name},\n" for record in split.records))
     options["overrides"] += [f"data.options.tags={tmp_path / 'tags.csv'}"]

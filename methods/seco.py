@@ -1,4 +1,5 @@
-"""SeCo: Separate and Conquer: Decoupling Co-occurrence via Decomposition (Yang et al., CVPR 2024).
+"""SeCo: Separate and Conquer: Decoupling Co-occurrence via Decomposition and Representation for Weakly
+Supervised Semantic Segmentation (Yang et al., CVPR 2024).
 
 B images, V local crops of each, s their side, C foreground classes, P of them present, D width, (H, W)
 pixels. Tags: 1..C a class, 0 background, -1 mixed or unknown.

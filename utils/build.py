@@ -67,7 +67,7 @@ def keyword_names(target: Any) -> set[str] | None:
             # A class that passes **kwargs on takes what its base takes.
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
-        return names - {"self", *getattr(target, "refused", ())}
+        return names - {"self"}
     parameters = inspect.signature(target).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None

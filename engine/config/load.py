@@ -11,6 +11,7 @@ engine/config/schema.py lists every key of the engine. Only the open mappings (`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, reduce
 from pathlib import Path
@@ -232,9 +233,7 @@ def _checked(cfg: DictConfig, source: str, changed: Iterable[str] = ()) -> DictC
             f"{source}: run_name must be a folder name below logs/ (set work_dir for another place)"
         )
     # Stages name folders below it, which tools open as they are.
-    plain["work_dir"] = plain["work_dir"].replace(
-        "~", str(Path.home()), 1 if plain["work_dir"][0] == "~" else 0
-    )
+    plain["work_dir"] = os.path.expanduser(plain["work_dir"])
     return OmegaConf.create(plain)
 
 

@@ -28,7 +28,7 @@ use_python() {
   local lacking=
   if [ -n "${PYTHON:-}" ]; then
     lacking=$(lacks "$PYTHON")
-    [ -z "$lacking" ] || fail "PYTHON=$PYTHON lacks $lacking (requirements.txt; for the tests also pytest pytest-xdist ruff mypy)"
+    [ -z "$lacking" ] || fail "PYTHON=$PYTHON lacks $lacking (requirements.txt; for the tests also pytest pytest-xdist hypothesis ruff mypy)"
     return
   fi
   if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then

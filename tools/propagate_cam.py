@@ -15,7 +15,6 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from engine.config.common import ImageOptions
 from engine.config.options import command_line, option
 

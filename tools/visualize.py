@@ -18,7 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from engine.config.common import CheckpointOptions
 from engine.config.options import command_line, option
 

@@ -42,6 +42,7 @@ def option(
     length: int | None = None,
     alias: str | None = None,
     alone: str | None = None,
+    positional: bool = False,
 ) -> Any:
     """A field of an options dataclass.
 
@@ -56,9 +57,10 @@ def option(
         length: how many values a list has.
         alias: second name of the flag.
         alone: value of the flag without a value.
+        positional: the command line gives it without a flag.
     """
     metadata = {"meaning": meaning, "free": free, "reads": reads, "choices": choices, "least": least}
-    metadata |= {"length": length, "alias": alias, "alone": alone}
+    metadata |= {"length": length, "alias": alias, "alone": alone, "positional": positional}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -242,7 +244,8 @@ def _flag(field: Field[Any], kind: Any) -> Any:
         help_behavior_hint="" if is_empty else None,
     )
     kinds = tuple(Literal[tuple(words)] if words and k is str else k for k in kinds)
-    return Annotated[reduce(or_, kinds), about]
+    flag = Annotated[reduce(or_, kinds), about]
+    return tyro.conf.Positional[flag] if field.metadata["positional"] else flag
 
 
 def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,9 +3,9 @@
     python bench/mutate.py --limit 50                            a sample
     python bench/mutate.py --files losses/affinity.py --again    a file, and its survivors once more
 
-A mutant is killed when a test of the module's folder that names it fails. Results are appended to ``--out``,
-and what is there already is not run again. The working tree is never changed: each mutant lives in a process
-of its own, forked after the libraries are imported.
+A mutant is killed when a test file that names its module fails; those of the module's folder are tried first.
+Results are appended to ``--out``, and what is there already is not run again. The working tree is never
+changed: each mutant has a process of its own, forked after the libraries are imported.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from engine.config.options import command_line, option
 
 FOLDERS = ("losses", "ops", "engine/scores")
-TESTS = ("losses", "ops", "models", "methods", "engine")
+TESTS = ("losses", "ops", "models", "methods", "engine", "faults")
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
@@ -71,15 +72,10 @@ def run(options: Options) -> dict[str, int]:
     random.Random(options.seed).shuffle(mutants)
     mutants = mutants[: options.limit or None]
     known = {line["key"]: line["killed"] for line in read(options.out)}
-    sound: set[str] = set()  # files whose tests pass
     import_libraries()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("a", encoding="utf-8") as out:
         for mutant in mutants:
-            if mutant.file not in sound:
-                if is_killed(Mutant(mutant.file, -1, "", ""), 10 * options.timeout):
-                    raise ValueError(f"the tests of {mutant.file} fail without any change")
-                sound.add(mutant.file)
             if mutant.key not in known or (options.again and not known[mutant.key]):
                 known[mutant.key] = is_killed(mutant, options.timeout)
                 out.write(json.dumps({**mutant._asdict(), "killed": known[mutant.key]}) + "\n")
@@ -152,8 +148,27 @@ def changed(node: Any) -> Any:
 
 
 def is_killed(mutant: Mutant, timeout: int) -> bool:
-    """Whether a test fails, or does not end, when the module is replaced."""
-    tests = matching_tests(mutant.file)
+    """Whether a test fails, or does not end, when the module is replaced.
+
+    Raises:
+        ValueError: the tests fail without any change.
+    """
+    for tests in matching_tests(mutant.file):
+        if not pass_unchanged(mutant.file, tests, 10 * timeout):
+            raise ValueError(f"the tests of {mutant.file} fail without any change")
+        if not pass_with(mutant, tests, timeout):
+            return True
+    return False
+
+
+@cache
+def pass_unchanged(file: str, tests: tuple[str, ...], timeout: int) -> bool:
+    """Whether test files pass, so that a failure is the mutant's."""
+    return pass_with(Mutant(file, -1, "", ""), tests, timeout)
+
+
+def pass_with(mutant: Mutant, tests: tuple[str, ...], timeout: int) -> bool:
+    """Whether test files pass, within ``timeout`` seconds, in a process of their own."""
     process = os.fork()
     if not process:
         signal.alarm(timeout)
@@ -164,22 +179,24 @@ def is_killed(mutant: Mutant, timeout: int) -> bool:
             os._exit(_test(mutant, tests))
         finally:
             os._exit(1)
-    return os.waitpid(process, 0)[1] != 0
+    return os.waitpid(process, 0)[1] == 0
 
 
-def matching_tests(file: str) -> list[str]:
-    """The test files that name a module, those of the folder of the same name if there are any."""
+def matching_tests(file: str) -> list[tuple[str, ...]]:
+    """The test files that name a module, or else its package: those of its own folder, then all others."""
     module = file.removesuffix(".py").replace("/", ".")
-    near = [module.partition(".")[0]]
-    for name, folders in ((module, near), (module, TESTS), (module.rpartition(".")[0], TESTS)):
+    paths = sorted(path for folder in TESTS for path in (ROOT / "tests" / folder).glob("test_*.py"))
+    for name in (module, module.rpartition(".")[0]):
         named = re.compile(rf"\b{re.escape(name)}\b")
-        paths = [path for folder in folders for path in (ROOT / "tests" / folder).glob("test_*.py")]
-        if found := [str(path) for path in paths if named.search(path.read_text("utf-8"))]:
-            return sorted(found)
+        found = [path for path in paths if named.search(path.read_text("utf-8"))]
+        near = tuple(str(path) for path in found if path.parent.name == module.partition(".")[0])
+        others = tuple(str(path) for path in found if str(path) not in near)
+        if found:
+            return [tests for tests in (near, others) if tests]
     raise ValueError(f"no test file names {file}")
 
 
-def _test(mutant: Mutant, tests: list[str]) -> int:
+def _test(mutant: Mutant, tests: tuple[str, ...]) -> int:
     import pytest
 
     name = mutant.file.removesuffix(".py").replace("/", ".")

@@ -14,22 +14,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
-
-from engine.config.load import load_config
 from engine.config.options import command_line, option
-from engine.data import load_split
-from engine.train import build_method
-from methods.toco import ToCo
-from models.backbones.vit import ViT
-from models.heads import LargeFOV, ProjectionHead
-from utils.seed import seed_everything
+
+if TYPE_CHECKING:
+    from methods.toco import ToCo
+    from models.backbones.vit import ViT
 
 
 @dataclass(kw_only=True)
@@ -43,6 +36,13 @@ class Options:
 
 def run(options: Options) -> Path:
     """Write all weights that the config's ToCo has before its first step; returns the file."""
+    from safetensors.torch import save_file
+
+    from engine.config.load import load_config
+    from engine.data import load_split
+    from engine.method import build_method
+    from utils.seed import seed_everything
+
     cfg = load_config(options.config, options.overrides)
     num_classes = load_split(cfg.data, cfg.data.train_set).num_classes
     seed_everything(cfg.seed, cfg.train.deterministic)
@@ -58,6 +58,10 @@ def draw_published_start(method: ToCo, head: Mapping[str, Any] | None = None) ->
     Args:
         head: widths of its projection head, ``method.head`` of the config.
     """
+    import torch
+
+    from models.heads import LargeFOV, ProjectionHead
+
     if not isinstance(method.decoder, LargeFOV):
         raise ValueError("the authors' start is of their decoder: method.decoder must be large_fov")
     width = method.backbone.embed_dim
@@ -80,11 +84,13 @@ def draws_of_encoder(backbone: ViT) -> int:
     """How many numbers the authors' encoder draws before its pretrained weights replace them: every layer as
     PyTorch makes it, the matrices once more, and the 1000-way head that nobody uses.
     """
+    from torch import nn
+
     linear = [layer for layer in backbone.modules() if isinstance(layer, nn.Linear)]
     linear.append(nn.Linear(backbone.embed_dim, 1000, device="meta"))
     matrices = sum(layer.weight.numel() for layer in linear)
     biases = sum(layer.bias.numel() for layer in linear if layer.bias is not None)
-    rest: tuple[Tensor, ...] = (*backbone.patch_embed.parameters(), backbone.pos_embed, backbone.cls_token)
+    rest = (*backbone.patch_embed.parameters(), backbone.pos_embed, backbone.cls_token)
     return 2 * matrices + biases + sum(parameter.numel() for parameter in rest)
 
 

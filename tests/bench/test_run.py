@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from bench.run import Options, dense_walk, run
+from bench.calls import dense_walk
+from bench.run import Options, run
 from models.refiners.random_walk import propagate_to_edge
 
 

@@ -135,7 +135,7 @@ def edit(coco, change, part="train"):
             ("annotations", "segmentation", shape, "annotation 2: segmentation")
             for shape in (None, [], [[1, 2, 3, 4]], [0, 0, 5, 0, 5, 5], {"counts": [0, 4], "size": [2, 2]})
         ),
-        ("annotations", "image_id", 99, r"1 of 3 annotations \(2\)"),
+        ("annotations", "image_id", 99, "annotation 2: image_id"),
         ("annotations", "image_id", None, "annotation 2: image_id"),
         ("annotations", "category_id", 12, "annotation 2: category_id"),
         ("annotations", "iscrowd", "no", "annotation 2: iscrowd"),

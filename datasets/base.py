@@ -7,7 +7,6 @@ H, W: pixels.
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.lists import some
+from utils.cam_files import open_arrays
 from utils.files import require_files
 from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
@@ -101,17 +101,16 @@ class Split:
 
 
 class WeakSegDataset(Dataset[Sample]):
-    """Images with image-level tags, from a split and a transform.
+    """Images with image-level tags: with a transform for training, where every image needs tags.
 
     A sample before its transform: ``name``, ``index``, ``sample_seed``, ``skipped``, ``image`` (PIL, RGB),
-    ``class_label`` (C,) float and, if asked for, ``mask`` (H, W). With a transform the set is for training,
-    so every image needs tags. Without one it is for evaluation: ``image`` is a (3, H, W) uint8 tensor of
-    native size, and images without known tags have no ``class_label``.
+    ``class_label`` (C,) float, if tags are known, and ``mask`` (H, W), if asked for. Without a transform
+    ``image`` is a (3, H, W) uint8 tensor of native size.
 
     Args:
         transform: sample -> sample. All it draws from torch's global generator belongs to the sample's seed,
             whichever process or worker loads the sample; that generator is left as it was.
-        with_mask: load the masks too. Training on tags never does.
+        with_mask: load the masks too.
         on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
             place, decided by the seed, and counts it in ``skipped``. In evaluation it is always an error.
         label_dir: folder of labels that an earlier stage made. Label images ``<name>.png`` become
@@ -179,7 +178,8 @@ class WeakSegDataset(Dataset[Sample]):
         if record.tags is not None:
             sample["class_label"] = self.split.class_label(index)
         if self.labels is not None and self.labels[index].suffix == ".npz":
-            sample["label_scores"] = _read_arrays(self.labels[index])
+            with open_arrays(self.labels[index], "score file", "the stage that makes it") as arrays:
+                sample["label_scores"] = dict(arrays)
         elif self.labels is not None:
             sample["pseudo_label"] = self._load_mask(self.labels[index], record, image)
         if self.with_mask:
@@ -217,8 +217,7 @@ class WeakSegDataset(Dataset[Sample]):
 def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:
     """Stack samples of equal sizes into a batch; ``skipped`` is summed, ``name`` stays a list.
 
-    Where an image comes in several versions (a tuple of samples), the batch holds first the first version of
-    every image, then the second ones.
+    Of images in several versions (tuples of samples) it holds first all first versions, then all second ones.
     """
     if isinstance(samples[0], tuple):
         samples = [sample for version in zip(*samples, strict=True) for sample in version]
@@ -242,14 +241,6 @@ def _label_files(split: Split, folder: Path) -> list[Path]:
     advice = "finish the stage that makes them, or correct data.label_dir"
     require_files(paths, f"labels of split '{split.name}'", advice)
     return paths
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
 
 
 def _file_size(path: Path | None) -> int:

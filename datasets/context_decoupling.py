@@ -6,7 +6,6 @@ on a sample before the transform of the method. H, W: pixels of the image; h, w:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.base import LABELS, Sample, WeakSegDataset
-from utils.files import read_json, require_files, write_atomic, write_json
+from utils.files import atomic_file, read_json, require_files, write_json
 from utils.image import IGNORE_INDEX
 from utils.seed import sample_generator
 
@@ -98,10 +97,8 @@ def object_path(folder: Path, class_id: int, name: str) -> Path:
 
 def save_object(folder: Path, name: str, item: MinedObject) -> None:
     """Write an object into a bank; the index follows when all are there."""
-    pixels = np.dstack([item.image_rgb, item.mask.astype(np.uint8) * 255])
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    write_atomic(object_path(folder, item.class_id, name), buffer.getvalue())
+    with atomic_file(object_path(folder, item.class_id, name)) as file:
+        _with_alpha(item).save(file, "PNG")
 
 
 def write_index(folder: Path, class_names: Sequence[str], objects: Mapping[int, Sequence[str]]) -> None:
@@ -180,8 +177,11 @@ def turned_picture(item: MinedObject, degrees: int) -> tuple[list[Image.Image], 
 
     Pillow weighs colours by their opacity, so those beside the object do not bleed into it.
     """
-    picture = Image.fromarray(np.dstack([item.image_rgb, item.mask.astype(np.uint8) * 255]))
-    return [picture.rotate(degrees, Image.Resampling.BILINEAR, expand=True)], 128
+    return [_with_alpha(item).rotate(degrees, Image.Resampling.BILINEAR, expand=True)], 128
+
+
+def _with_alpha(item: MinedObject) -> Image.Image:
+    return Image.fromarray(np.dstack([item.image_rgb, item.mask.astype(np.uint8) * 255]))
 
 
 def turned_labels(item: MinedObject, degrees: int) -> tuple[list[Image.Image], int]:

@@ -8,16 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from datasets.base import Record, Split
-from datasets.lists import (
-    check_paths,
-    find_list,
-    nfc,
-    read_class_names,
-    read_list,
-    refuse_hidden,
-    require_root,
-    some,
-)
+from datasets.lists import check_paths, find_list, nfc, read_class_names, read_list, refuse_hidden, some
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from datasets.tags import classes_of, read_tags, warn_of_constant_classes
 
@@ -57,7 +48,6 @@ def custom_split(
             class), ``leave_out`` (it is in no split) or ``unknown`` (kept, for inference only).
     """
     root = Path(root)
-    require_root(root)
     if untagged not in UNTAGGED:
         raise ValueError(f"data.options.untagged must be one of {', '.join(UNTAGGED)}, got '{untagged}'")
     if tags is None and class_names is None:

@@ -38,7 +38,9 @@ def read_list(path: str | Path, whole_lines: bool = False) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"list {path} is missing; lists in that folder: {there} (docs/data.md)")
+        raise FileNotFoundError(
+            f"list {path} is missing; lists in that folder: {there} (docs/data.md; data.root is the data set)"
+        )
     lines = (line.strip() if whole_lines else line.partition(" ")[0] for line in read_text(path).splitlines())
     words = [word for line in lines if (word := line.strip())]
     for word in words:
@@ -106,12 +108,6 @@ def read_class_names(
     if len(names) > IGNORE_INDEX:
         raise ValueError(f"{where}: {len(names)} are too many for 8-bit masks (at most {IGNORE_INDEX})")
     return tuple(names)
-
-
-def require_root(root: Path) -> None:
-    """Refuse a data set whose folder is not there."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"data set folder {root} does not exist: see docs/data.md, or set data.root")
 
 
 def is_background(name: str) -> bool:

@@ -20,9 +20,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """Endless micro-batches of (index, sample_seed) for one process: a pure function of seed and step.
 
     Step t takes items [t * batch_size, (t + 1) * batch_size) of a stream of shuffled epochs, whatever the
-    number of processes, workers and micro-batches, so resuming needs nothing but the step. Each epoch leaves
-    its last incomplete batch out; where the data set is smaller than a batch the epochs follow each other
-    without a gap.
+    number of processes, workers and micro-batches. Each epoch leaves its last incomplete batch out; where the
+    data set is smaller than a batch the epochs follow each other without a gap.
 
     Args:
         length: number of images.
@@ -77,8 +76,8 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers.
 
-    A stop signal reaches the workers too. They ignore it, because the step that the training finishes needs
-    them, and end when this generator is closed.
+    The workers ignore a stop signal, for the step that the training finishes needs them. They end when this
+    generator is closed.
     """
     loader = DataLoader(
         dataset,
@@ -112,8 +111,8 @@ def eval_loader(dataset: WeakSegDataset, num_workers: int, indices: Sequence[int
 
 
 def _set_up_worker(_worker: int) -> None:
-    torch.set_num_threads(1)  # several workers with a thread pool each would fight over the cores
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which ends its workers
+    # torch gives each worker one thread. Ctrl-C ends the main process, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _set_up_training_worker(worker: int) -> None:

@@ -1,8 +1,7 @@
-"""Views of a training image: sample dict -> sample dict.
+"""Views of a training image: sample dict -> sample dict. H, W: pixels; S: side of a crop.
 
-Whatever moves pixels acts on image, labels (``mask``, ``pseudo_label``) and ``valid_box`` together. Every
-draw comes from torch's global generator, which the data set seeds per sample, so a view is a pure function of
-image and sample seed. H, W: pixels; S: side of a crop.
+A view makes ``image`` (3, S, S) normalised, ``valid_box`` (4,) int64 y0, y1, x0, x1 of what is not padding,
+and labels (S, S), 255 outside of it. Draws come from torch's global generator, which the data set seeds.
 """
 
 from __future__ import annotations
@@ -24,11 +23,7 @@ Draw = Callable[[int], int]  # draw(n) is an integer from 0 to n - 1
 
 
 class PlainView:
-    """A randomly rescaled, mirrored and cropped image, for plain classification and segmentation.
-
-    A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64 y0, y1, x0, x1; its labels
-    become (S, S), 255 outside the box. Padding is black before the normalisation.
-    """
+    """A randomly rescaled, mirrored and cropped image with black padding."""
 
     def __init__(self, crop_size: int, scale_range: tuple[float, float] = (0.5, 2.0)) -> None:
         self.crop_size, self.scale_range = crop_size, _checked(scale_range)
@@ -41,13 +36,8 @@ class PlainView:
 class ResizedView:
     """A random part of the image, stretched to a square, mirrored and recoloured (1-stage-wseg, WS-FCN).
 
-    Nothing is padded: an image smaller than the crop is enlarged.
-
     Args:
         area_range: smallest and largest share of the image's area; the aspect ratio changes by up to 4/3.
-
-    A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64, the whole crop; its labels
-    become (S, S).
     """
 
     def __init__(self, crop_size: int, area_range: tuple[float, float] = (0.9, 1.0)) -> None:
@@ -84,9 +74,6 @@ class StageView:
         long_side: smallest and largest long side after it, in pixels, instead of ``scale_range``
             (classifiers).
         jitter: brightness, contrast and saturation by up to 0.3, hue by up to 0.1 (PSA, SEAM).
-
-    A sample gets ``image`` (3, S, S) normalised and ``valid_box`` (4,) int64 y0, y1, x0, x1; its labels
-    become (S, S), 255 outside the box.
     """
 
     def __init__(
@@ -111,7 +98,7 @@ class StageView:
         if self.jitter is not None:
             resized = self.jitter(resized)
         box = crop_box((resized.height, resized.width), self.crop_size)
-        pixels = normalize(F.pil_to_tensor(resized))
+        pixels = _to_input(resized)
         changed = {
             "image": crop(pixels.flip(-1) if mirrored else pixels, self.crop_size, box, fill=0.0),
             "valid_box": box.valid_box,
@@ -130,8 +117,7 @@ class WeakStrongViews:
     * ``global_view``: 0.4 to 1 of the original image's area at size S; colour, flip, rarely blur, solarise.
     * ``strong_view``: the same crop as ``image``; colour, flip, half of the time blur.
 
-    Each is (3, S, S), normalised. ``valid_box`` (4,) int64 is the part of the crop that is not black padding;
-    labels follow ``image``.
+    Padding is black; labels follow ``image``.
 
     Args:
         main_view: ``augmented`` (ToCo, MCC) or ``plain`` (SeCo).
@@ -148,7 +134,6 @@ class WeakStrongViews:
         main_view: str = "augmented",
         consistent_flip: bool = False,
     ) -> None:
-        assert main_view in ("augmented", "plain"), main_view
         self.crop_size, self.scale_range = crop_size, _checked(scale_range)
         self.main_view, self.consistent_flip = main_view, consistent_flip
         self.global_part = v2.RandomResizedCrop(
@@ -191,30 +176,27 @@ def random_crop(sample: Sample, crop_size: int, scale_range: tuple[float, float]
     A side shorter than the crop is padded at a random offset: black around the image, 255 around labels.
 
     Returns:
-        The sample with ``image`` (PIL, S x S), ``valid_box`` (4,) int64 and labels (S, S).
+        The sample with ``image`` (PIL, S x S), ``valid_box`` and labels.
     """
     image = sample["image"]
     low, high = scale_range
     factor = low + (high - low) * torch.rand(()).item()
     width, height = max(int(factor * image.width), 1), max(int(factor * image.height), 1)
-    left, x0, x1 = _random_window(width, crop_size)
-    top, y0, y1 = _random_window(height, crop_size)
+    image_left, left = _random_offsets(width, crop_size)
+    image_top, top = _random_offsets(height, crop_size)
     mirrored = _chance(0.5)
 
-    window = (left, top, left + x1 - x0, top + y1 - y0)
-    part = resized_window(image, (width, height), window)
-    crop = Image.new("RGB", (crop_size, crop_size))
-    crop.paste(part, (x0, y0))
-    valid_box = torch.tensor([y0, y1, x0, x1])
+    box = CropBox(top, left, image_top, image_left, min(height, crop_size), min(width, crop_size))
+    window = (image_left, image_top, image_left + box.width, image_top + box.height)
+    square = Image.new("RGB", (crop_size, crop_size))
+    square.paste(resized_window(image, (width, height), window), (left, top))
     changed: Sample = {
-        "image": _flip_if(mirrored, crop),
-        "valid_box": flip_box(valid_box, crop_size) if mirrored else valid_box,
+        "image": _flip_if(mirrored, square),
+        "valid_box": flip_box(box.valid_box, crop_size) if mirrored else box.valid_box,
     }
     for key in LABELS:
         if key in sample:
-            label = sample[key].new_full((crop_size, crop_size), IGNORE_INDEX)
-            resized = _nearest(sample[key], (width, height))
-            label[y0:y1, x0:x1] = resized[window[1] : window[3], window[0] : window[2]]
+            label = crop(_nearest(sample[key], (width, height)), crop_size, box, IGNORE_INDEX)
             changed[key] = label.flip(-1) if mirrored else label
     return sample | changed
 
@@ -308,12 +290,10 @@ def _offsets(length: int, crop_size: int, draw: Draw) -> tuple[int, int]:
     return (offset, 0) if length > crop_size else (0, offset)
 
 
-def _random_window(length: int, crop_size: int) -> tuple[int, int, int]:
-    """Along one axis: start in the image, and start and end in the crop, of the part that is shown."""
-    padded = max(length, crop_size)
-    offset = int(torch.randint(padded - length + 1, ()))
-    start = int(torch.randint(padded - crop_size + 1, ()))
-    return (start, 0, crop_size) if length >= crop_size else (0, offset, offset + length)
+def _random_offsets(length: int, crop_size: int) -> tuple[int, int]:
+    """The same as `_offsets` with the draws of the single-stage methods: for padding and for crop."""
+    left = random_draw(max(crop_size - length, 0) + 1)
+    return random_draw(max(length - crop_size, 0) + 1), left
 
 
 def _chance(p: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets.base import Record, Split
-from datasets.lists import check_paths, file_of, find_list, read_class_names, read_list, require_root, some
+from datasets.lists import check_paths, file_of, find_list, read_class_names, read_list, some
 from datasets.tags import read_tags
 from utils.files import require_files
 
@@ -45,7 +45,6 @@ def voc_split(
         class_names: file below root whose line k names mask value k, or a list; null: the 20 classes of VOC.
     """
     root = Path(root)
-    require_root(root)
     classes = read_class_names(class_names, root, CLASS_NAMES)
     list_file = find_list(root, lists, split)
     names = read_list(list_file)

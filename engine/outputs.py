@@ -171,5 +171,11 @@ class Outputs:
 
 
 def is_up_to_date(path: Path, record: Record, is_bare: bool) -> bool:
-    """Whether the file of an image is there and, of photos alone, has the date of this very photo."""
-    return path.is_file() and (not is_bare or path.stat().st_mtime_ns == record.image.stat().st_mtime_ns)
+    """Whether the file of an image is there and, of photos alone, was made from this very photo.
+
+    It has the photo's date. One that took the place of a photo of the same date has a later change time.
+    """
+    if not path.is_file() or not is_bare:
+        return path.is_file()
+    made, photo = path.stat(), record.image.stat()
+    return made.st_mtime_ns == photo.st_mtime_ns and made.st_ctime_ns >= photo.st_ctime_ns

@@ -16,7 +16,7 @@ from engine.scores.evaluation import truth_path
 from methods.base import Decomposes, MakesPseudoLabels, Prediction, Predicts, finish_scores
 from ops.cam import present_classes
 from ops.crops import cut
-from utils.drawing import cam_overlay, label_overlay, tagged_tiles
+from utils.drawing import cam_overlay, framed_tiles, label_overlay
 from utils.image import normalize, read_mask, resize
 
 LEGEND_SHARE = 0.01  # of the image: a class of fewer predicted pixels is not explained in the legend
@@ -98,7 +98,5 @@ def crop_tiles(loaded: LoadedMethod, image_rgb: Tensor, seen: Seen) -> np.ndarra
     square = resize(image_rgb[None].float(), size).round().to(torch.uint8)
     parts = cut(square, positions, method.local_crop_size)[:, 0]  # (V, 3, s, s)
     pictures = [part.permute(1, 2, 0).cpu().numpy() for part in (square[0], *parts)]
-    names = {-1: "mixed", **dict(enumerate(loaded.class_names))}
-    shown = crop_tags[0, 1:].tolist()  # one of the two equal tags of the whole image, then the crops'
-    titles = ["image", *(names[tag] for tag in shown[1:])]
-    return tagged_tiles(pictures, list(zip(shown, titles, strict=True)))
+    # One of the two equal tags of the whole image, then the crops'.
+    return framed_tiles(pictures, crop_tags[0, 1:].tolist())

@@ -36,11 +36,7 @@ def import_target(path: str) -> Any:
 
 
 def import_class(path: str, base: type) -> Any:
-    """The class at an import path, which a stranger's checkpoint may name: never a function to be called.
-
-    Raises:
-        ImportError, ValueError: there is none, or it is no ``base``.
-    """
+    """The class at an import path, which a stranger's checkpoint may name: never a function to be called."""
     target = import_target(path)
     if not inspect.isclass(target) or not issubclass(target, base):
         raise ValueError(f"'{path}' is no {base.__name__}")
@@ -48,37 +44,25 @@ def import_class(path: str, base: type) -> Any:
 
 
 def keyword_names(target: Any) -> set[str] | None:
-    """Names of the keyword arguments of a callable, over all base classes; None when it takes any keyword.
-
-    Those that a ``partial`` gives by position are not among its names.
-    """
-    if isinstance(target, partial):
+    """Names of the keyword arguments of a callable, over all base classes; None when it takes any keyword."""
+    if isinstance(target, partial):  # without what it gives by position
         given = list(inspect.signature(target.func).parameters)[: len(target.args)]
         accepted = keyword_names(target.func)
         return None if accepted is None else accepted - set(given)
-    if inspect.isclass(target):
-        names: set[str] = set()
-        for cls in target.__mro__:
-            init = cls.__dict__.get("__init__")
-            if init is None or cls is object:
-                continue
-            parameters = inspect.signature(init).parameters.values()
-            names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-            # A class that passes **kwargs on takes what its base takes.
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-        return names - {"self"}
     parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if len(names) == len(parameters):
+        return names
+    if not inspect.isclass(target):
         return None
-    return {p.name for p in parameters}
+    # A class that passes **kwargs on takes what its base takes.
+    return names | (
+        keyword_names(next(cls for cls in target.__mro__[1:] if "__init__" in vars(cls))) or set()
+    )
 
 
 def build(spec: Mapping[str, Any], **extra: Any) -> Any:
-    """Call ``spec["target"]`` with the other entries of ``spec`` and ``extra`` as keyword arguments.
-
-    A KeyError names the argument that is closest to one that the target does not have.
-    """
+    """Call ``spec["target"]`` with the other entries of ``spec`` and ``extra`` as keyword arguments."""
     arguments = {key: value for key, value in spec.items() if key != "target"} | extra
     target = import_target(spec["target"])
     _check_names(target, arguments, spec["target"])
@@ -91,7 +75,6 @@ def build_part(
     """Call ``target(*args, **options)``, a part of a method whose options are at ``key`` of its config.
 
     Args:
-        options: keyword arguments; None: the target's own defaults.
         others: further names that may be there, for the message.
     """
     part = partial(target, *args)
@@ -114,8 +97,6 @@ def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
 
 def _check_names(target: Any, arguments: Iterable[str], whose: str, others: Iterable[str] = ()) -> None:
     known = keyword_names(target)
-    if known is None:
-        return
     for name in arguments:
-        if name not in known:
+        if known is not None and name not in known:
             raise KeyError(f"'{name}' is not an argument of {whose}{suggest(name, known.union(others))}")

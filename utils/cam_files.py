@@ -5,7 +5,6 @@ No file holds a pickle, so reading one cannot run code; every file appears compl
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.files import write_atomic
+from utils.files import atomic_file
 
 
 def label_path(folder: Path, name: str) -> Path:
@@ -65,7 +64,7 @@ def load_cam(path: Path) -> CamFile:
     Raises:
         FileNotFoundError, ValueError: there is none, or it is damaged or something else.
     """
-    with _open_arrays(path, "CAM file", "tools/infer_cam.py") as arrays:
+    with open_arrays(path, "CAM file", "tools/infer_cam.py") as arrays:
         names = [name for name in ("cam", "aux_cam", "strided") if name in arrays]
         maps = {name: torch.from_numpy(arrays[name]).float() for name in names}
         height, width = (int(v) for v in arrays["size"])
@@ -93,7 +92,7 @@ def save_scores(path: Path, file: ScoreFile) -> None:
 
 def load_scores(path: Path) -> ScoreFile:
     """Read a score file; raises as `load_cam`."""
-    with _open_arrays(path, "score file", "tools/make_affinity_label.py") as arrays:
+    with open_arrays(path, "score file", "tools/make_affinity_label.py") as arrays:
         return ScoreFile(
             class_ids=torch.from_numpy(arrays["class_ids"]).long(),
             scores=torch.from_numpy(arrays["scores"]).float(),
@@ -102,13 +101,12 @@ def load_scores(path: Path) -> ScoreFile:
 
 def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """One compressed .npz file, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 @contextmanager
-def _open_arrays(path: Path, kind: str, maker: str) -> Iterator[Mapping[str, np.ndarray]]:
+def open_arrays(path: Path, kind: str, maker: str) -> Iterator[Mapping[str, np.ndarray]]:
     """The arrays of a .npz file; what goes wrong in the block means that it is damaged or another kind."""
     if not path.is_file():
         raise FileNotFoundError(f"{kind} {path} is missing: run {maker} first")

@@ -5,30 +5,27 @@ Pictures are (H, W, 3) uint8 arrays; masks hold class indices, 255 (ignore) is d
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from utils.files import write_atomic
-from utils.image import voc_palette
+from utils.files import atomic_file
+from utils.image import PALETTE
 
-PALETTE = np.array(voc_palette(), dtype=np.uint8).reshape(256, 3)
 IGNORE_COLOUR = (225, 225, 225)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 MARGIN, TITLE_SIZE, TEXT_SIZE = 6, 18, 14
 
 
-@dataclass
-class SheetRow:
+class SheetRow(NamedTuple):
     """One line of a sheet."""
 
     name: str  # written under the pictures
-    panels: list[np.ndarray | None]  # one picture per column; None leaves the place empty
-    classes: Sequence[int] = field(default_factory=tuple)  # ids for the legend; 255 is called ignored
+    panels: Sequence[np.ndarray | None]  # one picture per column; None leaves the place empty
+    classes: Sequence[int] = ()  # ids for the legend; 255 is called ignored
     note: str = ""  # written behind the name
 
 
@@ -53,29 +50,17 @@ def cam_overlay(image_rgb: np.ndarray, cam: np.ndarray, class_ids: Sequence[int]
     return ((1 - strength) * grey + strength * colours).round().astype(np.uint8)
 
 
-def tagged_tiles(
-    pictures: Sequence[np.ndarray], tags: Sequence[tuple[int, str]], side: int = 46
-) -> np.ndarray:
-    """Small pictures in rows of four, each in a frame of its tag's colour, with the tag's name below.
+def framed_tiles(pictures: Sequence[np.ndarray], tags: Sequence[int], side: int = 46) -> np.ndarray:
+    """Pictures as squares in rows of four, each in a frame of the colour of its tag.
 
-    Args:
-        pictures: scaled to squares of ``side`` pixels.
-        tags: class id and name; id 0 is drawn white, and a negative one, which is no single class, grey.
+    Tag 0 is drawn white, and a negative one, which is no single class, grey.
     """
-    columns, frame, line = 4, 4, TEXT_SIZE
-    font = ImageFont.load_default(TEXT_SIZE - 3)
-    width, height = side + 2 * frame + 2, side + 2 * frame + line
-    canvas = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for i, (picture, (tag, name)) in enumerate(zip(pictures, tags, strict=True)):
-        x, y = i % columns * width, i // columns * height
-        colour = "white" if tag == 0 else IGNORE_COLOUR if tag < 0 else tuple(int(v) for v in PALETTE[tag])
-        draw.rectangle((x, y, x + side + 2 * frame - 1, y + side + 2 * frame - 1), colour)
+    step = side + 10
+    canvas = Image.new("RGB", (4 * step, -(-len(pictures) // 4) * step), "white")
+    for i, (picture, tag) in enumerate(zip(pictures, tags, strict=True)):
+        colour = "white" if tag == 0 else IGNORE_COLOUR if tag < 0 else tuple(PALETTE[tag].tolist())
         tile = Image.fromarray(np.ascontiguousarray(picture)).resize((side, side), Image.Resampling.BILINEAR)
-        canvas.paste(tile, (x + frame, y + frame))
-        while draw.textlength(name, font) > width - 2 and len(name) > 3:
-            name = name[:-2].rstrip(".") + "."
-        draw.text((x + frame, y + side + 2 * frame), name, "black", font)
+        canvas.paste(ImageOps.expand(tile, 4, colour), (i % 4 * step, i // 4 * step))
     return np.asarray(canvas)
 
 
@@ -88,11 +73,8 @@ def sheet(
     tiles = [[_fit(panel, width) for panel in row.panels] for row in rows]
     heights = [max((tile.height for tile in line if tile), default=width) for line in tiles]
     caption = TEXT_SIZE + 3 * MARGIN
-    canvas = Image.new(
-        "RGB",
-        (MARGIN + step * len(titles), TITLE_SIZE + 4 * MARGIN + sum(heights) + caption * len(rows)),
-        "white",
-    )
+    size = (MARGIN + step * len(titles), TITLE_SIZE + 4 * MARGIN + sum(heights) + caption * len(rows))
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
         draw.text((MARGIN + column * step + width // 2, MARGIN), title, "black", title_font, anchor="ma")
@@ -109,7 +91,7 @@ def sheet(
             if x + entry > canvas.width:
                 draw.text((x, y), "...", "black", font)
                 break
-            colour = IGNORE_COLOUR if k == 255 else tuple(int(v) for v in PALETTE[k])
+            colour = IGNORE_COLOUR if k == 255 else tuple(PALETTE[k].tolist())
             draw.rectangle((x, y + 1, x + TEXT_SIZE, y + 1 + TEXT_SIZE), colour, "black")
             x = _text(draw, x + TEXT_SIZE + MARGIN, y, text, font) + 3 * MARGIN
         y += caption - MARGIN
@@ -119,9 +101,8 @@ def sheet(
 def write_picture(path: Path, picture: Image.Image | np.ndarray) -> None:
     """Write a picture as JPEG or PNG by the suffix of its path; a reader never sees half a file."""
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
-    write_atomic(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        image.save(file, "PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
 
 
 def _fit(panel: np.ndarray | None, width: int) -> Image.Image | None:

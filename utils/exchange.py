@@ -25,7 +25,7 @@ def load_foreign_cam(path: Path) -> CamFile:
 
     Raises:
         NoClassError: the file is an empty dictionary.
-        FileNotFoundError, ValueError: as `read_npy_dictionary`, and for a dictionary of another form.
+        ValueError: as `read_npy_dictionary`, and for a dictionary of another form.
     """
     content = read_npy_dictionary(path)
     if not content:
@@ -38,28 +38,20 @@ def load_foreign_cam(path: Path) -> CamFile:
             order = sorted(content)
             ids, strided = torch.tensor([int(k) for k in order]), None
             cam = torch.stack([_tensor(content[k]).float() for k in order])
-        _check(ids, cam, strided)
+        for maps in (cam,) if strided is None else (cam, strided):
+            if maps.ndim != 3 or len(maps) != len(ids):
+                raise ValueError(f"{len(ids)} classes, but maps are {tuple(maps.shape)}")
+            # Not below 0: SEAM's maps end under it where they are weakest.
+            if maps.numel() and not (maps.isfinite().all() and maps.max() <= 1.001):
+                raise ValueError(f"maps hold values up to {float(maps.max()):.3g}; CAMs are at most 1")
+        if (ids < 0).any() or len(ids.unique()) != len(ids):
+            raise ValueError(f"class indices {ids.tolist()} are not different numbers from 0")
         if strided is None and 0 in content and (cam.sum(0) - 1).abs().max() < 0.01:
             raise ValueError("its maps add up to 1: scores of background and classes, not CAMs")
         return CamFile(ids + 1, cam, None, (cam.shape[1], cam.shape[2]), strided)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         keys = ", ".join(map(str, list(content)[:5]))
         raise ValueError(f"{path} is not a CAM file of IRN or PSA: its keys are {keys} ({error})") from error
-
-
-def _check(keys: Tensor, cam: Tensor, strided: Tensor | None) -> None:
-    for name, maps in (("maps", cam), ("the strided maps", strided)):
-        if maps is None:
-            continue
-        if maps.ndim != 3 or len(maps) != len(keys):
-            raise ValueError(f"{len(keys)} classes, but {name} are {tuple(maps.shape)}")
-        if not maps.isfinite().all():
-            raise ValueError(f"{name} contain NaN or infinity")
-        # Not below: SEAM's maps end under 0 where they are weakest, far under it if they are nearly constant.
-        if maps.numel() and maps.max() > 1.001:
-            raise ValueError(f"{name} hold values up to {float(maps.max()):.3g}; CAMs are at most 1")
-    if (keys < 0).any() or len(keys.unique()) != len(keys):
-        raise ValueError(f"class indices {keys.tolist()} are not different numbers from 0")
 
 
 def _tensor(value: object) -> Tensor:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -19,17 +19,25 @@ SETTINGS = "settings.json"
 FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete at every moment, whenever the process dies."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name when it is complete, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            yield file
         os.replace(temporary, path)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from error  # a full disk names no file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,9 +61,6 @@ def alone_in(folder: Path, wait: float = 10.0) -> Iterator[None]:
 
     Args:
         wait: seconds; loader workers of a killed run end within five.
-
-    Raises:
-        ValueError: another process holds the folder.
     """
     if not is_main():
         yield
@@ -66,15 +71,11 @@ def alone_in(folder: Path, wait: float = 10.0) -> Iterator[None]:
             write_atomic(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
     except Timeout as error:
-        by, tasks = (
-            holder.read_text() if holder.is_file() else "another process",
-            os.environ.get("SLURM_NTASKS"),
-        )
-        slurm = f"; Slurm started this command SLURM_NTASKS={tasks} times: use one task for each node"
-        raise ValueError(
-            f"{folder} is in use by {by}: wait until it ends, stop it, or choose another run_name="
-            + (slurm if tasks not in (None, "1") else "")
-        ) from error
+        by = holder.read_text() if holder.is_file() else "another process"
+        message = f"{folder} is in use by {by}: wait until it ends, stop it, or choose another run_name="
+        if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+            message += f"; Slurm started this command SLURM_NTASKS={tasks} times: use one task for each node"
+        raise ValueError(message) from error
 
 
 def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
@@ -92,9 +93,6 @@ def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Mark ``folder`` as made with ``settings``, or check that it was.
-
-    Finished files are taken over when a run is repeated, so they must come from the same checkpoint and
-    settings.
 
     Raises:
         ValueError: the folder was made with something else (names every difference), or holds foreign images.

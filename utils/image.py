@@ -5,9 +5,8 @@ H, W: pixels. Images are RGB; masks hold class indices (0 background, 255 ignore
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from functools import cache
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from utils.files import write_atomic
+from utils.files import atomic_file
 from utils.logging import warn_once
 
 # ImageNet statistics on the 0..255 scale.
@@ -166,7 +165,15 @@ def read_mask(path: str | Path) -> np.ndarray:
     if image.mode == "RGBA" and image.getextrema()[3][0] < 255:
         raise ValueError(f"mask {path} has transparent parts, which may hide colours: save it without them")
     if image.mode in ("RGB", "RGBA"):
-        return _indices_of_voc_colours(np.asarray(image.convert("RGB")), path)
+        rgb = np.asarray(image.convert("RGB"))
+        indices = _voc_indices(rgb)
+        if len(foreign := np.argwhere(indices < 0)):
+            y, x = foreign[0]
+            raise ValueError(
+                f"mask {path} is a colour image and {len(foreign)} of its pixels are not of the VOC palette, "
+                f"first {tuple(rgb[y, x].tolist())} at row {y}, column {x}: {_SAVE_AS}"
+            )
+        return indices.astype(np.uint8)
     values = np.asarray(image)
     if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise ValueError(f"mask {path} (Pillow mode {image.mode}) does not contain class indices: {_SAVE_AS}")
@@ -177,17 +184,25 @@ def _checked_palette(image: Image.Image, path: str | Path) -> np.ndarray:
     """The indices of a palette picture, unless a program has put VOC's colours at other indices."""
     indices = np.array(image, dtype=np.uint8)
     used = np.unique(indices)
-    colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
-    colours = colours[used[used < len(colours)]]
-    meant = _index_of_colour()[_packed(colours)]
-    is_grey = (colours == used[: len(colours), None]).all()
-    if len(colours) == len(used) and (meant >= 0).all() and not is_grey and (meant != used).any():
-        wrong = int((meant != used).argmax())
-        raise ValueError(
-            f"mask {path} has VOC's colours at other indices (class {meant[wrong]} at {used[wrong]}): a "
-            f"program has renumbered it; {_SAVE_AS}"
-        )
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    if used[-1:] < len(palette):
+        colours = palette[used]
+        meant = _voc_indices(colours)
+        is_grey = (colours == used[:, None]).all()
+        if (meant >= 0).all() and (meant != used).any() and not is_grey:
+            wrong = int((meant != used).argmax())
+            raise ValueError(
+                f"mask {path} has VOC's colours at other indices (class {meant[wrong]} at {used[wrong]}): a "
+                f"program has renumbered it; {_SAVE_AS}"
+            )
     return indices
+
+
+def _voc_indices(rgb: np.ndarray) -> np.ndarray:
+    """Index of each colour (..., 3) in the VOC palette, -1 for other colours."""
+    bits = (((rgb[..., bit % 3] >> 7 - bit // 3) & 1) << bit for bit in range(8))
+    index = reduce(np.bitwise_or, bits)
+    return np.where((PALETTE[index] == rgb).all(-1), index.astype(int), -1)
 
 
 def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
@@ -198,47 +213,17 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
             f"cannot write {path}: a mask must be (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
         )
     image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(voc_palette())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write_atomic(Path(path), buffer.getvalue())
+    image.putpalette(PALETTE.flatten().tolist())
+    with atomic_file(Path(path)) as file:
+        image.save(file, format="PNG")
 
 
-@cache
-def voc_palette() -> tuple[int, ...]:
-    """The 256 colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ...
-
-    The bits of a class index are dealt to red, green and blue in turn, highest colour bit first.
-    """
-    palette: list[int] = []
-    for index in range(256):
-        colour = [0, 0, 0]
-        for bit in range(8):
-            colour[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-        palette += colour
-    return tuple(palette)
+def _voc_palette() -> np.ndarray:
+    """(256, 3) uint8: a class index deals its bits to red, green and blue in turn, highest first."""
+    index, palette = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= ((index >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    return palette
 
 
-@cache
-def _index_of_colour() -> np.ndarray:
-    """Look-up table from a packed 24-bit colour to its VOC index, -1 for every other colour."""
-    table = np.full(1 << 24, -1, dtype=np.int16)
-    table[_packed(np.array(voc_palette()).reshape(-1, 3))] = np.arange(256)
-    return table
-
-
-def _packed(rgb: np.ndarray) -> np.ndarray:
-    red, green, blue = np.moveaxis(rgb.astype(np.int64), -1, 0)
-    return (red << 16) | (green << 8) | blue
-
-
-def _indices_of_voc_colours(rgb: np.ndarray, path: str | Path) -> np.ndarray:
-    index = _index_of_colour()[_packed(rgb)]
-    foreign = np.argwhere(index < 0)
-    if len(foreign):
-        y, x = foreign[0]
-        raise ValueError(
-            f"mask {path} is a colour image and {len(foreign)} of its pixels have colours outside the VOC "
-            f"palette, first {tuple(int(c) for c in rgb[y, x])} at row {y}, column {x}: {_SAVE_AS}"
-        )
-    return index.astype(np.uint8)
+PALETTE = _voc_palette()

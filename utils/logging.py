@@ -22,13 +22,6 @@ from utils.mappings import leaves
 LOGGER = logging.getLogger("tag2mask")
 
 
-class _Visible(logging.Formatter):
-    """Lines without the control characters that names may hold."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
 class _TqdmHandler(logging.Handler):
     """Writes a line above the progress bar instead of through it."""
 
@@ -65,15 +58,19 @@ def setup_logging(work_dir: Path | None = None) -> logging.Logger:
     LOGGER.handlers.clear()
     LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if is_main() else logging.ERROR)
-    terminal = _TqdmHandler()
-    terminal.setFormatter(_Visible("%(message)s"))
-    LOGGER.addHandler(terminal)
+    LOGGER.addFilter(_show_control_characters)
+    LOGGER.addHandler(_TqdmHandler())
     if work_dir is not None and is_main():
         work_dir.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(work_dir / "run.log", encoding="utf-8")
-        file.setFormatter(_Visible("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         LOGGER.addHandler(file)
     return LOGGER
+
+
+def _show_control_characters(record: logging.LogRecord) -> bool:
+    record.msg, record.args = visible(record.getMessage()), ()
+    return True
 
 
 @cache
@@ -114,7 +111,7 @@ class MetricsWriter:
                     self._tensorboard.add_scalar(key.replace(".", "/"), value, step)
 
     def close(self) -> None:
-        """Flush and close both records."""
+        """Close both records."""
         if self._file is not None:
             self._file.close()
         if self._tensorboard is not None:

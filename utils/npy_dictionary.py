@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# What the pickle of an array, a NumPy scalar or a CPU tensor names. NumPy's own parts lie in numpy.core in
-# old releases and in numpy._core in recent ones; a file may come from either.
+# A file may come from an old release, in which NumPy's parts are in numpy.core, or from a recent one.
 _CORE = "numpy._core" if hasattr(np, "_core") else "numpy.core"
 _ALLOWED = {
     ("collections", "OrderedDict"),
@@ -41,27 +40,17 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_npy_dictionary(path: str | Path) -> dict[Any, Any]:
-    """The dictionary in a ``.npy`` file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, holds no dictionary, or holds objects other than arrays, numbers,
-            strings, containers and tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"file {path} does not exist")
+    """The dictionary in a ``.npy`` file; a ValueError for any other content."""
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-            shape, _, dtype = read_header[version[0]](file)
+        with Path(path).open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             if dtype != np.dtype(object) or shape != ():
                 raise ValueError(f"it is an array of {dtype} of shape {shape}")
             content = _ArraysOnly(file).load()
-    except (pickle.UnpicklingError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+            content = content.item() if isinstance(content, np.ndarray) else content
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+    except (pickle.UnpicklingError, ValueError, LookupError, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a .npy dictionary of arrays: {error}") from error
-    content = content.item() if isinstance(content, np.ndarray) and content.shape == () else content
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a .npy dictionary of arrays: it holds a {type(content).__name__}")
     return content

@@ -32,21 +32,15 @@ def arguments(target: str) -> dict[str, Argument] | None:
     """
     module, _, name = target.rpartition(".")
     node = _find(module, name)
-    if node is None:
+    if node is None or (isinstance(node[1], ast.FunctionDef) and node[1].args.kwarg):
         return None
-    if isinstance(node[1], ast.FunctionDef):
-        return (
-            dict(_of_function(node[1], ast.get_docstring(node[1]) or "")) if not node[1].args.kwarg else None
-        )
     found: dict[str, Argument] = {}
     takes_more = True
-    for cls in _with_bases(*node):
-        doc = ast.get_docstring(cls) or ""
-        init = next((x for x in cls.body if isinstance(x, ast.FunctionDef) and x.name == "__init__"), None)
-        own = dict(
-            _of_function(init, f"{doc}\n{ast.get_docstring(init) or ''}") if init else _of_fields(cls, doc)
-        )
-        for key, argument in own.items():
+    for part in _with_bases(*node):
+        inits = [x for x in part.body if isinstance(x, ast.FunctionDef) and x.name == "__init__"]
+        init = part if isinstance(part, ast.FunctionDef) else inits[0] if inits else None
+        doc = "\n".join(ast.get_docstring(x) or "" for x in (part, *inits))
+        for key, argument in _of_function(init, doc) if init else _of_fields(part, doc):
             if key in found:  # the class itself comes first; a base has the text where it has none
                 found[key] = found[key]._replace(meaning=found[key].meaning or argument.meaning)
             elif takes_more:
@@ -78,11 +72,10 @@ def _tree(module: str) -> ast.Module | None:
     return None
 
 
-def _with_bases(module: str, cls: Definition) -> Iterator[ast.ClassDef]:
-    """A class and its bases, nearest first."""
-    assert isinstance(cls, ast.ClassDef)
-    yield cls
-    for base in cls.bases:
+def _with_bases(module: str, node: Definition) -> Iterator[Definition]:
+    """A function alone, or a class and its bases, nearest first."""
+    yield node
+    for base in node.bases if isinstance(node, ast.ClassDef) else ():
         if isinstance(base, ast.Name) and (found := _find(module, base.id)):
             yield from _with_bases(*found)
 
@@ -96,7 +89,7 @@ def _of_function(node: ast.FunctionDef, doc: str) -> Iterator[tuple[str, Argumen
             yield argument.arg, _argument(argument.arg, argument.annotation, value, doc)
 
 
-def _of_fields(cls: ast.ClassDef, doc: str) -> Iterator[tuple[str, Argument]]:
+def _of_fields(cls: Definition, doc: str) -> Iterator[tuple[str, Argument]]:
     """Fields of a dataclass."""
     if any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list):
         for node in cls.body:

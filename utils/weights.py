@@ -6,13 +6,17 @@ import hashlib
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+from utils.files import atomic_file
 
 FORMAT = "tag2mask/1"
 
@@ -32,58 +36,46 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = No
     Args:
         keep: the new name of the file that was there. For a moment there is nothing at ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
         stale.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with atomic_file(path) as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
+            if keep is not None and path.exists():
+                os.replace(path, keep)
     except (OSError, RuntimeError) as error:  # a full disk
         raise OSError(f"cannot write {path} ({error}); what was there before is kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a ``.pth`` or ``.safetensors`` file; nothing in it is executed (``weights_only``).
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Read a ``.pth`` or ``.safetensors`` file to the CPU; nothing in it is executed (``weights_only``).
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it is damaged or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        near = sorted(str(p) for p in folder.glob("*.pth")) if folder.is_dir() else []
+        near = sorted(map(str, (path if path.is_dir() else path.parent).glob("*.pth")))
         raise FileNotFoundError(
             f"checkpoint {path} does not exist" + (f"; found there: {', '.join(near)}" if near else "")
         )
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path, device=str(map_location)))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    damaged = f"{path} is damaged or not a checkpoint"
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not (found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))):
-            raise ValueError(f"{path} is damaged or not a checkpoint") from error
+            raise ValueError(damaged) from error
         raise ValueError(
             f"{path} holds more than tensors and plain containers ({found[1]}), so it is not loaded (a "
             "checkpoint can run code); save its state dict alone with torch.save and use that file"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError) as error:
-        explains = isinstance(error, RuntimeError) and str(error)  # the others say nothing to a user
-        reason = str(error).splitlines()[0] if explains else "it is empty, cut off, or something else"
-        raise ValueError(f"{path} is damaged or not a checkpoint: {reason}") from error
+    except (SafetensorError, RuntimeError, EOFError, BadZipFile, LookupError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{damaged}: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} contains a {type(state).__name__}, not a mapping of names to weights")
     return state

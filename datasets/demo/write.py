@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -11,17 +10,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from datasets.demo.contexts import CONTEXTS
-from datasets.demo.scene import SPLITS, SceneOptions, context_given_class, render_scene
+from datasets.demo.scene import SPLITS, SceneOptions, render_scene
 from datasets.tags import write_tags
-from utils.files import read_json, write_atomic, write_json
+from utils.files import atomic_file, read_json, write_atomic, write_json
 from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
 from utils.mappings import differences
@@ -31,7 +29,7 @@ FORMAT = "tag2mask/synthetic-1"  # a change of what is drawn for the same option
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
 CHUNK = 50  # images that a process draws at a time
 
-Item = tuple[str, int]  # split and index of an image
+Item = tuple[str, str, int]  # name, split and index of an image
 
 
 def write_dataset(
@@ -46,7 +44,7 @@ def write_dataset(
         workers: processes that draw; None: one per core, at most 8.
 
     Returns:
-        The content of ``root/meta.json``: format, options, context probabilities, fingerprint.
+        The content of ``root/meta.json``: format, options, fingerprint.
 
     Raises:
         FileExistsError: ``root`` holds a set of other options, or files that are no generated set.
@@ -69,31 +67,26 @@ def write_dataset(
         return found
     write_json(root / "meta.json", head)  # before any image, so that an interrupted run is recognised as ours
 
-    images = [(split, index) for split in SPLITS for index in range(options.count(split))]
-    missing = [item for item in images if not _mask_path(root, image_name(*item)).exists()]
-    parts = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
+    names = {split: [f"{split}_{index:05d}" for index in range(options.count(split))] for split in SPLITS}
+    images = [(name, split, index) for split in SPLITS for index, name in enumerate(names[split])]
+    missing = [item for item in images if not _mask_path(root, item[0]).exists()]
     with progress_bar(total=len(images), desc=f"scenes in {root}", unit="image") as bar:
         bar.update(len(images) - len(missing))
-        for written in _write_parts(root, options, parts, workers):
-            bar.update(written)
+        for _ in _write_images(root, options, missing, workers):
+            bar.update()
 
     class_names = ("background", *options.classes)
     tags, digest = {}, hashlib.sha256()
-    for name in (image_name(*item) for item in images):
+    for name, *_ in images:
         tags[name] = [class_names[k] for k in np.unique(read_mask(_mask_path(root, name))) if k]
         digest.update(name.encode())
         for path in (_image_path(root, name), _mask_path(root, name)):
             digest.update(path.read_bytes())
     write_tags(root / "tags.csv", tags)
-    for split in SPLITS:
-        lines = "".join(f"{image_name(split, index)}\n" for index in range(options.count(split)))
-        write_atomic(root / LISTS / "Segmentation" / f"{split}.txt", lines.encode())
-    write_atomic(root / "class_names.txt", "".join(f"{name}\n" for name in class_names).encode())
-    table = {
-        name: {context: round(float(share), 4) for context, share in zip(CONTEXTS, row, strict=True)}
-        for name, row in zip(options.classes, context_given_class(options), strict=True)
-    }
-    meta = {**head, "context_given_class": table, "fingerprint": digest.hexdigest()[:16]}
+    texts = {f"{LISTS}/Segmentation/{split}.txt": names[split] for split in SPLITS}
+    for file, lines in {**texts, "class_names.txt": class_names}.items():
+        write_atomic(root / file, "".join(f"{line}\n" for line in lines).encode())
+    meta = {**head, "fingerprint": digest.hexdigest()[:16]}
     write_json(root / "meta.json", meta)
     return meta
 
@@ -109,11 +102,6 @@ def read_meta(root: Path) -> dict[str, Any] | None:
     return meta
 
 
-def image_name(split: str, index: int) -> str:
-    """Name of an image: the folders of VOC are shared by all splits."""
-    return f"{split}_{index:05d}"
-
-
 def _image_path(root: Path, name: str) -> Path:
     return root / IMAGES / f"{name}.jpg"
 
@@ -122,26 +110,25 @@ def _mask_path(root: Path, name: str) -> Path:
     return root / MASKS / f"{name}.png"
 
 
-def _write_parts(
-    root: Path, options: SceneOptions, parts: Sequence[list[Item]], workers: int | None
-) -> Iterator[int]:
+def _write_images(
+    root: Path, options: SceneOptions, images: Sequence[Item], workers: int | None
+) -> Iterator[None]:
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
-    if workers <= 1 or len(parts) <= 1:
-        yield from map(_write_images, repeat(root), repeat(options), parts)
+    write = partial(_write_image, root, options)
+    if workers <= 1 or len(images) <= CHUNK:
+        yield from map(write, images)
         return
     # spawn: the caller may already run threads, which a forked process would inherit in an undefined state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
-        yield from pool.map(_write_images, repeat(root), repeat(options), parts)
+        yield from pool.map(write, images, chunksize=CHUNK)
 
 
-def _write_images(root: Path, options: SceneOptions, images: Sequence[Item]) -> int:
-    """Write some images; the mask comes last and says that its image is complete."""
-    for split, index in images:
-        scene, name = render_scene(options, split, index), image_name(split, index)
-        buffer = io.BytesIO()
+def _write_image(root: Path, options: SceneOptions, item: Item) -> None:
+    """Write an image; its mask comes last and says that it is complete."""
+    name, split, index = item
+    scene = render_scene(options, split, index)
+    with atomic_file(_image_path(root, name)) as file:
         # Without chroma subsampling: at this size a block of 16 x 16 pixels is as large as a wheel.
-        Image.fromarray(scene.image).save(buffer, "JPEG", quality=95, subsampling=0)
-        write_atomic(_image_path(root, name), buffer.getvalue())
-        write_mask(_mask_path(root, name), scene.mask)
-    return len(images)
+        Image.fromarray(scene.image).save(file, "JPEG", quality=95, subsampling=0)
+    write_mask(_mask_path(root, name), scene.mask)

@@ -285,5 +285,5 @@ def test_score_files_reach_the_transform(world, tmp_path):
     with pytest.raises(ValueError, match="label scores"):
         ContextDecoupledDataset(dataset, world[1], Paste())[1, 0]
     (tmp_path / "1.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"1\.npz is damaged"):
+    with pytest.raises(ValueError, match=r"1\.npz .*damaged"):
         dataset[1, 0]

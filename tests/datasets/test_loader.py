@@ -62,12 +62,6 @@ def test_epochs_of_a_small_set_follow_each_other_without_a_gap():
     assert len({seed for _, seed in items}) == 24
 
 
-def test_seeds_differ_between_samples_epochs_and_runs():
-    one, other = (steps(10, length=8, batch_size=4, seed=seed) for seed in (0, 1))
-    seeds = [seed for batches in (one, other) for batch in batches for _, seed in batch]
-    assert len(set(seeds)) == 80 and min(seeds) >= 0 and max(seeds) < 2**63
-
-
 @pytest.mark.parametrize("transform", [PlainView(16), WeakStrongViews(16)])
 def test_batches_do_not_depend_on_workers(split, transform):
     def batches(num_workers):

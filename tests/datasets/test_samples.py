@@ -44,16 +44,6 @@ def test_masks_are_read_only_when_asked_for(split, tmp_path):
         WeakSegDataset(split, with_mask=True)
 
 
-def test_draws_belong_to_the_seed_and_leave_the_global_generator_alone(split):
-    data = WeakSegDataset(split, draw)
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    first, second, other = data[1, 7], data[1, 7], data[1, 8]
-    assert torch.equal(torch.rand(2), expected)
-    assert torch.equal(first["image"], second["image"]) and not torch.equal(first["image"], other["image"])
-
-
 def test_unreadable_image_names_file_and_way_out(split):
     split.records[1].image.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*1\.png.*data\.on_error=skip"):
@@ -114,12 +104,6 @@ def test_fingerprint_follows_content_not_place_or_order(split, tmp_path_factory)
     assert dataclasses.replace(split, records=(tagged, *records[1:])).fingerprint() != split.fingerprint()
     records[0].image.write_bytes(b"longer" * 1000)
     assert copy.fingerprint() != split.fingerprint()
-
-
-def test_collate_stacks_and_keeps_names(split):
-    batch = collate([WeakSegDataset(split, draw)[k, 2**62] for k in range(2)])
-    assert batch["image"].shape == (2, 3) and batch["name"] == ["0", "1"]
-    assert batch["sample_seed"].tolist() == [2**62, 2**62] and batch["index"].dtype == torch.int64
 
 
 def test_real_photos_load(voc20_mini):

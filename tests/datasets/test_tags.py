@@ -119,11 +119,6 @@ def test_other_files_are_refused(tmp_path, file, text, term):
         read_tags(write(tmp_path / file, text), CLASSES)
 
 
-def test_other_encodings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"tags\.csv is not UTF-8"):
-        read_tags(write(tmp_path / "tags.csv", "a,café\n", "latin-1"), CLASSES)
-
-
 def test_accents_have_one_spelling(tmp_path):
     decomposed, composed = "caf\u0065\u0301", "caf\u00e9"
     rows = {"a": [decomposed], "b": [composed], decomposed: []}

@@ -21,7 +21,7 @@ from engine.segmentation import segment_scores, write_label
 from tests.processes import TIMEOUT, free_port, launch
 from tests.stages import call
 from tools import infer_seg
-from utils.image import read_image, read_mask, voc_palette
+from utils.image import PALETTE, read_image, read_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -43,7 +43,7 @@ def test_label_images_are_palette_pictures_of_the_original_size(plain, demo_fold
     assert sorted(p.stem for p in plain.glob("*.png")) == sorted(names)
     for name in names:
         with Image.open(plain / f"{name}.png") as image:
-            assert image.mode == "P" and image.getpalette()[: 3 * 256] == list(voc_palette())
+            assert image.mode == "P" and image.getpalette()[: 3 * 256] == PALETTE.flatten().tolist()
             assert image.size == read_image(demo_folder / f"JPEGImages/{name}.jpg").size
             assert np.asarray(image).max() < 7
 

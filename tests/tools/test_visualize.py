@@ -10,7 +10,8 @@ from engine.inference import load_method
 from engine.panels import panels_of, see
 from tests.stages import call
 from tools import visualize
-from utils.drawing import PALETTE, SheetRow, cam_overlay, label_overlay, sheet
+from utils.drawing import SheetRow, cam_overlay, label_overlay, sheet
+from utils.image import PALETTE
 
 
 def test_sheet_per_so_many_images(checkpoint, tmp_path):

@@ -4,23 +4,18 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.image import denormalize, normalize, read_image, read_mask, rescale, voc_palette, write_mask
+from utils.image import PALETTE, denormalize, normalize, read_image, read_mask, rescale, write_mask
 
 INDICES = np.array([[0, 1, 20], [255, 5, 0]], dtype=np.uint8)
 
 
 def test_normalize_and_back():
     image = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
-    assert normalize(image).dtype == torch.float32
+    assert normalize(image).dtype == torch.float32 and normalize(image.double()).dtype == torch.float64
     torch.testing.assert_close(denormalize(normalize(image)), image.float(), atol=1e-4, rtol=0)
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     torch.testing.assert_close(normalize(image), (image / 255 - mean) / std)
-
-
-def test_normalize_leaves_its_input_alone():
-    image = torch.full((3, 2, 2), 7.0, dtype=torch.float64)
-    assert normalize(image).dtype == torch.float64 and (image == 7).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
@@ -40,35 +35,24 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, suffix):
     assert np.abs(np.asarray(read).astype(int) - expected).max() <= 1
 
 
-def test_transparent_parts_are_white(tmp_path):
+def test_transparent_parts_are_white_and_camera_orientation_is_applied(tmp_path):
     Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "a.png")
     assert (np.asarray(read_image(tmp_path / "a.png")) == 255).all()
-
-
-def test_camera_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (4, 8)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n broken"])
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n broken", None])
 def test_broken_image_is_named(tmp_path, content):
-    (tmp_path / "a.png").write_bytes(content)
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    cut_off = (tmp_path / "a.png").read_bytes()[:900]
+    (tmp_path / "a.png").write_bytes(cut_off if content is None else content)
     with pytest.raises(ValueError, match=r"cannot read image .*a\.png"):
         read_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"cannot read mask .*a\.png"):
         read_mask(tmp_path / "a.png")
-
-
-def test_truncated_jpeg_is_named(tmp_path):
-    Image.effect_noise((64, 64), 50).save(tmp_path / "a.jpg")
-    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"cannot read image .*a\.jpg"):
-        read_image(tmp_path / "a.jpg")
-
-
-def test_missing_image_stays_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path / "none.jpg")
 
@@ -77,7 +61,7 @@ def test_masks_read_back_from_palette_grey_and_voc_colours(tmp_path):
     write_mask(tmp_path / "p.png", INDICES)
     Image.fromarray(INDICES).save(tmp_path / "l.png")
     with Image.open(tmp_path / "p.png") as image:
-        assert image.mode == "P" and image.getpalette() == list(voc_palette())
+        assert image.mode == "P" and image.getpalette() == PALETTE.flatten().tolist()
         image.convert("RGB").save(tmp_path / "rgb.png")
     Image.fromarray(INDICES.astype(np.uint16)).save(tmp_path / "u16.png")
     for name in ("p", "l", "rgb", "u16"):
@@ -110,7 +94,7 @@ def test_foreign_colours_and_values_are_refused(tmp_path):
 
 
 def test_voc_palette_is_the_published_one():
-    colours = [tuple(voc_palette()[3 * k : 3 * k + 3]) for k in range(256)]
+    colours = list(map(tuple, PALETTE.tolist()))
     assert colours[1] == (128, 0, 0) and colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
     assert colours[255] == (224, 224, 192) and len(set(colours)) == 256
 
@@ -142,7 +126,7 @@ def test_a_tiff_may_state_its_white(tmp_path):
 
 
 def colours(mask):
-    return np.array(voc_palette(), np.uint8).reshape(-1, 3)[mask]
+    return PALETTE[mask]
 
 
 def test_masks_that_programs_have_changed_are_refused(tmp_path):
@@ -165,6 +149,8 @@ def test_a_palette_of_ones_own_keeps_its_indices(tmp_path, palette):
     mask = np.array([[0, 1, 56], [128, 255, 2]], np.uint8)
     picture = Image.fromarray(mask)
     own = [(37 * k) % 251 for k in range(768)]
-    picture.putpalette({"voc": voc_palette(), "grey": np.arange(256).repeat(3).tolist(), "own": own}[palette])
+    picture.putpalette(
+        {"voc": PALETTE.flatten().tolist(), "grey": np.arange(256).repeat(3).tolist(), "own": own}[palette]
+    )
     picture.save(tmp_path / "m.png")
     assert (read_mask(tmp_path / "m.png") == mask).all()

@@ -18,12 +18,6 @@ def test_streams_of_one_sample_are_repeatable_and_independent():
     assert not torch.equal(draw("crops"), draw("masks"))
 
 
-def test_drawing_for_a_sample_leaves_the_global_state_alone():
-    before = torch.get_rng_state()
-    torch.randperm(5, generator=sample_generator(7, "crops"))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_each_process_goes_on_with_a_state_of_its_own():
     def draw(seed, step, rank):
         torch.manual_seed(seed)

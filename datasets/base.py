@@ -60,8 +60,6 @@ class Split:
     records: tuple[Record, ...]
 
     def __post_init__(self) -> None:
-        if not self.records:
-            raise ValueError(f"split '{self.name}' has no images")
         if len(self.class_names) < 2:
             raise ValueError(f"split '{self.name}' has no class but background")
 

@@ -36,16 +36,12 @@ def coco_split(
 ) -> Split:
     """One split of COCO 2014 as `tools/prepare_coco.py` prepares it.
 
-    The layouts of the field fit too. ToCo: ``images="JPEGImages/{part}2014"``; SeCo:
-    ``images="{part}/{name}.jpg"`` and ``masks="{part}/{number}.png"``, where ``{number}`` is what follows the
-    last underscore of an image's name.
-
     Args:
         root: folder of the data set, for example ``data/coco``.
         split: name of a list (``train``, ``val``, ``val_part``), or path of a text file of image names.
         lists: folder of the lists, below root.
-        images: folder of the JPEG images, below root, or a pattern; ``{part}`` is train or val, as in the
-            image's name.
+        images: folder of the JPEG images, below root, or a pattern such as ``{part}/{name}.jpg``; ``{part}`` is
+            train or val, as in the image's name.
         masks: folder of the PNG masks, below root, or a pattern; null: there are none.
         tags: file of image tags (CSV, JSON or text), below root; null: tags are unknown.
         class_names: file below root whose line k names mask value k, or a list; null: the 80 classes of COCO.

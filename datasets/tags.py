@@ -1,14 +1,11 @@
 """Image-level tags in a file: the stated forms are read, everything else is one error with file and place.
 
-``.csv``: comma or semicolon between the columns, UTF-8 or UTF-16 with BOM, in one of two forms.
-    ``image,tags``: the image's name, then its tags, several in one cell (``dog;cat``) or in columns of their
-    own. A header is optional; it calls the other columns ``tags``.
-    ``image,dog,cat``: a header that names the classes, and 0 or 1 in every other cell.
-``.json``: ``{image: [tag, ...]}``.
-``.txt``: ``image tag tag`` per line, separated by spaces.
-``.npy``: the dictionary image -> 0/1 vector over the foreground classes of other programs.
-
-C: foreground classes; class ids 1..C are the values that masks hold, 0 is background.
+``.csv``   comma or semicolon, UTF-8 or UTF-16 with BOM. Either the image's name, then its tags, several in one
+           cell (``dog;cat``) or in columns of their own, with an optional header ``image,tags``. Or a header
+           that names the classes (``image,dog,cat``), and 0 or 1 in every other cell.
+``.json``  ``{image: [tag, ...]}``
+``.txt``   ``image tag tag`` per line, separated by spaces
+``.npy``   the dictionary image -> 0/1 vector over the foreground classes of other programs
 """
 
 from __future__ import annotations
@@ -119,10 +116,7 @@ def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", "tags"])
-    # A single tag ends with ';' too: whoever adds one sees how tags are separated.
-    writer.writerows(
-        [name, ";".join(words) + (";" if len(words) == 1 else "")] for name, words in tags.items()
-    )
+    writer.writerows([name, ";".join(words)] for name, words in tags.items())
     write_atomic(Path(path), text.getvalue().encode())
 
 
@@ -204,8 +198,10 @@ def _table(header: str, columns: Sequence[str], rows: Sequence[tuple[str, list[s
 
 def _cells(row: Sequence[str]) -> list[str]:
     """Cells without the empty ones at the end, which spreadsheets add."""
-    filled = [k for k, cell in enumerate(row, start=1) if cell.strip()]
-    return [cell.strip() for cell in row[: max(filled, default=0)]]
+    cells = [cell.strip() for cell in row]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
 
 
 def _json(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:

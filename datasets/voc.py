@@ -32,8 +32,7 @@ def voc_split(
 ) -> Split:
     """One split of a data set in VOC layout.
 
-    ``test`` and lists of one's own may hold images without ground truth or tags, which are then None.
-    Everywhere else a missing tag is an error here, a missing mask where it is asked for.
+    Only ``test`` and lists of one's own may hold images without ground truth or tags.
 
     Args:
         root: folder of the data set, for example ``data/VOCdevkit/VOC2012``.
@@ -66,7 +65,7 @@ def voc_split(
         Record(name, image, mask, known.get(name))
         for name, image, mask in zip(names, image_files, mask_files, strict=True)
     )
-    return Split(Path(split).stem if split.endswith(".txt") else split, classes, tuple(records))
+    return Split(list_file.stem, classes, tuple(records))
 
 
 def tags_from_xml(

@@ -15,8 +15,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     Args:
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 on a GPU that computes in it, else fp32.
     """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"precision must be auto, bf16 or fp32, got '{precision}'")
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -18,20 +18,16 @@ class Schedule:
     def __init__(self, spec: Any) -> None:
         if not isinstance(spec, Sequence) or isinstance(spec, str):
             spec = [[0, spec]]
-        if not spec or any(not isinstance(p, Sequence) or isinstance(p, str) or len(p) != 2 for p in spec):
+        try:
+            self.starts: list[int] = [int(start) for start, _ in spec]
+            self.values: list[Any] = [value for _, value in spec]
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"a schedule must be a value or a list of [from_step, value] pairs, got {spec!r}"
-            )
-        self.starts: list[int] = [int(start) for start, _ in spec]
-        self.values: list[Any] = [value for _, value in spec]
-        if self.starts[0] != 0 or any(b <= a for a, b in zip(self.starts, self.starts[1:])):
-            raise ValueError(
-                f"the steps of a schedule must start at 0 and ascend, got {self.starts}: {spec!r}"
-            )
+            ) from error
+        if self.starts[:1] != [0] or any(b <= a for a, b in zip(self.starts, self.starts[1:])):
+            raise ValueError(f"the steps of a schedule must start at 0 and ascend, got {spec!r}")
 
     def __call__(self, step: int) -> Any:
         """The value in force at ``step``."""
         return self.values[bisect_right(self.starts, step) - 1]
-
-    def __repr__(self) -> str:
-        return f"Schedule({[list(pair) for pair in zip(self.starts, self.values)]})"

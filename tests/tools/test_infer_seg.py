@@ -219,7 +219,8 @@ def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
     (photos / "bad.jpg").unlink()
     infer(checkpoint, out, infer=str(photos))
     assert (out / "good.png").stat().st_mtime_ns == written
-    Image.effect_noise((24, 20), 80).convert("RGB").save(photos / "good.jpg")
-    os.utime(photos / "good.jpg", (1.6e9, 1.6e9))
-    infer(checkpoint, out, infer=str(photos))  # another photo of that name, of an older date
-    assert read_mask(out / "good.png").shape == (20, 24)
+    for size in ((24, 20), (20, 24)):  # other photos of that name and of an older date, both of the same
+        Image.effect_noise(size, 80).convert("RGB").save(photos / "good.jpg")
+        os.utime(photos / "good.jpg", (1.6e9, 1.6e9))
+        infer(checkpoint, out, infer=str(photos))
+        assert read_mask(out / "good.png").shape == size[::-1]

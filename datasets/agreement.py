@@ -15,8 +15,7 @@ def compare_masks_with_tags(split: Split, most: int = 200, *, may_lack_classes: 
     """Read some of the masks and compare the classes they show with the tags of their images.
 
     Masks of another order of classes, or that a program has renumbered, show classes without the tag. Tags
-    may lack objects, so a warning tells of a class that fewer than half of its images have as a tag. Images
-    without tags or without a mask are left out.
+    may lack objects, so a class that fewer than half of its images have as a tag causes a warning only.
 
     Args:
         most: masks to read, spread evenly over the split.

@@ -40,7 +40,7 @@ def coco_split(
         root: folder of the data set, for example ``data/coco``.
         split: name of a list (``train``, ``val``, ``val_part``), or path of a text file of image names.
         lists: folder of the lists, below root.
-        images: folder of the JPEG images, below root, or a pattern such as ``{part}/{name}.jpg``; ``{part}`` is
+        images: folder of the JPEG images, below root, or a pattern (``{part}/{name}.jpg``); ``{part}`` is
             train or val, as in the image's name.
         masks: folder of the PNG masks, below root, or a pattern; null: there are none.
         tags: file of image tags (CSV, JSON or text), below root; null: tags are unknown.

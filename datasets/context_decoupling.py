@@ -127,9 +127,6 @@ class Paste:
     """How an object gets into an image. By default as in the published program, but with a clean mask.
 
     Args:
-        rotate: by a whole number of degrees from [-90, 90].
-        rescale: by a factor from [0.8, 1.2], after its size was limited to 0.7 of the image's.
-        blend: soften the mask's edge over three pixels.
         paste_mask: ``binary`` turns the mask as a mask. ``reference`` turns it as the published program
             (suyukun666/CDA) does, as label values by cubic splines: the mask of class 20 grows by a pixel all
             around and gets specks, that of class 1 hardly.
@@ -223,9 +220,8 @@ def softened(mask: np.ndarray) -> np.ndarray:
 class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
     """Every image twice: as it is, and with an object of a class that it is not tagged with.
 
-    Both versions pass the transform of the wrapped data set, each with draws and a ``sample_seed`` of its
-    own. In the second one ``class_label`` has the object's class, and labels its shape. An image that is
-    tagged with every class of the bank stays as it is.
+    Both versions pass the transform of the wrapped data set, each with a ``sample_seed`` of its own. An image
+    that is tagged with every class of the bank stays as it is.
     """
 
     def __init__(self, dataset: WeakSegDataset, bank: ObjectBank, paste: Paste) -> None:

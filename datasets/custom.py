@@ -52,45 +52,40 @@ def custom_split(
         raise ValueError(f"data.options.untagged must be one of {', '.join(UNTAGGED)}, got '{untagged}'")
     if tags is None and class_names is None:
         raise ValueError("set data.options.tags or data.options.class_names: nothing else names the classes")
-    if class_names is None and tags is not None:
-        class_names = classes_of(root / tags)
-    classes = read_class_names(class_names, root, ())
+    words = classes_of(root / tags) if class_names is None and tags is not None else ()
+    classes = read_class_names(class_names, root, words)
     files = find_images(root / images)
     aliases = _aliases(files)
     known = _known_tags(root / tags, classes, aliases) if tags is not None else {}
 
     names = _names_of(root, split, lists, files, aliases, val_fraction)
-    without = [name for name in names if name not in known] if tags is not None else []
-    if without and untagged == "error":
+    without = [name for name in names if name not in known]
+    if without and tags is not None and untagged == "error":
         raise ValueError(
             f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}: add them (without "
             "tags if they show no class), or set data.options.untagged=no_object or leave_out"
         )
     if untagged == "leave_out":
         names = [name for name in names if name in known]
-    default = () if tags is not None and untagged == "no_object" else None
     if not names:
         raise ValueError(
             f"split '{split}' of {root} has no images ({len(files)} images in {root / images}): "
             "set data.options.val_fraction, or write lists and set data.options.lists"
         )
-    # Masks are where the image is, in the spelling of the disk.
-    mask_files = {
-        name: root / masks / files[name].relative_to(root / images).with_suffix(".png")
-        for name in (names if masks else ())
-    }
-    if split.endswith(".txt"):  # a list of one's own is for inference: images may lack ground truth
-        mask_files = {name: path for name, path in mask_files.items() if path.is_file()}
-    records = (Record(name, files[name], mask_files.get(name), known.get(name, default)) for name in names)
-    return Split(Path(split).stem if split.endswith(".txt") else split, classes, tuple(records))
+    is_own_list = split.endswith(".txt")  # for inference: images may lack ground truth
+    default = () if tags is not None and untagged == "no_object" else None
+    records = []
+    for name in names:
+        mask = None
+        if masks:  # where the image is, in the spelling of the disk
+            mask = root / masks / files[name].relative_to(root / images).with_suffix(".png")
+            mask = None if is_own_list and not mask.is_file() else mask
+        records.append(Record(name, files[name], mask, known.get(name, default)))
+    return Split(Path(split).stem if is_own_list else split, classes, tuple(records))
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """Image name -> file of every picture below a folder, sorted by name.
-
-    A name is the path below the folder without the suffix, with accents in one spelling (NFC). Pictures that
-    differ in their suffix alone are an error.
-    """
+    """Image name -> file of every picture below a folder, sorted; a name is the path without the suffix."""
     if not folder.is_dir():
         raise FileNotFoundError(f"image folder {folder} does not exist: set data.root or data.options.images")
     found: dict[str, list[Path]] = {}

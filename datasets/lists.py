@@ -29,11 +29,11 @@ def nfc(text: str) -> str:
 
 
 def read_list(path: str | Path, whole_lines: bool = False) -> dict[str, str]:
-    """Image names of a list file, one per line, and what the line says.
+    """Image names of a list file, one per line, and what the line says; no name occurs twice.
 
     ``2007_000032``, ``2007_000032.jpg``, ``2007_000032 1`` and the field's ``/JPEGImages/2007_000032.jpg
     /SegmentationClassAug/2007_000032.png`` (see `check_paths`) name an image. With ``whole_lines`` a line is
-    a name, spaces included. Blank lines are skipped; an empty list or a name that occurs twice is an error.
+    a name, spaces included.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,8 +81,7 @@ def read_class_names(
 ) -> tuple[str, ...]:
     """Class names, background first, from a file (line k names mask value k), a sequence or a default.
 
-    ``background`` is put in front where it is left out, and replaces another spelling of it. A blank line,
-    background in another place than the first, a name that occurs twice and too many names are errors.
+    ``background`` is put in front where it is left out, and replaces another spelling of it.
     """
     where, names = "class names", list(default if source is None else source)
     if wrong := [name for name in names if not isinstance(name, str)]:
@@ -99,8 +98,7 @@ def read_class_names(
         refuse_hidden(name, f"{where}, line {line}")
         if not name or (line > 1 and is_background(name)):
             raise ValueError(
-                f"{where}: line {line} is '{name}', but line k names mask value k, and 0 is background: "
-                "remove that line, or name the class"
+                f"{where}: line {line} is '{name}', but every line names a class (background only the first)"
             )
     names = ["background", *(names[1:] if names and is_background(names[0]) else names)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:

@@ -1,8 +1,8 @@
-"""Image-level tags in a file: the stated forms are read, everything else is one error with file and place.
+"""Image-level tags in a file: stated forms are read, all else is one error with file and place.
 
-``.csv``   comma or semicolon, UTF-8 or UTF-16 with BOM. Either the image's name, then its tags, several in one
-           cell (``dog;cat``) or in columns of their own, with an optional header ``image,tags``. Or a header
-           that names the classes (``image,dog,cat``), and 0 or 1 in every other cell.
+``.csv``   comma or semicolon, UTF-8 or UTF-16 with BOM. Either the image's name, then its tags, several in
+           one cell (``dog;cat``) or in columns of their own, with an optional header ``image,tags``. Or a
+           header that names the classes (``image,dog,cat``), and 0 or 1 in every other cell.
 ``.json``  ``{image: [tag, ...]}``
 ``.txt``   ``image tag tag`` per line, separated by spaces
 ``.npy``   the dictionary image -> 0/1 vector over the foreground classes of other programs

@@ -69,14 +69,6 @@ def test_colours_do_not_change_shapes():
         assert not (changed & (own.mask == 0)).sum() > 0.02 * changed.size
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_share_of_empty_images_follows_the_option(share):
-    options = replace(SMALL, empty=share)
-    empty = np.mean([not draw_content(options, "train", i)[1] for i in range(1000)])
-    assert abs(empty - share) < (0.05 if 0 < share < 1 else 1e-9)
-    assert share < 1 or not render_scene(options, "train", 0).mask.any()
-
-
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_class_and_its_context_can_be_seen(name):
     home = OBJECTS[name].home

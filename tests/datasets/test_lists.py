@@ -2,8 +2,7 @@
 
 import pytest
 
-from datasets.lists import check_paths, file_of, find_list, read_class_names, read_list
-from utils.files import require_files
+from datasets.lists import find_list, read_class_names, read_list
 
 
 def write(path, text):
@@ -16,15 +15,6 @@ def test_lists_of_all_forms(tmp_path):
     text = "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png\n\n2007_02 1\nplain.v2\n"
     assert list(read_list(write(tmp_path / "a.txt", text))) == ["2007_01", "2007_02", "plain.v2"]
     assert list(read_list(write(tmp_path / "b.txt", "my dog.jpg\n"), whole_lines=True)) == ["my dog"]
-
-
-def test_a_path_means_that_file_and_no_other_of_its_name(tmp_path):
-    own, other = write(tmp_path / "JPEGImages/a.jpg", ""), write(tmp_path / "elsewhere/a.jpg", "")
-    for word in ("/JPEGImages/a.jpg", str(own)):
-        check_paths(tmp_path / "a.txt", {"a": word}, tmp_path, {"a": own})
-    for word in ("/elsewhere/a.jpg", str(other), "/nowhere/a.jpg"):
-        with pytest.raises(ValueError, match="not the data set's image"):
-            check_paths(tmp_path / "a.txt", {"a": word}, tmp_path, {"a": own})
 
 
 @pytest.mark.parametrize(
@@ -71,18 +61,3 @@ def test_class_names_that_would_shift_mask_values_are_refused(tmp_path, text, te
 def test_class_names_that_yaml_takes_for_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match="quotes"):
         read_class_names(["cat", False], tmp_path, ())
-
-
-def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data\.options\.class_names"):
-        read_class_names("none.txt", tmp_path, ())
-    write(tmp_path / "a.png", "")
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 masks are missing, first .*b\.png; do this"):
-        require_files([tmp_path / f"{n}.png" for n in "abc"], "masks", "do this")
-
-
-def test_files_by_folder_and_by_pattern(tmp_path):
-    name = "COCO_val2014_000000000042"
-    assert file_of(tmp_path, "{part}2014", name, ".jpg") == tmp_path / "val2014" / f"{name}.jpg"
-    assert file_of(tmp_path, "{part}/{number}.png", name, ".png") == tmp_path / "val" / "000000000042.png"
-    assert file_of(tmp_path, "images/{name}.webp", "a", ".jpg") == tmp_path / "images" / "a.webp"

@@ -8,6 +8,7 @@ between the two splits is what the context was worth. Contexts are background in
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from datasets.demo.contexts import CONTEXTS, Camera, blend, develop, paint_context, paint_cover
 from datasets.demo.objects import OBJECTS, Pose, paint_object
-from utils.build import check_number
+from utils.build import check_choice, check_number
 
 SPLITS = ("train", "test", "test_shuffled")
 
@@ -61,24 +62,20 @@ class SceneOptions:
     def __post_init__(self) -> None:
         for name in ("classes", "partnered", "object_size"):  # lists come from YAML and JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        unknown = [name for name in self.classes if name not in OBJECTS]
-        if unknown or not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(
-                f"classes {list(self.classes)}: one or more different names out of {', '.join(OBJECTS)}"
-            )
-        stray = [name for name in self.partnered if name not in self.classes]
-        if stray:
-            raise ValueError(f"partnered {stray}: not among the classes {list(self.classes)}")
+        for name in self.classes:
+            check_choice("each of classes", name, OBJECTS)
+        for name in self.partnered:
+            check_choice("each of partnered", name, self.classes)
         for name in ("strength", "appearance", "empty", "mixed", "occlusion", "far_context"):
             check_number(name, getattr(self, name))
+        for name, least in {"seed": 0, "train": 0, "test": 0, "image_size": 32, "max_objects": 1}.items():
+            check_number(name, getattr(self, name), least, math.inf)
         sizes = self.object_size
         if len(sizes) != 2 or not 0.1 <= sizes[0] <= sizes[1] <= 1 or sizes[0] * self.image_size < 8:
             raise ValueError(
                 f"object_size {list(sizes)}: smallest and largest share of the image side, within 0.1 .. 1, "
                 f"and no object below 8 pixels (the image has {self.image_size})"
             )
-        if self.seed < 0 or self.train < 0 or self.test < 0 or self.image_size < 32 or self.max_objects < 1:
-            raise ValueError("seed, train and test must be >= 0, image_size >= 32, max_objects >= 1")
 
     def count(self, split: str) -> int:
         """Number of images of a split."""

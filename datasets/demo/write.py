@@ -35,9 +35,7 @@ Item = tuple[str, str, int]  # name, split and index of an image
 def write_dataset(
     root: Path, options: SceneOptions, *, overwrite: bool = False, workers: int | None = None
 ) -> dict[str, Any]:
-    """Write all splits in VOC layout below ``root``, or do nothing where they already are.
-
-    An interrupted run continues. Files appear under their names only when they are complete.
+    """Write all splits in VOC layout below ``root``, or what is missing of them.
 
     Args:
         overwrite: replace a set that was generated with other options.

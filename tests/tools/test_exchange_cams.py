@@ -68,7 +68,7 @@ def test_dictionary_of_something_else_is_named(tmp_path):
         ([2], np.zeros((2, 6, 8)), "1 classes, but maps are"),
         ([2, 2], np.zeros((2, 6, 8)), "not different numbers from 0"),
         ([-3], np.zeros((1, 6, 8)), "not different numbers from 0"),
-        ([2], np.full((1, 6, 8), np.nan), "contain NaN"),
+        ([2], np.full((1, 6, 8), np.nan), "up to nan"),
         ([2], np.full((1, 6, 8), 6.98), "up to 6.98"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets.base import Record
 from engine.inference import LoadedMethod
 from engine.scores.evaluation import truth_path
-from methods.base import Decomposes, MakesPseudoLabels, Prediction, Predicts, finish_scores
+from methods.base import Decomposes, MakesPseudoLabels, Prediction, Predicts
 from ops.cam import present_classes
 from ops.crops import cut
 from utils.drawing import cam_overlay, framed_tiles, label_overlay
@@ -71,7 +71,7 @@ def panels_of(
         classes |= set(pseudo_label.unique().tolist()) - {0}
     if out.seg_logits is not None:
         scores = resize(out.seg_logits.float(), size)
-        scores = finish_scores(loaded.method, scores, out.class_logits[:, None].float())
+        scores = loaded.method.finish_scores(scores, out.class_logits[:, None].float())
         label = scores.argmax(1)[0].to(torch.uint8)
         panels["prediction"] = label_overlay(photo, label.cpu().numpy())
         shares = torch.bincount(label.flatten().long(), minlength=loaded.method.num_classes) / label.numel()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config.schema import Infer
-from methods.base import Method, Predicts, crf_probs, finish_scores
+from methods.base import Method, Predicts
 from models.refiners.base import Refiner, create_refiner, refiner_options
 from utils.distributed import world_size
 from utils.image import normalize, rescale, resize, write_mask
@@ -73,7 +73,7 @@ def segment_scores(
     tags = None if class_label is None else class_label[None]
     with autocast(image.device, precision):
         scores = multi_scale_segment(method, normalize(image), infer, tags)
-    return image, scores if infer.refiner is None else crf_probs(method, scores)
+    return image, scores if infer.refiner is None else method.crf_probs(scores)
 
 
 def write_label(
@@ -104,7 +104,7 @@ def multi_scale_segment(
 
     The image is brought to its base size, then to every scale; scores are resized to the image, the mirrored
     ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner alignment),
-    and the method finishes them (``methods.base.finish_scores``).
+    and the method finishes them (``Method.finish_scores``).
 
     Args:
         image: (1, 3, H, W) normalised; what is around it on a canvas is 0.
@@ -142,7 +142,7 @@ def multi_scale_segment(
     assert merged is not None
     if infer.merge_scales == "mean":
         merged = merged / len(infer.scales)
-    return finish_scores(method, merged, torch.cat(class_logits)[None], class_label)
+    return method.finish_scores(merged, torch.cat(class_logits)[None], class_label)
 
 
 def segment_views(method: Method, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from datasets.loader import eval_loader
 from engine.scores.base import OUTPUTS, ImagePrediction
 from engine.scores.evaluation import SCORES, Evaluation
 from engine.scores.records import protocol_id
-from methods.base import Method, Prediction, Predicts, finish_scores
+from methods.base import Method, Prediction, Predicts
 from utils.distributed import is_main, shard
 from utils.image import normalize, resize
 from utils.logging import progress_bar
@@ -82,7 +82,7 @@ def predicted_image(method: Method, out: Prediction, i: int, sample: Sample) -> 
                 found.add_cam(output, present, class_ids, size, method.background_threshold)
     if out.seg_logits is not None:
         scores = resize(out.seg_logits[i : i + 1].float(), size)
-        scores = finish_scores(method, scores, out.class_logits[None, i : i + 1].float())
+        scores = method.finish_scores(scores, out.class_logits[None, i : i + 1].float())
         found.labels["seg"] = scores.argmax(1)[0]
     return found
 

@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
     cam: Tensor | None  # (B, C, H, W) in [0, 1], last block
     aux_cam: Tensor | None  # (B, C, H, W) in [0, 1], auxiliary block
     class_logits: Tensor  # (B, C)
-    seg_logits: Tensor | None  # (B, K, h, w) at the network's stride; see also ``FinishesScores``
+    seg_logits: Tensor | None  # (B, K, h, w) at the network's stride
     strided_cam: Tensor | None = None  # (B, C, ceil(H / 4), ceil(W / 4)) in [0, 1], for IRN's random walk
 
 
@@ -87,6 +87,24 @@ class Method(nn.Module):
         """Which classes the classifier finds: bool of the shape of ``class_logits`` (..., C)."""
         return class_logits > 0
 
+    def finish_scores(
+        self, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
+    ) -> Tensor:
+        """Scores whose largest is the label, from ``seg_logits`` (B, K, H, W) merged over V views.
+
+        Args:
+            class_logits: (B, V, C) of the views.
+            class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
+        """
+        if class_label is None:
+            return scores
+        absent = F.pad(class_label, (1, 0), value=1) == 0
+        return scores.masked_fill(absent[:, :, None, None], -torch.inf)
+
+    def crf_probs(self, scores: Tensor) -> Tensor:
+        """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores."""
+        return scores.softmax(1)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters as ``{"name", "params", "lr_scale"}``; a group learns at ``lr * lr_scale``."""
         return [{"name": "all", "params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
@@ -139,24 +157,6 @@ class MakesPseudoLabels(Protocol):
 
 
 @runtime_checkable
-class FinishesScores(Protocol):
-    """Segments by masks in [0, 1] instead of logits, and needs the classifier to make labels of them."""
-
-    def finish_scores(
-        self, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
-    ) -> Tensor:
-        """Scores whose largest is the label, from masks (B, K, H, W) merged over V views.
-
-        Args:
-            class_logits: (B, V, C) of the views.
-            class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
-        """
-
-    def crf_probs(self, scores: Tensor) -> Tensor:
-        """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores."""
-
-
-@runtime_checkable
 class Propagates(Protocol):
     """Spreads CAMs by a random walk."""
 
@@ -188,23 +188,6 @@ class Decomposes(Protocol):
 
     def decompose(self, batch: Batch, cam: Tensor, present: Any) -> tuple[Tensor, Tensor]:
         """Corners (B, V, 2) of V crops, and tags (B, 2 + V) of the two global views and the crops."""
-
-
-def finish_scores(
-    method: Method, scores: Tensor, class_logits: Tensor, class_label: Tensor | None = None
-) -> Tensor:
-    """Scores whose largest is the label, see ``FinishesScores``; logits only lose the absent classes."""
-    if isinstance(method, FinishesScores):
-        return method.finish_scores(scores, class_logits, class_label)
-    if class_label is None:
-        return scores
-    absent = F.pad(class_label, (1, 0), value=1) == 0
-    return scores.masked_fill(absent[:, :, None, None], -torch.inf)
-
-
-def crf_probs(method: Method, scores: Tensor) -> Tensor:
-    """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores; the softmax of logits."""
-    return method.crf_probs(scores) if isinstance(method, FinishesScores) else scores.softmax(1)
 
 
 LR_SCALES = {"backbone_weight": 1.0, "backbone_bias": 2.0, "new_weight": 10.0, "new_bias": 20.0}

@@ -36,9 +36,14 @@ class CAMNetwork(SingleStageViT):
         background_threshold: float = 0.5,
         cam_scales: Sequence[float] = (1.0, 0.5, 1.5),
     ) -> None:
-        options = {"background_threshold": background_threshold, "cam_scales": cam_scales}
-        weights = loss_weights or {"cls": 1.0, "cls_aux": 1.0}
-        super().__init__(num_classes, backbone, None, weights, **options)
+        super().__init__(
+            num_classes,
+            backbone,
+            decoder=None,
+            loss_weights=loss_weights or {"cls": 1.0, "cls_aux": 1.0},
+            background_threshold=background_threshold,
+            cam_scales=cam_scales,
+        )
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         out = self.network(batch["image"])
@@ -51,13 +56,12 @@ class CAMNetwork(SingleStageViT):
 class PooledCAMNetwork(Method):
     """The multi-label classifier of PSA and IRN: pooled features, then a 1x1 classifier without bias.
 
-    The classifier applied to every pixel gives the CAM. PSA's VGG-16 variant is not offered.
+    The classifier applied to every pixel gives the CAM.
 
     Args:
         backbone: arguments of ``create_backbone`` for a backbone that gives a list of maps. IRN: ``resnet50``
             with ``frozen: [conv1, bn1, layer1, layer2]`` and ``train_affine: true``; PSA: ``resnet38d``.
         loss_weights: of ``cls``, 1 by default.
-        background_threshold: of ``Method``; IRN uses 0.15, PSA 0.2.
         dropout: share of channels that are dropped before the pooling (PSA: 0.5).
         pooling: ``mean`` of each feature over the image (published, for CNNs) or its ``max``, which a ViT
             needs: attention tells every token what the image shows, so their mean gives CAMs without place.
@@ -86,8 +90,8 @@ class PooledCAMNetwork(Method):
         super().__init__(num_classes, loss_weights or {"cls": 1.0}, background_threshold, cam_scales)
         check_choice("method.cam_size", cam_size, ("image", "stride16"))
         check_choice("method.pooling", pooling, POOLINGS)
-        self.pooling, self.cam_size, self.colour_jitter = pooling, cam_size, colour_jitter
-        self.long_side = None if long_side is None else tuple(long_side)
+        self.pooling, self.cam_size = pooling, cam_size
+        self.long_side, self.colour_jitter = long_side, colour_jitter
         self.backbone = create_backbone(**backbone)
         require(self, GivesMaps)
         self.dropout = nn.Dropout2d(dropout)
@@ -96,36 +100,43 @@ class PooledCAMNetwork(Method):
             nn.init.xavier_uniform_(self.classifier.weight)
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
-        return {"cls": multilabel_loss(self.class_logits(batch["image"]), batch["class_label"])}, {}
+        class_logits = self.class_logits(self.features(batch["image"]))
+        return {"cls": multilabel_loss(class_logits, batch["class_label"])}, {}
 
-    def class_logits(self, image: Tensor) -> Tensor:
-        """Logits (B, C) of normalised images (B, 3, H, W)."""
-        features = self.dropout(self.backbone(image)[-1])  # (B, D, h, w)
-        return pooled_logits(features, self.classifier, self.pooling)
+    def features(self, image: Tensor) -> Tensor:
+        """The deep map (B, D, h, w) of normalised images (B, 3, H, W)."""
+        return self.backbone(image)[-1]
 
-    @torch.no_grad()
-    def activation_of(self, image: Tensor) -> Tensor:
-        """Rectified activation maps (B, C, h, w) float32 of normalised images."""
-        features = self.backbone(image)[-1]
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return pooled_logits(self.dropout(features), self.classifier, self.pooling)
+
+    def class_activation(self, features: Tensor) -> Tensor:
+        """Rectified activation maps (B, C, h, w) float32."""
         with full_precision(features):
             return F.conv2d(features.float(), self.classifier.weight.float()).relu()
 
     @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
-        class_logits = self.class_logits(image)
         if not scales:
-            return Prediction(None, None, class_logits, None)
+            return Prediction(None, None, self.class_logits(self.features(image)), None)
+        class_logits: list[Tensor] = []  # scale 1 comes first: of the images, then of their mirror images
+
+        def activation(views: Tensor) -> Tensor:
+            features = self.features(views)
+            class_logits.append(self.class_logits(features))
+            return self.class_activation(features)
+
         height, width = size = image.shape[-2:]
         if self.cam_size == "stride16":
             rows, columns = strided_size(size, 16)
             size = 16 * rows, 16 * columns
         sizes = [size, strided_size((height, width), 4)]
-        cam, strided = summed_cam(self.activation_of, image, scales, sizes)
+        cam, strided = summed_cam(activation, image, scales, sizes)
         cam, strided = divide_by_maximum(cam[..., :height, :width]), divide_by_maximum(strided)
-        return Prediction(cam, None, class_logits, None, strided)
+        return Prediction(cam, None, class_logits[0][: len(image)], None, strided)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Backbone, and the classifier, which learns ten times faster."""
         return [
             {"name": "backbone", "params": list(self.backbone.parameters()), "lr_scale": 1.0},
             {"name": "classifier", "params": list(self.classifier.parameters()), "lr_scale": 10.0},

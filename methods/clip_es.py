@@ -1,16 +1,14 @@
 """CLIP-ES: class activation maps of CLIP, without any training.
 
 "CLIP is Also an Efficient Segmenter: A Text-Driven Approach for Weakly Supervised Semantic Segmentation" (Lin
-et al., CVPR 2023).
-
-B images, C foreground classes, P of them present, E width of the space of texts and images, D width of the
-image tower, (h, w) patches, N = h * w.
+et al., CVPR 2023). B images, C foreground classes, P of them present, L blocks, (h, w) patches, N = h * w,
+D width of the image tower, E width of the space of texts and images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +20,18 @@ from models.backbones.clip import OpenClip, attend
 from models.refiners.attention_affinity import spread, transition
 from ops.cam import normalize_cam
 from utils.image import resize
+from utils.precision import full_precision
+
+
+class Encoded(NamedTuple):
+    """What the network makes of images; the last two are of WeCLIP's decoder."""
+
+    sequences: list[Tensor]  # (B, 1 + N, D) behind every block
+    attention: Tensor  # (L, B, N, N) between the patches
+    size: tuple[int, int]  # (h, w)
+    class_logits: Tensor  # (B, C), how much better the text of a class fits than the best of the background
+    affinity: Tensor | None = None  # (B, N, N) in (0, 1)
+    seg_logits: Tensor | None = None  # (B, K, h, w)
 
 
 class ClipES(Method):
@@ -33,7 +43,7 @@ class ClipES(Method):
         words: a text for each foreground class, or a list of texts, whose vectors are averaged.
         background_words: texts of what surrounds objects.
         prompt: what the texts are put into.
-        layers: last blocks whose attention is averaged.
+        layers: last blocks whose attention is averaged; 0: all.
         box_threshold: of the boxes that a map counts in, a share of its maximum.
         cam_scales: image scales that CAMs are summed over; each image and its mirror image.
     """
@@ -68,7 +78,6 @@ class ClipES(Method):
         self.register_buffer("text_vectors", F.normalize(torch.stack(vectors), dim=-1))  # (C + b, E)
         self.backbone.texts = None  # 250 MB that nothing needs any more
 
-    @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
         """As with tags, of the classes that are more likely than all background words."""
         return self.predict_tagged(image, None, scales)
@@ -77,33 +86,26 @@ class ClipES(Method):
     def predict_tagged(
         self, image: Tensor, class_label: Tensor | None, scales: Sequence[float]
     ) -> Prediction:
-        """CAMs (B, C, H, W) of the tagged classes, 0 for all others."""
-        class_logits = self.class_logits(image)
+        """CAMs (B, C, H, W) of the tagged classes over scales and mirror images, 0 for all others."""
+        out = self.encode(image)
         if not scales:
-            return Prediction(None, None, class_logits, None)
-        class_label = (class_logits > 0).float() if class_label is None else class_label
-        cam = image.new_zeros(len(image), self.num_classes - 1, *image.shape[-2:])
-        for i, tags in enumerate(class_label):
-            if len(channels := tags.nonzero()[:, 0]):
-                cam[i, channels] = self.localize(image[i : i + 1], channels, scales)
-        return Prediction(cam, None, class_logits, None)
-
-    def class_logits(self, image: Tensor) -> Tensor:
-        """(B, C): how much better the text of a class fits than the best of the background."""
-        x, _ = self.backbone.embed(self.whole(image))
-        similarity = self.similarity(self.backbone.walk(x)[0][-1])
-        classes = similarity[:, : self.num_classes - 1]
-        return classes - similarity[:, self.num_classes - 1 :].amax(1, keepdim=True)
-
-    def localize(self, image: Tensor, channels: Tensor, scales: Sequence[float]) -> Tensor:
-        """CAMs (P, H, W) in [0, 1] of one image (1, 3, H, W), over scales and mirror images."""
-        total = image.new_zeros(1, len(channels), *image.shape[-2:])
+            return Prediction(None, None, out.class_logits, out.seg_logits)
+        class_label = (out.class_logits > 0).float() if class_label is None else class_label
+        total = image.new_zeros(len(image), self.num_classes - 1, *image.shape[-2:])
         for scale in (1.0, *(s for s in scales if s != 1.0)):
             scaled = self.whole(image, scale)
             for flip in (False, True):
-                cam = self.refined_cam(scaled.flip(-1) if flip else scaled, channels)
+                cam = self.cams(self.encode(scaled.flip(-1) if flip else scaled), class_label)
                 total += resize(cam.flip(-1) if flip else cam, image.shape[-2:])
-        return normalize_cam(total)[0]
+        return Prediction(normalize_cam(total), None, out.class_logits, out.seg_logits)
+
+    def encode(self, image: Tensor) -> Encoded:
+        """Images (B, 3, H, W), their sides rounded up to whole patches."""
+        x, size = self.backbone.embed(self.whole(image))
+        sequences, maps = self.backbone.walk(x)
+        classes, background = self.similarity(sequences[-1]).tensor_split([self.num_classes - 1], 1)
+        attention = torch.stack([a[:, 1:, 1:] for a in maps])
+        return Encoded(sequences, attention, size, classes - background.amax(1, keepdim=True))
 
     def whole(self, image: Tensor, scale: float = 1.0) -> Tensor:
         """The image at a scale, its sides rounded up to whole patches."""
@@ -113,18 +115,22 @@ class ClipES(Method):
             return image
         return F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
 
-    def refined_cam(self, image: Tensor, channels: Tensor) -> Tensor:
-        """(1, P, h, w) in [0, 1]: the Grad-CAM, spread along attention."""
-        x, size = self.backbone.embed(image)
-        sequences, maps = self.backbone.walk(x)
-        cam = normalize_cam(self.grad_cam(sequences[-2], size, channels), 1e-7)
-        attention = torch.stack([a[:, 1:, 1:] for a in maps])  # (L, 1, N, N)
-        walk = transition(self.merged(attention, sequences, size))
-        return normalize_cam(spread(cam, walk, self.box_threshold), 1e-7)
+    @torch.no_grad()
+    def cams(self, out: Encoded, class_label: Tensor) -> Tensor:
+        """(B, C, h, w) in [0, 1]: Grad-CAMs of the tagged classes, spread along attention, else 0."""
+        cam = out.attention.new_zeros(len(class_label), self.num_classes - 1, *out.size)
+        with full_precision(cam):
+            walk = transition(self.patch_affinity(out))
+            for i, tags in enumerate(class_label):
+                if len(channels := tags.nonzero()[:, 0]):
+                    raw = self.grad_cam(out.sequences[-2][i : i + 1], out.size, channels)
+                    refined = spread(normalize_cam(raw, 1e-7), walk[i : i + 1], self.box_threshold)
+                    cam[i, channels] = normalize_cam(refined, 1e-7)[0]
+        return cam
 
-    def merged(self, attention: Tensor, sequences: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """The affinity (1, N, N) of the patches, from the attention (L, 1, N, N) of all blocks."""
-        return attention[-self.layers :].mean(0)
+    def patch_affinity(self, out: Encoded) -> Tensor:
+        """(B, N, N)."""
+        return out.attention[-self.layers :].mean(0)
 
     def grad_cam(self, x: Tensor, size: tuple[int, int], channels: Tensor) -> Tensor:
         """Grad-CAM (1, P, h, w) >= 0 at the first norm of the last block.

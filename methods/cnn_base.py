@@ -35,8 +35,7 @@ class SingleStageCNN(Method):
         backbone: arguments of ``create_backbone``, for a backbone that gives a list of maps.
         class_loss: ``soft_margin`` or ``hinge``.
         class_threshold: a class counts as present at test time if its confidence exceeds this in any view.
-        background: the background's score at test time: ``[power, p]`` (its mean mask to the power p) or
-            ``[score, s]`` (s everywhere).
+        background: its score at test time: ``[power, p]`` (its mean mask to the power p) or ``[score, s]``.
         crf_background_power: the CRF's background is ``(1 - largest foreground score)`` to this power; None:
             the background's score.
         lr_scales: factors of the learning rate of the parameter groups, which depend on the backbone.
@@ -62,7 +61,7 @@ class SingleStageCNN(Method):
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
         check_choice("method.class_loss", class_loss, CLASS_LOSSES)
         if len(background) != 2 or background[0] not in ("power", "score"):
-            raise ValueError(f"background must be [power, p] or [score, s], got {background}")
+            raise ValueError(f"method.background must be [power, p] or [score, s], got {background}")
         self.class_loss = CLASS_LOSSES[class_loss]
         self.class_threshold = class_threshold
         self.background_rule, self.background_value = background

@@ -81,8 +81,8 @@ class OneStage(SingleStageCNN):
         self.cue_injection = GlobalCueInjection(shallow, width)
         self.skip = conv_norm_relu(shallow, 48, 1)
         self.deep_and_skip = conv_norm_relu(width + 48, width, 3)
-        for module in (self.skip, self.deep_and_skip):
-            kaiming(module)
+        kaiming(self.skip)
+        kaiming(self.deep_and_skip)
 
     def branches(self, shallow: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """What the gate mixes, deep and shallow, each (B, D, h, w), from two maps of the backbone."""
@@ -118,10 +118,8 @@ class OneStage(SingleStageCNN):
             pseudo_label = self.pseudo_ground_truth(image, masks, class_label)  # (B, H, W)
             seg_logits = resize(logits, image.shape[-2:], align_corners=True)
             mask = mask_loss(seg_logits, pseudo_label, class_label).mean()
-        return {
-            "cls": self.class_loss(class_logits, class_label),
-            "mask": mask,
-        }, {"fg": mean_foreground(masks.detach(), class_label).mean()}
+        metrics = {"fg": mean_foreground(masks.detach(), class_label).mean()}
+        return {"cls": self.class_loss(class_logits, class_label), "mask": mask}, metrics
 
     @torch.no_grad()
     def decoder_target(
@@ -133,9 +131,13 @@ class OneStage(SingleStageCNN):
     def pseudo_ground_truth(self, image: Tensor, masks: Tensor, class_label: Tensor) -> Tensor:
         """The target (B, H, W) int64 that the masks (B, K, h, w) of an image give after refinement."""
         present = present_classes(class_label)
-        class_ids = F.pad(present.class_ids, (1, 0))  # channel 0 is the background
-        rule = self.foreground_share, self.background_share, self.confidence_floor
-        return confident_label(self.refine(image, masks, present), class_ids, *rule)
+        return confident_label(
+            self.refine(image, masks, present),
+            F.pad(present.class_ids, (1, 0)),  # channel 0 is the background
+            self.foreground_share,
+            self.background_share,
+            self.confidence_floor,
+        )
 
     @torch.no_grad()
     def refine(self, image: Tensor, masks: Tensor, present: PresentClasses) -> Tensor:
@@ -189,9 +191,7 @@ class CAMBaseline(SingleStageCNN):
 
 
 def weighted_pooling(logits: Tensor, masks: Tensor) -> Tensor:
-    """Normalised global weighted pooling (B, K): the mean of (B, K, h, w) logits, weighted by their masks; 0
-    for a class without area.
-    """
+    """Normalised global weighted pooling (B, K): the mean of logits (B, K, h, w), weighted by their masks."""
     return (masks * logits).sum((2, 3)) / (1 + masks.sum((2, 3)))
 
 

@@ -54,7 +54,7 @@ class SEAM(Method):
         pooling: logits are the ``mean`` of the enlarged maps (published), or those of the ``max`` of each
             feature, as ViTs need (``PooledCAMNetwork``).
         branch_dims, embed_dim: widths of the pixel correlation module.
-        long_side, colour_jitter: of training images, as in ``PooledCAMNetwork``.
+        long_side, colour_jitter: of training images, see ``PooledCAMNetwork``.
     """
 
     def __init__(
@@ -77,8 +77,7 @@ class SEAM(Method):
         check_number("method.small_scale", small_scale, 1e-3)
         check_choice("method.pooling", pooling, POOLINGS)
         self.pooling, self.small_scale = pooling, small_scale
-        self.long_side = None if long_side is None else tuple(long_side)
-        self.colour_jitter = colour_jitter
+        self.long_side, self.colour_jitter = long_side, colour_jitter
         self.backbone = create_backbone(**backbone)
         require(self, GivesMaps)
         self.dropout = nn.Dropout2d(dropout)
@@ -107,16 +106,15 @@ class SEAM(Method):
         present = F.pad(class_label, (1, 0), value=1.0)[:, :, None, None]  # (B, K, 1, 1) with background
         size = [max(int(side * self.small_scale), 1) for side in image.shape[-2:]]
 
-        out, small = self.network(image), self.network(resize(image, size, align_corners=True))
+        large, small = self.network(image), self.network(resize(image, size, align_corners=True))
         cam, refined = (
-            resize(max_norm(m), size, align_corners=True) * present for m in (out.cam, out.refined)
+            resize(max_norm(m), size, align_corners=True) * present for m in (large.cam, large.refined)
         )
         small_cam, small_refined = (max_norm(m) * present for m in (small.cam, small.refined))
         target, small_target = (with_background(m[:, 1:]) for m in (cam, small_cam))
 
-        views = out, small
-        cls = [multilabel_loss(view.class_logits, class_label) for view in views]
-        min_pool = [min_pool_loss((view.refined * present)[:, 1:]) for view in views]
+        cls = [multilabel_loss(view.class_logits, class_label) for view in (large, small)]
+        min_pool = [min_pool_loss((view.refined * present)[:, 1:]) for view in (large, small)]
         return {
             "cls": torch.stack(cls).mean(),
             "min_pool": torch.stack(min_pool).mean(),
@@ -127,16 +125,18 @@ class SEAM(Method):
 
     @torch.no_grad()
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
-        class_logits = self.network(image).class_logits
         if not scales:
-            return Prediction(None, None, class_logits, None)
-        (total,) = summed_cam(self.activation_of, image, scales, [image.shape[-2:]])
-        # Values below 0 (see ``stretch``) are background to every later step, whatever their size.
-        return Prediction(stretch(total).clamp_(min=0), None, class_logits, None)
+            return Prediction(None, None, self.network(image).class_logits, None)
+        class_logits: list[Tensor] = []  # scale 1 comes first: of the images, then of their mirror images
 
-    def activation_of(self, image: Tensor) -> Tensor:
-        """The refined foreground maps (B, C, H, W)."""
-        return self.network(image).refined[:, 1:]
+        def refined_foreground(views: Tensor) -> Tensor:
+            out = self.network(views)
+            class_logits.append(out.class_logits)
+            return out.refined[:, 1:]
+
+        (total,) = summed_cam(refined_foreground, image, scales, [image.shape[-2:]])
+        # Values below 0 (see ``stretch``) are background to every later step, whatever their size.
+        return Prediction(stretch(total).clamp_(min=0), None, class_logits[0][: len(image)], None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return groups_by_origin(self)
@@ -148,11 +148,8 @@ class SEAM(Method):
 class PixelCorrelation(nn.Module):
     """Averages attention maps over all pixels, weighted by how similar their shallow features are (PCM).
 
-    Weights are cosine similarities, negative ones cut off, and those of a pixel sum to 1.
-
-    Args:
-        dims, branch_dims: channels of the two shallow maps, and what each is reduced to.
-        embed_dim: channels that are compared.
+    Weights are cosine similarities, negative ones cut off, and those of a pixel sum to 1. The two shallow
+    maps of ``dims`` channels are reduced to ``branch_dims``; ``embed_dim`` channels are compared.
     """
 
     def __init__(self, dims: Sequence[int], branch_dims: Sequence[int], embed_dim: int) -> None:

@@ -1,15 +1,13 @@
 """WeCLIP: a frozen CLIP as the backbone of a single-stage segmentation network.
 
 "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation" (Zhang et al., CVPR 2024).
-
-B images, C foreground classes, K = C + 1, L blocks, D width of the image tower, F width of the decoder,
-(H, W) pixels, (h, w) patches, N = h * w.
+Letters of methods/clip_es.py; K = C + 1, (H, W) pixels, F width of the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,37 +16,25 @@ from torch import Tensor, nn
 from datasets.transforms import PlainView
 from losses.segmentation import balanced_cross_entropy
 from methods.base import Batch, Losses, Metrics, Prediction, Transform, resize_like
-from methods.clip_es import ClipES
+from methods.clip_es import ClipES, Encoded
 from models.backbones.vit import to_map
-from models.refiners.attention_affinity import spread, transition
 from models.refiners.base import create_refiner, refiner_options
-from ops.cam import normalize_cam
 from ops.labels import affinity_label, ignore_outside_box
 from utils.distributed import global_mean
 from utils.image import IGNORE_INDEX, denormalize, resize
 from utils.precision import full_precision
 
 
-class Encoded(NamedTuple):
-    """What the frozen tower and the decoder make of images."""
-
-    before_last: Tensor  # (B, 1 + N, D) the sequence that enters the last block
-    attention: Tensor  # (L, B, N, N)
-    size: tuple[int, int]
-    affinity: Tensor  # (B, N, N) in (0, 1), the decoder's
-    seg_logits: Tensor  # (B, K, h, w)
-    class_logits: Tensor  # (B, C)
-
-
 class WeCLIP(ClipES):
     """CLIP-ES refined by the attention maps that agree with a decoder, which learns from these CAMs.
 
     Args:
+        loss_weights: of ``seg`` and ``aff``.
+        layers: last blocks whose attention may agree; 0: all.
         width, depth, heads: of the decoder.
         radius: patches further apart than this, in rows or columns, are no pair of the affinity loss.
         refiner: of the pseudo labels.
-        loss_weights: of ``seg`` and ``aff``.
-        Others as in ``ClipES``.
+        **options: of ``ClipES``.
     """
 
     crf_preset = "toco"
@@ -59,28 +45,17 @@ class WeCLIP(ClipES):
         backbone: Mapping[str, Any],
         words: Sequence[str | Sequence[str]],
         background_words: Sequence[str],
-        prompt: str = "a clean origami {}.",
-        box_threshold: float = 0.4,
         loss_weights: Mapping[str, Any] | None = None,
-        background_threshold: float = 0.5,
-        cam_scales: Sequence[float] = (1.0,),
+        layers: int = 0,
         width: int = 256,
         depth: int = 3,
         heads: int = 8,
         radius: int = 8,
         refiner: str | Mapping[str, Any] = "par",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            backbone,
-            words,
-            background_words,
-            prompt,
-            box_threshold=box_threshold,
-            loss_weights=loss_weights or {"seg": 1.0, "aff": 0.1},
-            background_threshold=background_threshold,
-            cam_scales=cam_scales,
-        )
+        options |= {"loss_weights": loss_weights or {"seg": 1.0, "aff": 0.1}, "layers": layers}
+        super().__init__(num_classes, backbone, words, background_words, **options)
         self.radius = radius
         self.refiner = create_refiner(**refiner_options(refiner, "par"), key="method.refiner")
         self.decoder = Decoder(
@@ -105,35 +80,14 @@ class WeCLIP(ClipES):
         }, {"fg": ((label > 0) & (label != IGNORE_INDEX)).float().mean()}
 
     def encode(self, image: Tensor) -> Encoded:
-        """Images (B, 3, H, W), their sides rounded up to whole patches."""
         with torch.no_grad():
-            x, size = self.backbone.embed(self.whole(image))
-            sequences, maps = self.backbone.walk(x)
-            similarity = self.similarity(sequences[-1])
-        features, seg_logits = self.decoder([to_map(s[:, 1:], size) for s in sequences])
+            out = super().encode(image)
+        features, seg_logits = self.decoder([to_map(s[:, 1:], out.size) for s in out.sequences])
         flat = features.flatten(2).float()
-        c = self.num_classes - 1
-        return Encoded(
-            sequences[-2],
-            torch.stack([a[:, 1:, 1:] for a in maps]),
-            size,
-            (flat.transpose(1, 2) @ flat).sigmoid(),
-            seg_logits,
-            similarity[:, :c] - similarity[:, c:].amax(1, keepdim=True),
-        )
+        return out._replace(affinity=(flat.transpose(1, 2) @ flat).sigmoid(), seg_logits=seg_logits)
 
-    def cams(self, out: Encoded, class_label: Tensor) -> Tensor:
-        """CAMs (B, C, h, w) in [0, 1] of the tagged classes, 0 for the others."""
-        cam = out.affinity.new_zeros(len(class_label), self.num_classes - 1, *out.size)
-        with torch.no_grad(), full_precision(cam):
-            walk = transition(agreeing(out.attention.float(), out.affinity) * out.affinity)
-            for i, tags in enumerate(class_label):
-                if len(channels := tags.nonzero()[:, 0]):
-                    raw = normalize_cam(self.grad_cam(out.before_last[i : i + 1], out.size, channels), 1e-7)
-                    cam[i, channels] = normalize_cam(spread(raw, walk[i : i + 1], self.box_threshold), 1e-7)[
-                        0
-                    ]
-        return cam
+    def patch_affinity(self, out: Encoded) -> Tensor:
+        return agreeing(out.attention[-self.layers :].float(), out.affinity) * out.affinity
 
     @torch.no_grad()
     def pseudo_label(self, image: Tensor, cam: Tensor, class_label: Tensor) -> Tensor:
@@ -150,22 +104,6 @@ class WeCLIP(ClipES):
         self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
     ) -> Tensor | None:
         return self.pseudo_label(image, self.cams(self.encode(image), class_label), class_label)
-
-    @torch.no_grad()
-    def predict_tagged(
-        self, image: Tensor, class_label: Tensor | None, scales: Sequence[float]
-    ) -> Prediction:
-        out = self.encode(image)
-        if not scales:
-            return Prediction(None, None, out.class_logits, out.seg_logits)
-        class_label = (out.class_logits > 0).float() if class_label is None else class_label
-        total = image.new_zeros(len(image), self.num_classes - 1, *image.shape[-2:])
-        for scale in (1.0, *(s for s in scales if s != 1.0)):
-            scaled = self.whole(image, scale)
-            for flip in (False, True):
-                cam = self.cams(self.encode(scaled.flip(-1) if flip else scaled), class_label)
-                total += resize(cam.flip(-1) if flip else cam, image.shape[-2:])
-        return Prediction(normalize_cam(total), None, out.class_logits, out.seg_logits)
 
     def near(self, size: tuple[int, int], device: torch.device) -> Tensor:
         """(N, N) bool: pairs of patches within the radius."""

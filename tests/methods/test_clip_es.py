@@ -67,8 +67,11 @@ def test_cam_and_affinity_in_float64(method):
         inside = box_mask(torch.from_numpy(one).view(1, 1, *size), 0.4).numpy().ravel()
         refined.append(stretched((w * inside) @ one))
     expected = torch.from_numpy(np.stack(refined)).view(1, 2, *size)
-    assert_close(double.refined_cam(image.double(), channels), expected, rtol=1e-7, atol=1e-9)
-    assert_close(method.refined_cam(image, channels), expected.float(), rtol=1e-3, atol=1e-4)
+    tags = torch.tensor([[1.0, 0, 1]])
+    cam = double.cams(double.encode(image.double()), tags)
+    assert_close(cam[:, channels], expected, rtol=1e-7, atol=1e-9)
+    cam = method.cams(method.encode(image), tags)
+    assert_close(cam[:, channels], expected.float(), rtol=1e-3, atol=1e-4)
 
 
 def test_only_tagged_classes_have_a_place_and_no_part_is_trained(method):

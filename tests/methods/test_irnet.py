@@ -36,14 +36,15 @@ def test_classifier_matches_reference_values_and_gradients(case):
     loss = method({"image": image, "class_label": class_label}, 0)[0]["cls"]
     loss.backward()
     case.compare("loss", loss, **CLOSE)
-    case.compare("logits", method.class_logits(image), **CLOSE)
+    case.compare("logits", method.class_logits(method.features(image)), **CLOSE)
     check_gradients(case, method, "irn_cam")
     frozen = case.meta["params_without_grad_prefixes"]
     frozen = tuple(name.replace("resnet50.", "backbone.") for name in frozen)
     for name, parameter in method.named_parameters():
         assert (parameter.grad is None) == name.startswith(frozen), name
 
-    upright, mirrored = method.activation_of(torch.stack([cam_image, cam_image.flip(-1)]))
+    features = method.features(torch.stack([cam_image, cam_image.flip(-1)]))
+    upright, mirrored = method.class_activation(features)
     case.compare("cam", upright + mirrored.flip(-1), **CLOSE)
 
 
@@ -55,7 +56,7 @@ def test_step_on_originals_and_pasted_images_matches_reference_values(case):
     pasted[torch.arange(len(pasted)), torch.tensor(case.meta["added"])] = 1
     class_label = torch.cat([class_label, pasted])
     method = recorded_classifier(case, class_label.shape[1] + 1)
-    case.compare("logits", method.class_logits(image), **CLOSE)
+    case.compare("logits", method.class_logits(method.features(image)), **CLOSE)
     # "poly sgd lr .1/1.0, wd 1e-4, max_step 100, one step"; the first step has the whole rate.
     lr, decay = case.noted(r"lr (\d*\.?\d+)", 0.1), case.noted(r"wd ([\d.e-]+\d)", 1e-4)
     groups = method.parameter_groups()
@@ -75,7 +76,7 @@ def stored_outputs(case, scales):
     """An activation function that gives the recorded maps of one scale after another."""
     outputs = iter(case.input(f"out{i}").relu() for i in range(len(scales)))
 
-    def activation(image):
+    def activation(features):
         # The recorded map is the sum of image and mirrored image; a mirrored half of zeros adds nothing.
         out = next(outputs)
         return torch.stack([out, torch.zeros_like(out)])
@@ -87,7 +88,7 @@ def stored_outputs(case, scales):
 def test_cams_are_merged_as_in_the_reference(case):
     scales, (height, width) = case.meta["scales"], case.meta["size"]
     method = PooledCAMNetwork(len(case["label"]) + 1, VIT, cam_size="stride16")
-    method.activation_of = stored_outputs(case, scales)
+    method.class_activation = stored_outputs(case, scales)
     stored = method.predict(torch.zeros(1, 3, height, width), scales)
     keys = case["label"].nonzero()[:, 0]
     case.same("keys", keys)
@@ -224,8 +225,8 @@ def test_pooling_of_the_classifier():
     image = torch.randn(2, 3, 48, 48)
     for pooling in ("mean", "max"):
         method = PooledCAMNetwork(4, VIT, pooling=pooling).eval()
-        features = method.backbone(image)[-1]
+        features = method.features(image)
         pooled = features.mean((2, 3)) if pooling == "mean" else features.amax((2, 3))
-        assert_close(method.class_logits(image), pooled @ method.classifier.weight[:, :, 0, 0].T)
+        assert_close(method.class_logits(features), pooled @ method.classifier.weight[:, :, 0, 0].T)
     with pytest.raises(ValueError, match="method.pooling"):
         PooledCAMNetwork(4, VIT, pooling="sum")

@@ -35,7 +35,7 @@ class Recorded:
     case, phase = None, ""
 
     def permutation(self, batch, i, n):
-        self.candidates = {**getattr(self, "candidates", {}), i: n}
+        self.candidates[i] = n
         if isinstance(self, SeCo):
             return super().permutation(batch, i, n)
         return self.case.permutation(f"step/perm{i}", n)
@@ -99,10 +99,29 @@ def recorded_method(case, kind, backbone, weights, **options):
     # On meta, because to initialise 100 million weights takes seconds.
     with torch.device("meta"):
         method = method_class(case["y"].shape[1] + 1, spec, loss_weights=weights, **options)
-    method.case, method.queries = case, []
+    method.case, method.queries, method.candidates = case, [], {}
     case.load_author_weights(method, {key: author_name(key) for key in method.state_dict()})
     method.proj_head.register_forward_hook(lambda module, inputs, output: method.queries.append(output))
+    for name in ("backbone", "teacher_backbone"):  # phases show them the same images
+        if hasattr(method, name):
+            backbone = method.get_submodule(name)
+            backbone.forward = remembering(backbone.forward)
     return method
+
+
+def remembering(function):
+    """The function, which computes the result of an image once, with its graph and without."""
+    known = []
+
+    def call(image):
+        grad = torch.is_grad_enabled()
+        for seen, had_grad, result in known:
+            if had_grad == grad and seen.shape == image.shape and torch.equal(seen, image):
+                return result
+        known.append((image, grad, function(image)))
+        return known[-1][2]
+
+    return call
 
 
 def check_losses(case, phase, method, losses, step, names):
@@ -164,12 +183,15 @@ def test_steps_of_toco_and_mcc_match_reference_values(case):
         options = {"local_crop_size": 96, "num_local_crops": views}
     else:
         options = {"mask_rate": 0.7, "mask_scale": 4, "num_masks": views}
+    kind = ToCo if toco else MCC
+    method = recorded_method(case, kind, "deit_small_patch16_224", weights, temperature=0.5, **options)
+    teacher_start = {key: value.clone() for key, value in method.teacher_head.state_dict().items()}
     for phase in case.tags():
-        kind = ToCo if toco else MCC
-        method = recorded_method(case, kind, "deit_small_patch16_224", weights, temperature=0.5, **options)
         method.phase, step = phase, step_of(case, phase)
+        method.teacher_head.load_state_dict(teacher_start)
         losses, _ = method(batch, step)
-        check_losses(case, phase, method, losses, step, names).backward()
+        method.zero_grad(set_to_none=True)
+        check_losses(case, phase, method, losses, step, names).backward(retain_graph=True)
         if toco:
             case.compare(f"{phase}/flags_computed", method.flags)
             sizes, regions = list(method.candidates.values()), method.regions
@@ -180,7 +202,7 @@ def test_steps_of_toco_and_mcc_match_reference_values(case):
             case.same(f"{phase}/masks", method.masks)
         check_labels(case, phase, method, batch["class_label"])
         check_gradients(case, phase, method)
-        case.compare(f"{phase}/out_s_sub", method.queries[0][:, ::8], rtol=1e-3, atol=1e-4)
+        case.compare(f"{phase}/out_s_sub", method.queries[-1][:, ::8], rtol=1e-3, atol=1e-4)
         case.compare(f"{phase}/out_t_sub", method.taught[:, ::8], rtol=1e-3, atol=1e-4)
         teacher = dict(method.teacher_head.named_parameters())
         case.compare(f"{phase}/teacher_bias_stats", stats(teacher["mlp.4.bias"]))

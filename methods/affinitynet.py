@@ -41,7 +41,7 @@ class AffinityNet(Method):
     Args:
         backbone: arguments of ``create_backbone``; any with maps, published is ``resnet38d``. Its last maps
             are used, as many as there are ``branch_dims``.
-        loss_weights: of ``bg_pos, fg_pos, neg``; 1/4, 1/4, 1/2 by default.
+        loss_weights: of ``bg_pos, fg_pos, neg``; those of the paper by default.
         branch_dims: channels that each map is reduced to, from shallow to deep.
         radius: of the pixel pairs, in positions of the grid.
         small_grids: ``psa`` keeps the radius wherever it fits; ``seam`` shrinks it to less than half a side.

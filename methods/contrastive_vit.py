@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.transforms import WeakStrongViews
 from losses.dense_energy import dense_energy_loss
@@ -26,7 +26,7 @@ from utils.image import denormalize
 
 
 class Start(NamedTuple):
-    """What a step knows of its batch before the contrast; gradient flows into ``views`` and ``out`` alone."""
+    """What a step knows of its batch before the contrast; only ``views`` and ``out`` carry gradient."""
 
     views: Tokens  # of the main images and, behind them, of the second views: cls_token (2B, D)
     out: Output  # of the main images
@@ -41,10 +41,8 @@ class ContrastiveViT(SingleStageViT):
 
     Args:
         decoder: of ``SingleStageViT``, not None.
-        follow: ``program``, what the authors' code does, with which the numbers were published, or ``paper``,
-            what the text says (the table in docs/methods.md).
-        main_view: what classifier and decoder see, the ``augmented`` view (colour, blur: ToCo, MCC) or the
-            ``plain`` crop (SeCo).
+        follow: ``program``, what the authors' code does, or ``paper``, what the text says (docs/methods.md).
+        main_view: what classifier and decoder see, the ``augmented`` view (ToCo, MCC) or the ``plain`` crop.
         momentum: of the teacher. ToCo and MCC have one of the projection head alone.
         head: arguments of the projection head, such as ``hidden_dim``.
         **options: of ``SingleStageViT``.
@@ -77,8 +75,8 @@ class ContrastiveViT(SingleStageViT):
         """Tokens, CAMs and labels of a batch."""
         image, valid_box = batch["image"], batch["valid_box"]
         present = present_classes(batch["class_label"])
-        # The main image is the first global view as well, so one pass over both views serves classifiers,
-        # decoder, CAM and contrast. The authors' programs encode it three times, with equal results.
+        # The main image is the first global view as well: one pass serves classifiers, decoder, CAM and
+        # contrast. The authors' programs encode it three times, with equal results.
         views = self.backbone(torch.cat([image, batch["global_view"]]))
         out = self.read_out(views.images(0, len(image)))
         cam, aux_cam = self.multi_scale(image, self.cam_scales, out.tokens, present.select)
@@ -104,14 +102,15 @@ class ContrastiveViT(SingleStageViT):
     @torch.no_grad()
     def teach(self, cls_token: Tensor, step: int) -> Tensor:
         """The teacher's projection of class tokens (N, D): the momentum head on the student's encoder."""
-        if self.teachers_move(step):
-            update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
+        self.move_teachers(step, (self.teacher_head, self.proj_head))
         return self.teacher_head(cls_token)
 
-    def teachers_move(self, step: int) -> bool:
-        """True once per step, however many micro-batches a step is accumulated from."""
-        moves, self.teacher_step = step != self.teacher_step, step
-        return moves
+    def move_teachers(self, step: int, *pairs: tuple[nn.Module, nn.Module]) -> None:
+        """Move teachers towards students once per step, however many micro-batches it is accumulated from."""
+        if step != self.teacher_step:
+            for teacher, student in pairs:
+                update_momentum_copy(teacher, student, self.momentum)
+        self.teacher_step = step
 
     def dense_energy(
         self, image: Tensor, seg_logits: Tensor, pseudo_label: Tensor, valid_box: Tensor, step: int

@@ -33,7 +33,7 @@ class MCC(ContrastiveViT):
     Args:
         loss_weights: of ``cls, cls_aux, aff, mcc, seg, reg``.
         num_masks: masked views per image.
-        mask_rate: share of the cells of a mask that are hidden; 0.95 leaves 2.5 of 49 in a 448-pixel crop.
+        mask_rate: share of the cells of a mask that are hidden.
         mask_scale: side of a cell in tokens.
         flag_source: which CAM tells what a mask leaves visible, ``cam`` or ``aux_cam``, or their schedule.
         temperature: of the contrast.
@@ -57,9 +57,7 @@ class MCC(ContrastiveViT):
         super().__init__(num_classes, backbone, loss_weights=loss_weights, **options)
         require(self, HidesTokens)
         check_number("method.mask_rate", mask_rate)
-        self.num_masks = num_masks
-        self.mask_rate = mask_rate
-        self.mask_scale = mask_scale
+        self.num_masks, self.mask_rate, self.mask_scale = num_masks, mask_rate, mask_scale
         self.flag_source = cam_schedule("flag_source", flag_source)
         self.temperature = temperature
 
@@ -127,7 +125,7 @@ def masked_class_token(backbone: HidesTokens, image: Tensor, masks: Tensor) -> T
     """Class tokens (V * B, D), view-major, of images (B, 3, H, W); masks (B, V, h, w) are True where hidden.
 
     The authors mask hidden tokens in attention. A token that is no key reaches the class token in no block,
-    so leaving it out gives equal numbers at the cost of what is visible, at a mask rate of 0.95 an eighth.
+    so leaving it out gives equal numbers at the cost of what is visible.
     """
     batch, views = masks.shape[:2]
     visible = (~masks).flatten(2).transpose(0, 1).flatten(0, 1)  # (V * B, hw), on the device of the masks

@@ -24,7 +24,7 @@ from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import cam_schedule, label_shares
 from models.backbones import whole_crop
 from models.heads import ProjectionHead
-from models.memory import enqueue_, momentum_copy, moved_prototypes, update_momentum_copy
+from models.memory import enqueue_, momentum_copy, moved_prototypes
 from ops.cam import PresentClasses
 from ops.crops import crop_positions, cut
 from ops.labels import cam_to_confident_label, ignore_outside_box
@@ -54,11 +54,9 @@ class SeCo(ContrastiveViT):
         tag_threshold: a crop is background when not more than this share of it is uncertain or object.
         revise_ratio: see ``local_to_local_contrast``.
         prototype_from_step: first step that updates the prototypes.
-        prototype_momentum: their moving average's factor. Class tokens are much longer than the unit
-            prototypes, which therefore follow faster than the factor says.
+        prototype_momentum: their moving average's factor. They follow faster, for class tokens are longer.
         queue_size: number of keys that are remembered, over all processes.
-        temperature_lil: of the contrast with the queue.
-        temperature_lig: of the contrast with the prototypes.
+        temperature_lil, temperature_lig: of the contrast with the queue, and with the prototypes.
         **options: of ``ContrastiveViT``. ``follow: paper`` changes tags and crops too, see ``decompose``.
     """
 
@@ -86,19 +84,16 @@ class SeCo(ContrastiveViT):
         temperature_lig: float = 0.1,
         **options: Any,
     ) -> None:
-        options |= {"loss_weights": loss_weights, "decoder": decoder, "cam_scales": cam_scales}
-        super().__init__(num_classes, backbone, main_view=main_view, momentum=momentum, **options)
+        options |= {"loss_weights": loss_weights, "cam_scales": cam_scales}
+        super().__init__(num_classes, backbone, decoder, main_view=main_view, momentum=momentum, **options)
         check_number("method.num_local_crops", num_local_crops, 1, math.inf)
         check_number("method.prototype_momentum", prototype_momentum)
         self.local_crop_size = whole_crop(self, local_crop_size, "method.local_crop_size")
         self.num_local_crops = num_local_crops
         self.tag_source = cam_schedule("tag_source", tag_source)
-        self.tag_threshold = tag_threshold
-        self.revise_ratio = revise_ratio
-        self.prototype_from_step = prototype_from_step
-        self.prototype_momentum = prototype_momentum
-        self.temperature_lil = temperature_lil
-        self.temperature_lig = temperature_lig
+        self.tag_threshold, self.revise_ratio = tag_threshold, revise_ratio
+        self.prototype_from_step, self.prototype_momentum = prototype_from_step, prototype_momentum
+        self.temperature_lil, self.temperature_lig = temperature_lil, temperature_lig
 
         self.teacher_backbone = momentum_copy(self.backbone)
         width = self.backbone.embed_dim
@@ -177,9 +172,7 @@ class SeCo(ContrastiveViT):
     @torch.no_grad()
     def teach(self, global_tokens: Tensor, key_crops: Tensor, step: int) -> Tensor:
         """Unit keys ((2 + V) * B, D); those of the global views from the student's tokens, as published."""
-        if self.teachers_move(step):
-            update_momentum_copy(self.teacher_backbone, self.backbone, self.momentum)
-            update_momentum_copy(self.teacher_head, self.proj_head, self.momentum)
+        self.move_teachers(step, (self.teacher_backbone, self.backbone), (self.teacher_head, self.proj_head))
         local_tokens = self.teacher_backbone(key_crops).cls_token
         return project(self.teacher_head, global_tokens, local_tokens)
 
@@ -208,7 +201,7 @@ class SeCo(ContrastiveViT):
 def category_tags(
     label: Tensor, positions: Tensor, size: int, threshold: float = 0.2, follow: str = "program"
 ) -> Tensor:
-    """What the global views and the local crops of each image show, by a confident label of it.
+    """What the global views and the local crops of each image show, (B, 2 + V), by a confident label of it.
 
     An image, or a crop, with one class is tagged by it, with several it is mixed. Uncertain pixels of an
     image with a single class are taken to show that class.
@@ -221,9 +214,6 @@ def category_tags(
         follow: in the program an object pixel weighs its class number in that share, and the global views of
             an image without a confident class are tagged 1. By the paper every pixel counts once, and such
             views are mixed.
-
-    Returns:
-        (B, 2 + V) int64: both global views, then the crops.
     """
     label = label.masked_fill(label == IGNORE_INDEX, 0)
     uncertain = label == MIXED

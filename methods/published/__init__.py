@@ -63,9 +63,7 @@ class Published:
         fitting = {ours: original[key] for ours, key in theirs.items() if ours in target}
         # Nothing reads the counters of batch norms, and old files do not have them.
         missing = tuple(k for k in target if k not in fitting and not k.endswith(".num_batches_tracked"))
-        needed = {
-            k: v for k, v in target.items() if k in fitting or (k in missing and k.startswith(self.needed))
-        }
+        needed = {k: target[k] for k in (*fitting, *(k for k in missing if k.startswith(self.needed)))}
         if reason := unfit(needed, fitting):
             raise ValueError(f"this {self.name} checkpoint does not fit {type(method).__name__}: {reason}")
         left = [key for ours, key in theirs.items() if ours not in target]
@@ -124,14 +122,14 @@ def _cnn(name: str, backbone: str, state: Mapping[str, Tensor]) -> Published:
     key, left_out = program.get("classes", ("", 0))
     num_classes = state[key].shape[0] + left_out if key else 21
     coco = num_classes == 81
-    options: dict[str, Any] = {}  # of the backbone
-    method = dict(program.get("method", {}))
+    spec: dict[str, Any] = {"name": backbone, "pretrained": None}
+    method = {"target": program["target"], "backbone": spec, **program.get("method", {})}
     infer: dict[str, Any] = {}
     if name == "ws_fcn":
         # The canvas must hold twice the longest side, which is 500 pixels in VOC and 640 in COCO.
         infer = _mean_of_masks([1.0, 0.5, 1.5, 2.0], 1304 if coco else 1024)
         if backbone == "vgg16d":
-            options["conv4_stride"] = 2
+            spec["conv4_stride"] = 2
         if coco:
             method |= {"focal_floor": 0.1, "background_share": 0.8, "confidence_floor": 0.1}
             method["refiner"] = {"name": "pamr", "iterations": 5}
@@ -143,7 +141,6 @@ def _cnn(name: str, backbone: str, state: Mapping[str, Tensor]) -> Published:
             method["class_threshold"] = 0.3
         if name == "one_stage" and backbone == "vgg16d":
             method["background"] = ["power", 1.0]
-    method |= {"target": program["target"], "backbone": {"name": backbone, "pretrained": None, **options}}
     config = {"method": method, "infer": infer}
     return Published(name, num_classes, config, [program["rules"]], program.get("repeats", ()))
 
@@ -157,8 +154,8 @@ def _mean_of_masks(scales: list[float], canvas: int) -> dict[str, Any]:
 def _single_stage_vit(state: Mapping[str, Tensor]) -> Published:
     """A checkpoint of ToCo, MCC or SeCo, which differ in the decoder and in what only training needs."""
     seco = "decoder.c0.weight" in state  # its decoder is an ASPP
-    width = state["encoder.pos_embed"].shape[2]
-    grid = round((state["encoder.pos_embed"].shape[1] - 1) ** 0.5)
+    _, positions, width = state["encoder.pos_embed"].shape
+    grid = round((positions - 1) ** 0.5)
     depth = 1 + max(int(m[1]) for key in state if (m := re.match(r"encoder\.blocks\.(\d+)\.", key)))
     table = _TABLES["vit"]
     backbone = next((k for k, v in table["backbones"].items() if v == [width, depth, grid]), None)

@@ -21,9 +21,9 @@ from models.backbones.resnet import resnet50, resnet101
 from models.backbones.resnet38d import ResNet38d
 from models.backbones.timm_maps import TimmMaps
 from models.backbones.timm_net import near_names, renormalize, strides_of, timm_name, timm_net
-from models.backbones.timm_vit import TimmAbsoluteViT, TimmPyramid, TimmViT
+from models.backbones.timm_vit import TimmAbsoluteViT, TimmViT
 from models.backbones.vgg16d import VGG16d
-from models.backbones.vit import ViT, ViTDemo, ViTPyramid, vit_factory
+from models.backbones.vit import PlainViT, ViTDemo, ViTPyramid, vit_factory
 from models.backbones.weights import load_pretrained, pretrained_weights, timm_weights
 from models.blocks import checkpoint_layers
 from utils.build import build_part, import_class
@@ -212,10 +212,7 @@ def create_backbone(
     others = ("pretrained", "pyramid", "grad_checkpointing")
     try:
         backbone = build_part(backbone_class(name), options, key="method.backbone", others=others)
-    except (
-        TypeError,
-        AssertionError,
-    ) as error:  # a value of a wrong kind, or an option that the variant decides itself
+    except (TypeError, AssertionError) as error:  # a wrong value, or an option that the variant decides
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
         if Path(pretrained).suffix == ".params":
@@ -226,18 +223,13 @@ def create_backbone(
     if grad_checkpointing:
         _recompute(backbone, name)
     if pyramid is not False:
-        if not isinstance(backbone, (ViT, TimmViT)):
+        if not isinstance(backbone, PlainViT):
             raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' already gives a list of maps")
         options = {} if pyramid is True else dict(pyramid)
-        made = ViTPyramid if isinstance(backbone, ViT) else TimmPyramid
-        backbone = build_part(made, options, backbone, key="method.backbone.pyramid")
+        backbone = build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
     if getattr(backbone, "mean", None) is not None:
-        backbone.register_forward_pre_hook(_renormalize)
+        backbone.register_forward_pre_hook(lambda module, inputs: renormalize(module, *inputs))
     return backbone
-
-
-def _renormalize(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return renormalize(backbone, inputs[0]), *inputs[1:]
 
 
 def _recompute(backbone: nn.Module, name: str) -> None:

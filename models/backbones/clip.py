@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.timm_net import renormalize
-from models.backbones.vit import Tokens, checked_layer, resize_pos_embed, to_map, whole_patches
+from models.backbones.vit import PlainViT, checked_layer, resize_pos_embed, to_map, whole_patches
 
 
-class OpenClip(nn.Module):
+class OpenClip(PlainViT):
     """The image tower of a CLIP model as a backbone for images of any size, and its text tower.
 
     Args:
@@ -49,17 +49,18 @@ class OpenClip(nn.Module):
         self.texts: nn.Module | None = net  # the rest; None where the text vectors are known
         self.embed_dim, self.patch_size = visual.conv1.out_channels, visual.patch_size[0]
         self.blocks = visual.transformer.resblocks
-        self.aux_layer = checked_layer(aux_layer, len(self.blocks))
+        self.depth = len(self.blocks)
+        self.aux_layer = checked_layer(aux_layer, self.depth)
         self.mean, self.std = (tuple(255 * v for v in x) for x in (visual.image_mean, visual.image_std))
 
-    def forward(self, image: Tensor) -> Tokens:
-        """Tokens of images (B, 3, H, W), normalised with ``mean`` and ``std``."""
+    def intermediates(self, image: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         x, size = self._sequence(image)
-        aux = x
+        maps = []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            aux = x if i == self.aux_layer else aux
-        return self._tokens(x, aux, size)
+            if i in layers:
+                maps.append(to_map(x[:, 1:], size))
+        return self.visual.ln_post(x), maps
 
     def embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The sequence (B, 1 + N, D) before the first block and (h, w), of images normalised as all are."""
@@ -74,11 +75,10 @@ class OpenClip(nn.Module):
             maps.append(attention)
         return sequences, maps
 
-    def attention(self, image: Tensor) -> tuple[Tokens, list[Tensor]]:
-        """Tokens of images normalised as all are, and the attention of every block, a mean over heads."""
+    def attention(self, image: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """The attention (B, 1 + N, 1 + N) of every block and (h, w), of images normalised as all are."""
         x, size = self.embed(image)
-        sequences, maps = self.walk(x)
-        return self._tokens(sequences[-1], sequences[self.aux_layer], size), maps
+        return self.walk(x)[1], size
 
     def pooled(self, x: Tensor) -> Tensor:
         """Unit vectors (B, E) of the shared space, from the mean of the patches of the last sequence."""
@@ -99,10 +99,6 @@ class OpenClip(nn.Module):
         positions = resize_pos_embed(visual.positional_embedding[None], visual.grid_size, size)
         x = torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], 1) + positions
         return visual.ln_pre(visual.patch_dropout(x)), size
-
-    def _tokens(self, x: Tensor, aux: Tensor, size: tuple[int, int]) -> Tokens:
-        x = self.visual.ln_post(x)
-        return Tokens(x[:, 0], to_map(x[:, 1:], size), to_map(aux[:, 1:], size))
 
 
 def attend(block: Any, normed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,8 @@ class TimmMaps(CNNBackbone):
         name: of the model in timm, with or without tag.
         frozen: layers that are not trained, or ``all``.
         train_affine: whether scale and shift of batch norms are trained. Their statistics never move.
-        output_stride: of the deepest map, where timm can dilate the network (most CNNs: 32, 16 or 8).
-        img_size: of a network with windows of a share of the image; None: as timm has it.
         drop_path_rate: stochastic depth of the last block; it grows linearly from the first.
-        options: further arguments of timm's class.
+        options: further arguments of timm's class, such as ``output_stride`` of most CNNs.
     """
 
     def __init__(
@@ -35,14 +33,11 @@ class TimmMaps(CNNBackbone):
         name: str,
         frozen: Sequence[str] | str = (),
         train_affine: bool = True,
-        output_stride: int | None = None,
-        img_size: int | None = None,
         drop_path_rate: float | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        arguments = dict(output_stride=output_stride, img_size=img_size, drop_path_rate=drop_path_rate)
-        self.whole = partial(timm_net, name, options, **arguments)
+        self.whole = partial(timm_net, name, options, drop_path_rate=drop_path_rate)
         self.net = self.whole()
         self.indices = [i for i, stride in enumerate(strides_of(self.net)) if stride >= 4]
         chosen = [self.net.feature_info[i] for i in self.indices]

@@ -10,22 +10,20 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.backbones.timm_net import own_normalisation, renormalize, strides_of, timm_net
-from models.backbones.vit import Tokens, ViTPyramid, checked_layer, to_map, whole_patches
+from models.backbones.vit import PlainViT, checked_layer, whole_patches
 from models.blocks import freeze_layers
 
 
-class TimmViT(nn.Module):
+class TimmViT(PlainViT):
     """Tokens of a timm model whose blocks all have the same grid, for images of any size.
 
-    ``patch_tokens`` and ``cls_token`` are those of timm's ``forward_features``. Without a class token (as in
-    SigLIP, which pools) ``cls_token`` is the mean of the patch tokens. Pixels that do not fill a patch are
-    treated as ``ViT`` does.
+    ``patch_tokens`` and ``cls_token`` are those of timm's ``forward_features``. Images come normalised with
+    ``mean`` and ``std``.
 
     Args:
         name: of the model in timm, with or without tag.
@@ -63,16 +61,7 @@ class TimmViT(nn.Module):
                 getattr(self.net, key).requires_grad_(not freeze_pos_embed)
         freeze_layers(self.net, frozen)
 
-    def forward(self, image: Tensor) -> Tokens:
-        """Encode images (B, 3, H, W), normalised with ``mean`` and ``std``."""
-        final, (aux,) = self.intermediates(whole_patches(image, self.patch_size), [self.aux_layer])
-        prefix = getattr(self.net, "num_prefix_tokens", 0)
-        patches = to_map(final[:, prefix:], (aux.shape[-2], aux.shape[-1]))
-        cls_token = final[:, 0] if prefix else final.mean(1)
-        return Tokens(cls_token, patches, patches if self.aux_layer == self.depth - 1 else aux)
-
     def intermediates(self, image: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """All tokens (B, p + hw, D) behind the last norm, and maps (B, D, h, w) of blocks, in their order."""
         return self.net.forward_intermediates(image, indices=list(layers))
 
 
@@ -123,21 +112,3 @@ def _plain_positions(net: VisionTransformer, patches: Tensor) -> Tensor:
     if net.no_embed_class:
         return net.pos_drop(torch.cat([*prefix, x + positions], 1))
     return net.pos_drop(torch.cat([*prefix, x], 1) + positions)
-
-
-class TimmPyramid(ViTPyramid):
-    """``ViTPyramid`` on a ``TimmViT``; the shallow map is the tokens of an early block."""
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        vit, patch = self.vit, self.vit.patch_size
-        height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % patch, 0, -height % patch))
-        size = tuple(side // patch for side in image.shape[-2:])
-        layers = sorted({self.shallow_layer, *self.layers})
-        final, maps = vit.intermediates(image, layers)
-        named = dict(zip(layers, maps, strict=True))
-        larger = tuple(side * patch // 4 for side in size)
-        shallow = F.interpolate(named[self.shallow_layer], size=larger, mode="bilinear", align_corners=False)
-        shallow = shallow[..., : -(-height // 4), : -(-width // 4)]  # without the padding
-        prefix = final.shape[1] - size[0] * size[1]
-        return [shallow, *(named[i] for i in self.layers), to_map(final[:, prefix:], size)]

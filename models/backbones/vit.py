@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.blocks import freeze_layers
 from utils.build import check_choice
+from utils.image import resize
 
 
 class Tokens(NamedTuple):
@@ -31,11 +32,34 @@ class Tokens(NamedTuple):
         return Tokens(*(t[start:stop] for t in self))
 
 
-class ViT(VisionTransformer):
-    """Pre-norm vision transformer with a class token.
+class PlainViT(nn.Module):
+    """Base of vision transformers whose blocks all have the same grid, for images of any size.
 
-    Images of any size are allowed: what does not fill a patch at the right and bottom is dropped, and a side
-    shorter than a patch is stretched to one.
+    What does not fill a patch at the right and bottom is dropped, and a side shorter than a patch is
+    stretched to one. Without a class token ``cls_token`` is the mean of the patch tokens.
+    """
+
+    embed_dim: int
+    patch_size: int
+    depth: int
+    aux_layer: int  # block whose output is ``aux_tokens``
+
+    def intermediates(self, image: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Tokens (B, p + hw, D) behind the last norm, and maps (B, D, h, w) of blocks in ascending order."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tokens:
+        """Encode normalised images (B, 3, H, W)."""
+        final, (aux,) = self.intermediates(whole_patches(image, self.patch_size), [self.aux_layer])
+        size = aux.shape[-2], aux.shape[-1]
+        prefix = final.shape[1] - size[0] * size[1]
+        patches = to_map(final[:, prefix:], size)
+        cls_token = final[:, 0] if prefix else final.mean(1)
+        return Tokens(cls_token, patches, patches if self.aux_layer == self.depth - 1 else aux)
+
+
+class ViT(PlainViT, VisionTransformer):
+    """Pre-norm vision transformer with a class token.
 
     Args:
         aux_layer: block whose output is ``aux_tokens``, as an index into the list of block outputs.
@@ -60,30 +84,23 @@ class ViT(VisionTransformer):
         self.pos_embed.requires_grad_(not freeze_pos_embed)
         freeze_layers(self, frozen)
 
-    def forward(self, image: Tensor) -> Tokens:
-        """Encode normalised images (B, 3, H, W)."""
-        size = self.grid(image)
-        x = self.embed(image)
-        aux = x
+    def intermediates(self, image: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        return self.through_blocks(self.patch_embed.proj(image), layers)
+
+    def through_blocks(self, patches: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """``intermediates`` of embedded patches (B, D, h, w)."""
+        x, maps = self.with_positions(patches), []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i == self.aux_layer:
-                aux = x
-        x = self.norm(x)
-        if self.aux_layer == len(self.blocks) - 1:
-            aux = x
-        return Tokens(x[:, 0], to_map(x[:, 1:], size), to_map(aux[:, 1:], size))
+            if i in layers:
+                maps.append(to_map(x[:, 1:], (patches.shape[-2], patches.shape[-1])))
+        return self.norm(x), maps
 
     def embed(self, image: Tensor) -> Tensor:
         """The token sequence that enters the first block, (B, 1 + hw, D), class token first."""
-        return self.sequence(self.patch_embed.proj(whole_patches(image, self.patch_size)))
+        return self.with_positions(self.patch_embed.proj(whole_patches(image, self.patch_size)))
 
-    def grid(self, image: Tensor) -> tuple[int, int]:
-        """Tokens (h, w) of images (B, 3, H, W)."""
-        h, w = (max(side // self.patch_size, 1) for side in image.shape[-2:])
-        return h, w
-
-    def sequence(self, patches: Tensor) -> Tensor:
+    def with_positions(self, patches: Tensor) -> Tensor:
         """Class token and embedded patches (B, D, h, w) with their positions, (B, 1 + hw, D)."""
         size = patches.shape[-2], patches.shape[-1]
         patches = patches.flatten(2).transpose(1, 2)
@@ -173,15 +190,16 @@ class ViTPyramid(nn.Module):
 
     shallow = 0
 
-    def __init__(self, vit: ViT, layers: Sequence[int] | None = None) -> None:
+    def __init__(self, vit: PlainViT, layers: Sequence[int] | None = None) -> None:
         super().__init__()
-        depth = vit.depth
         # Blocks of very small ViTs may coincide; then there are fewer maps.
-        self.shallow_layer, half, three_quarters = (max(depth * k // 4 - 1, 0) for k in (1, 2, 3))
+        self.shallow_layer, half, three_quarters = (max(vit.depth * k // 4 - 1, 0) for k in (1, 2, 3))
         self.layers = tuple(sorted({half, three_quarters} if layers is None else set(layers)))
         for layer in self.layers:
-            if not 0 <= layer < depth:
-                raise ValueError(f"layer {layer} of the pyramid is outside of the {depth} blocks of this ViT")
+            if not 0 <= layer < vit.depth:
+                raise ValueError(
+                    f"layer {layer} of the pyramid is outside of the {vit.depth} blocks of this ViT"
+                )
         self.vit = vit
         stem = getattr(vit, "patch_embed", None)
         self.stem_gives_shallow = isinstance(stem, ConvStem) and vit.patch_size >= 4
@@ -192,26 +210,23 @@ class ViTPyramid(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``[shallow, *layers, deep]`` of normalised images (B, 3, H, W)."""
-        vit, stem, patch = self.vit, self.vit.patch_embed.proj, self.vit.patch_size
+        vit, patch = self.vit, self.vit.patch_size
         height, width = image.shape[-2:]
         image = F.pad(image, (0, -width % patch, 0, -height % patch))
+        size = image.shape[-2] // patch, image.shape[-1] // patch
         if self.stem_gives_shallow:
+            stem = vit.patch_embed.proj
             shallow = stem[:6](image)  # two convolutions of stride 2, each with norm and activation
-            patches = stem[6:](shallow)
+            final, maps = vit.through_blocks(stem[6:](shallow), self.layers)
         else:
-            patches = stem(image)
-        size = patches.shape[-2], patches.shape[-1]
-        x = vit.sequence(patches)
-        maps = []
-        for i, block in enumerate(vit.blocks):
-            x = block(x)
-            if i in self.layers:
-                maps.append(to_map(x[:, 1:], size))
-            if i == self.shallow_layer and not self.stem_gives_shallow:
-                tokens = to_map(x[:, 1:], size)
-                shallow = F.interpolate(tokens, scale_factor=patch / 4, mode="bilinear", align_corners=False)
+            layers = sorted({self.shallow_layer, *self.layers})
+            final, found = vit.intermediates(image, layers)
+            by_layer = dict(zip(layers, found, strict=True))
+            maps = [by_layer[i] for i in self.layers]
+            larger = size[0] * patch // 4, size[1] * patch // 4
+            shallow = resize(by_layer[self.shallow_layer], larger)
         shallow = shallow[..., : -(-height // 4), : -(-width // 4)]  # without the padding
-        return [shallow, *maps, to_map(vit.norm(x)[:, 1:], size)]
+        return [shallow, *maps, to_map(final[:, final.shape[1] - size[0] * size[1] :], size)]
 
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)

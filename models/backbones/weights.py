@@ -64,16 +64,11 @@ def load_pretrained(backbone: nn.Module, state: Mapping[str, Any], source: str) 
 
 def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The weights of ``state`` under the names of the backbone, checked as ``load_pretrained`` says."""
-    state = plain_names(state, source)
-    if "dist_token" in state and "dist_token" not in getattr(backbone, "net", backbone).state_dict():
+    state, target = plain_names(state, source), getattr(backbone, "net", backbone).state_dict()
+    if "dist_token" in state and "dist_token" not in target:
         name = "deit_tiny_distilled_patch16_224"
         raise ValueError(f"the {source} are of a distilled DeiT, a backbone of its own, such as {name}")
-    if hasattr(backbone, "whole"):
-        target = backbone.net.state_dict()
-        weights, unused = _for_timm(backbone, state, source)
-    else:
-        target = backbone.state_dict()
-        weights, unused = state, HEADS
+    weights, unused = _for_timm(backbone, state, source) if hasattr(backbone, "whole") else (state, HEADS)
     # Nothing reads the counters of batch norms, and old files do not have them.
     optional = {key for key in target if key.endswith("num_batches_tracked")}
     if isinstance(backbone, CNNBackbone):
@@ -84,7 +79,10 @@ def pretrained_weights(backbone: nn.Module, state: Mapping[str, Any], source: st
             optional |= set(new)
     weights = {k: v.float() for k, v in weights.items() if k in target or not k.startswith(tuple(unused))}
     if isinstance(backbone, ViT) and "pos_embed" in weights:
-        weights["pos_embed"] = _on_grid(weights["pos_embed"], backbone.patch_embed.grid_size)
+        side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+        if weights["pos_embed"].shape[1] == 1 + side * side:
+            grid = backbone.patch_embed.grid_size
+            weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], (side, side), grid)
     problems = [f"{key} is missing" for key in target if key not in weights and key not in optional]
     problems += [f"{key} has no place" for key in weights if key not in target]
     problems += [
@@ -133,10 +131,3 @@ def _for_timm(
     classifier = (classifier,) if isinstance(classifier, str) else classifier
     pooling = set(whole.state_dict()) - set(backbone.net.state_dict())
     return state, (*HEADS, *(f"{name}." for name in classifier), *pooling)
-
-
-def _on_grid(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The position embedding of a square grid, on the grid of the network."""
-    side = round((pos_embed.shape[1] - 1) ** 0.5)
-    is_square = pos_embed.shape[1] == 1 + side * side
-    return resize_pos_embed(pos_embed, (side, side), grid) if is_square else pos_embed

@@ -46,12 +46,7 @@ class AttentionAffinity(Refiner):
         check_number("attention_affinity's box_threshold", box_threshold or 0.0)
         check_number("attention_affinity's layers", layers, 1, 1000)
         check_number("attention_affinity's scale", scale, 0.1, 10)
-        self.backbone, self.layers, self.box_threshold, self.scale = (
-            dict(backbone),
-            layers,
-            box_threshold,
-            scale,
-        )
+        self.backbone, self.layers, self.box_threshold, self.scale = backbone, layers, box_threshold, scale
 
     @property
     def protocol(self) -> str:
@@ -97,7 +92,7 @@ def mean_attention(network: nn.Module, image: Tensor, layers: int) -> tuple[Tens
     """
     kept: list[Tensor] = []
     if hasattr(network, "attention"):
-        tokens, kept = network.attention(image)
+        kept, size = network.attention(image)
         kept = kept[-layers:]
     else:
         blocks = [m for m in network.modules() if hasattr(m, "attn_drop") and hasattr(m, "num_heads")][
@@ -113,7 +108,7 @@ def mean_attention(network: nn.Module, image: Tensor, layers: int) -> tuple[Tens
             for block, hook, was_fused in zip(blocks, hooks, fused):
                 block.fused_attn = was_fused
                 hook.remove()
-    size = getattr(tokens, "patch_tokens", image.new_zeros(0, 0)).shape[-2:]
+        size = getattr(tokens, "patch_tokens", image.new_zeros(0, 0)).shape[-2:]
     count = size[0] * size[1]
     if not kept or any(len(a) != len(image) or a.shape[-1] < count for a in kept) or not count:
         raise ValueError(f"attention_affinity needs the tokens of a plain ViT, not {type(network).__name__}")

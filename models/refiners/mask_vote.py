@@ -68,16 +68,11 @@ class MaskVote(Refiner):
         return refiner
 
     def refine(self, image_rgb: Tensor, scores: Tensor) -> Tensor:
-        """The scores, those of two maps exchanged where the vote changes the strongest one.
-
-        Args:
-            image_rgb: (B, 3, H, W) in [0, 1]; a folder of masks takes one image at a time.
-            scores: (B, M, h, w), the background's first.
-        """
         return self.refine_all(image_rgb, [scores])[0]
 
     @torch.no_grad()
     def refine_all(self, image_rgb: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+        """The scores, those of two maps exchanged where the vote changes the strongest one."""
         masks = [list(self.masks_of(image)) for image in image_rgb]
         refined = []
         for stack in scores:
@@ -95,8 +90,8 @@ class MaskVote(Refiner):
             return superpixels(image, **self.superpixels)
         if self.image_name is None:
             raise ValueError(
-                "mask_vote finds a file of masks by the name of its image, which training and crops do not "
-                "have: leave out masks (superpixels), or refine labels with tools/refine_labels.py"
+                "mask_vote finds masks by the name of an image, which training does not have: leave out "
+                "masks (superpixels), or refine labels with tools/refine_labels.py"
             )
         return read_masks(self.masks, self.image_name, image.shape[-2:])
 
@@ -104,18 +99,12 @@ class MaskVote(Refiner):
 def vote(
     label: np.ndarray, masks: Iterable[np.ndarray], inside: float = 0.5, covers: float | None = 0.85
 ) -> np.ndarray:
-    """A label whose objects are masks.
+    """A label (H, W), 0 background and 255 ignored, whose objects are masks; see `MaskVote`.
 
     A mask becomes that class, of those which it fits, whose region it shares most pixels with. Where taken
     masks overlap, the one wins that has the largest share of its pixels in its class. The object pixels in
     masks that no class takes become background; a pixel in no mask keeps its label, and an ignored pixel
     (255) does unless its mask is taken.
-
-    Args:
-        label: (H, W) integers, 0 background, 255 ignored.
-        masks: flat pixel numbers of each mask.
-        inside: smallest share of the mask in the region of a class, exclusive.
-        covers: smallest share of that region in the mask; None: it does not count.
     """
     flat = label.ravel().astype(np.int64)
     region = np.bincount(flat, minlength=IGNORE_INDEX + 1)  # pixels of every class

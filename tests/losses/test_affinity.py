@@ -22,16 +22,6 @@ def test_a_pair_is_of_one_kind_or_ignored():
     assert torch.equal(label == 1, ~ignored) and label.max() == 1
 
 
-def test_means_are_cross_entropies_of_each_kind():
-    pairs = PixelPairs(3)
-    label = pair_label(random_label(2, 9, 9), pairs)
-    affinity = torch.rand(label.neg.shape, generator=torch.Generator().manual_seed(1))
-    losses = pair_affinity_loss(affinity, label)
-    for kind in KINDS[:2]:
-        assert_close(losses[kind], -(affinity + 1e-5).log()[getattr(label, kind)].mean(), rtol=1e-4, atol=0)
-    assert_close(losses["neg"], -(1 + 1e-5 - affinity).log()[label.neg].mean(), rtol=1e-4, atol=0)
-
-
 def test_ignored_pairs_have_no_gradient_and_an_empty_label_no_loss():
     pairs = PathPairs(3)
     map_ = torch.full((1, 8, 8), 255)

@@ -27,21 +27,21 @@ def author_name(key: str) -> str:
 
 
 def author_state(
-    method: nn.Module, formula: Formula, made: dict[str, Tensor] | None = None
+    method: nn.Module, formula: Formula, made: dict[tuple[str, tuple[int, ...]], Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Formula weights under the authors' names, with the prefix of distributed training.
 
     Args:
-        made: weights by name, to be used again and added to: those of a ViT-B take seconds.
+        made: weights by name and shape, to be used again and added to: those of a ViT-B take seconds.
     """
     made = {} if made is None else made
     state = {}
     for key, value in method.state_dict().items():
         name = author_name(key)
-        weight = made.get(formula.prefix + name)
-        if weight is None or weight.shape != value.shape:
-            weight = made[formula.prefix + name] = formula.weight(name, value.shape)
-        state[f"module.{name}"] = weight
+        place = formula.prefix + name, value.shape
+        if place not in made:
+            made[place] = formula.weight(name, value.shape)
+        state[f"module.{name}"] = made[place]
     return state
 
 

@@ -14,6 +14,7 @@ from methods.toco import ToCo
 
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}
 CROPS = {"local_crop_size": 24, "num_local_crops": 3}
+FAST = {"head": {"hidden_dim": 32}, "refiner": {"name": "par", "iterations": 2}}
 OPTIONS: dict[type[ContrastiveViT], dict[str, Any]] = {
     ToCo: CROPS | {"loss_weights": {"cls": 1, "cls_aux": 1, "ptc": 0.2, "ctc": 0.5, "seg": 0.1}},
     MCC: {
@@ -33,7 +34,7 @@ OPTIONS: dict[type[ContrastiveViT], dict[str, Any]] = {
 def demo_method(kind: type[ContrastiveViT], **options: Any) -> Any:
     torch.manual_seed(0)
     base = next(base for base in OPTIONS if issubclass(kind, base))
-    return kind(6, VIT, head={"hidden_dim": 32}, **(OPTIONS[base] | options))
+    return kind(6, VIT, **(FAST | OPTIONS[base] | options))
 
 
 def demo_batch(b: int = 3, size: int = 48, classes: int = 5) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from methods.seco import SeCo
 from methods.segmentor import Segmentor
 from methods.toco import ToCo
 from methods.ws_fcn import WSFCN
-from tests.methods.demo import OPTIONS, demo_batch, demo_method
+from tests.methods.demo import FAST, OPTIONS, demo_batch, demo_method
 
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64}
 PYRAMID = VIT | {"pyramid": True}
@@ -25,13 +25,11 @@ DECODER = {"loss_weights": {"cls": 1.0, "mask": 1.0}, "width": 16, "context_dila
 CORRELATION = {"branch_dims": (8, 8), "embed_dim": 16}
 HEAD = {"head": "deeplab", "head_options": {"hidden": 16, "skip_dim": 8, "dilations": (1, 2)}}
 
-CONTRAST = {"head": {"hidden_dim": 32}}
-
 # class, backbone, options; what it learns from: tags, or labels at a stride
 METHODS = {
-    "toco": (ToCo, VIT, CONTRAST | OPTIONS[ToCo], "tags"),
-    "mcc": (MCC, VIT, CONTRAST | OPTIONS[MCC], "tags"),
-    "seco": (SeCo, VIT, CONTRAST | OPTIONS[SeCo], "tags"),
+    "toco": (ToCo, VIT, FAST | OPTIONS[ToCo], "tags"),
+    "mcc": (MCC, VIT, FAST | OPTIONS[MCC], "tags"),
+    "seco": (SeCo, VIT, FAST | OPTIONS[SeCo], "tags"),
     "cam": (CAMNetwork, VIT, {}, "tags"),
     "pooled_cam": (PooledCAMNetwork, CNN, {"cam_size": "stride16"}, "tags"),
     "seam": (SEAM, CNN, CORRELATION, "tags"),
@@ -68,10 +66,8 @@ def batch_of(name, size=64):
     if source == "tags":
         views = {"global_view": image.flip(0), "strong_view": image + 0.1}
         box, seeds = torch.tensor([[0, size, 0, size], [4, size - 8, 0, size]]), torch.arange(2)
-        return {"image": image, "class_label": torch.tensor([[1.0, 0, 0], [0, 0, 1]]), **views} | {
-            "valid_box": box,
-            "sample_seed": seeds,
-        }
+        class_label = torch.tensor([[1.0, 0, 0], [0, 0, 1]])
+        return views | {"image": image, "class_label": class_label, "valid_box": box, "sample_seed": seeds}
     return {"image": image, "pseudo_label": label[:, ::source, ::source]}
 
 

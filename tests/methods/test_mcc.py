@@ -123,12 +123,3 @@ def test_masks_belong_to_the_sample_and_leave_the_random_state_alone():
     assert not torch.equal(masks[0], masks[1])
     cells = masks[:, :, ::2, ::2]
     assert torch.equal(cells.repeat_interleave(2, 2).repeat_interleave(2, 3), masks)
-
-
-def test_masked_views_cost_what_is_visible():
-    method, batch = demo_method(MCC, mask_rate=0.9), demo_batch()
-    lengths = []
-    method.backbone.blocks[0].register_forward_hook(lambda m, i, o: lengths.append(tuple(o.shape[:2])))
-    method(batch, 0)
-    masks = method.sample_masks(batch, (6, 6))
-    assert lengths[-1] == (24, 1 + int((~masks).sum((2, 3)).max()))

@@ -80,7 +80,3 @@ def test_crops_match_reference_values(case):
 def test_crops_need_room():
     with pytest.raises(ValueError, match="8 crops of 30 pixels"):
         crop_positions(torch.ones(1, 32, 32, dtype=torch.bool), 30, 8, lambda i, n: torch.arange(n))
-
-
-def test_statistics_helper_is_population():
-    assert_close(stats(torch.tensor([1.0, -3.0])), torch.tensor([-1.0, 2.0, 4.0], dtype=torch.float64))

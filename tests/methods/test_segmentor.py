@@ -71,12 +71,6 @@ def test_prediction_has_segmentation_and_tags_but_no_cam():
     assert torch.equal(out.class_logits > 0, found) and out.class_logits.shape == (2, 3)
 
 
-def test_cnn_backbone_gives_logits_at_stride_4():
-    torch.manual_seed(0)
-    method = Segmentor(5, {"name": "resnet50"}, head="deeplab", head_options={"hidden": 32}).eval()
-    assert method.predict(torch.randn(1, 3, 64, 96), ()).seg_logits.shape == (1, 5, 16, 24)
-
-
 def test_a_wrong_head_is_a_clear_error():
     with pytest.raises(ValueError, match="method.head"):
         small("liner")

@@ -64,22 +64,3 @@ def test_fusion_matches_reference_values_and_gradients(case):
     norm = block.deep[3][1]
     case.compare("running_mean_bn4v_after", norm.running_mean, rtol=1e-4, atol=1e-5)
     case.compare("running_var_bn4v_after", norm.running_var, rtol=1e-4, atol=1e-5)
-
-
-def test_no_flow_is_a_resize_with_aligned_corners():
-    block = FlowAlignment(4, 6)
-    torch.nn.init.zeros_(block.flow.weight)
-    shallow, deep = torch.randn(2, 4, 12, 9), torch.randn(2, 6, 6, 5)
-    resized = torch.nn.functional.interpolate(deep, (12, 9), mode="bilinear", align_corners=True)
-    assert_close(block(shallow, deep), resized, rtol=1e-4, atol=1e-5)
-
-
-def test_flow_of_two_per_place_moves_by_one_place():
-    """Coordinates span 2, the published flow is divided by w: 2 moves the sample by (w - 1) / w places."""
-    block = FlowAlignment(4, 6)
-    w = 8
-    deep = torch.linspace(0, w - 1, w).expand(1, 6, 5, w)
-    block.flow_field = lambda shallow, deep: torch.tensor([2.0, 0.0])[None, :, None, None].expand(1, 2, 5, w)
-    moved = block(torch.zeros(1, 4, 5, w), deep)
-    expected = torch.arange(w - 1) + (w - 1) / w
-    assert_close(moved[0, 0, 0, : w - 1], expected, rtol=1e-4, atol=1e-4)

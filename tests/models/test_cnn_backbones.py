@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -113,7 +113,7 @@ def test_dropout_is_active_in_training_only():
 
 
 def test_one_backward_pass_gives_every_trained_layer_a_gradient():
-    for options in (SMALL, {"name": "vgg16d"}, {"name": "resnet50"}):
+    for options in (SMALL, {"name": "vgg16d"}):
         backbone = create_backbone(**options)
         backbone(torch.randn(1, 3, 17, 17))[-1].sum().backward()
         assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
@@ -222,6 +222,7 @@ def test_a_backbone_of_another_project_is_an_import_path_with_its_own_normalisat
 
 # -- a ViT as a pyramid
 
+
 PYRAMIDS = [
     dict(name="vit_demo", width=32, depth=4, heads=2, image_size=32),
     dict(name="vit_demo", width=32, depth=4, heads=2, image_size=32, stem="patch", patch_size=16),
@@ -243,7 +244,10 @@ def test_pyramid_has_the_interface_of_a_cnn(options, size):
     assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
 
 
-@pytest.mark.parametrize("options", PYRAMIDS)
+TIMM = {"name": "vit_small_patch16_dinov3", "options": {"embed_dim": 24, "depth": 4, "num_heads": 2}}
+
+
+@pytest.mark.parametrize("options", [*PYRAMIDS, TIMM])
 def test_deep_map_of_the_pyramid_is_the_vits(options):
     torch.manual_seed(0)
     vit = create_backbone(**options, aux_layer=1)
@@ -252,13 +256,6 @@ def test_deep_map_of_the_pyramid_is_the_vits(options):
     tokens, maps = vit(torch.ones(1, 3, 32, 48)), pyramid(torch.ones(1, 3, 32, 48))
     assert_close(maps[-1], tokens.patch_tokens)
     assert_close(maps[1], tokens.aux_tokens)
-
-
-def test_pyramid_of_pretrained_weights(deit_tiny):
-    backbone = create_backbone("deit_tiny_patch16_224", pretrained=deit_tiny, pyramid=True)
-    weight = load_file(deit_tiny)["blocks.7.attn.qkv.weight"].float()
-    assert_close(backbone.vit.blocks[7].attn.qkv.weight, weight)
-    assert backbone.dims == (192, 192, 192, 192)
 
 
 def test_pyramid_layer_outside_of_the_network_is_an_error():

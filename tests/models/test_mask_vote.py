@@ -75,16 +75,8 @@ def test_the_rule():
     assert voted() == label[0].tolist()  # what no mask covers
     assert voted([0, 1, 2]) == [1, 1, 1, 0, 2, 2, 255, 0]  # more than half is inside
     assert voted([1, 2], inside=0.6) == [1, 0, 0, 0, 2, 2, 255, 0]  # no class takes it
-    assert voted([2, 3, 4, 5, 6, 7]) == [
-        1,
-        1,
-        2,
-        2,
-        2,
-        2,
-        2,
-        2,
-    ]  # covers all of class 2, ignored pixels with it
+    # Covers all of class 2, ignored pixels with it.
+    assert voted([2, 3, 4, 5, 6, 7]) == [1, 1, 2, 2, 2, 2, 2, 2]
     assert voted([2, 3, 4, 5, 6, 7], covers=None) == [1, 1, 0, 0, 0, 0, 255, 0]
     assert voted([0, 1, 2, 4], [2, 4, 5]) == [1, 1, 2, 0, 2, 2, 255, 0]  # the surer of two masks wins
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from methods.irnet import walked_scores
-from models.refiners.random_walk import propagate_to_edge, random_walk, transition_weights
+from models.refiners.random_walk import propagate_to_edge, random_walk
 from ops.pairs import PathPairs, PixelPairs
 from tests.recorded import recorded
 
@@ -84,13 +84,6 @@ def test_walk_to_edges_matches_reference_values(case):
     step = [-(-side // part) for side, part in zip(size, case["up"].shape[1:])]
     up, expected = up[:, :: step[0], :: step[1]], case["up"]
     assert_close(up / up.max(), expected / expected.max(), rtol=1e-4, atol=1e-4)
-
-
-def test_transition_weights_sum_to_one():
-    pairs, size = PixelPairs(4), (9, 10)
-    weights, offsets = transition_weights(random_inputs(pairs, size)[1], pairs, size, beta=3)
-    assert len(weights) == len(offsets) == 1 + 2 * len(pairs.directions)
-    assert_close(weights.sum(0), torch.ones(size))
 
 
 def test_constants_and_pixels_behind_boundaries_keep_their_score():

@@ -90,14 +90,6 @@ def test_path_maximum_and_its_gradient_are_those_of_the_gathered_paths(radius, s
     torch.testing.assert_close(*gradients)
 
 
-def test_source_and_destination_are_views_at_the_indices():
-    pairs, size = PixelPairs(4), (8, 11)
-    maps = torch.randn(2, 3, *size)
-    src, dst = pairs.indices(size)
-    assert torch.equal(pairs.source(maps), maps.flatten(2)[..., src])
-    assert torch.equal(pairs.destination(maps), maps.flatten(2)[..., dst])
-
-
 def test_a_map_without_pairs_is_an_error_and_a_fitting_radius_avoids_it():
     with pytest.raises(ValueError, match="4 x 20 has no pixel pairs of radius 5"):
         PixelPairs(5).source(torch.zeros(4, 20))

@@ -107,7 +107,7 @@ class Method(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters as ``{"name", "params", "lr_scale"}``; a group learns at ``lr * lr_scale``."""
-        return [{"name": "all", "params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
+        return [parameter_group("all", self)]
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         """The augmentation that makes this method's batch out of a sample."""
@@ -188,6 +188,12 @@ class Decomposes(Protocol):
 
     def decompose(self, batch: Batch, cam: Tensor, present: Any) -> tuple[Tensor, Tensor]:
         """Corners (B, V, 2) of V crops, and tags (B, 2 + V) of the two global views and the crops."""
+
+
+def parameter_group(name: str, *modules: nn.Module, lr_scale: float = 1.0) -> dict[str, Any]:
+    """The trained parameters of modules, see ``Method.parameter_groups``."""
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return {"name": name, "params": trained, "lr_scale": lr_scale}
 
 
 LR_SCALES = {"backbone_weight": 1.0, "backbone_bias": 2.0, "new_weight": 10.0, "new_bias": 20.0}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import StageView
 from losses.classification import multilabel_loss
-from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform
+from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, parameter_group
 from methods.vit_base import SingleStageViT
 from models.backbones import GivesMaps, create_backbone, require
 from models.heads import POOLINGS, pooled_logits
@@ -138,8 +138,8 @@ class PooledCAMNetwork(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
-            {"name": "backbone", "params": list(self.backbone.parameters()), "lr_scale": 1.0},
-            {"name": "classifier", "params": list(self.classifier.parameters()), "lr_scale": 10.0},
+            parameter_group("backbone", self.backbone),
+            parameter_group("classifier", self.classifier, lr_scale=10.0),
         ]
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:

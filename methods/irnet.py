@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from datasets.transforms import StageView
 from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
-from methods.base import Batch, Losses, Method, Metrics, Transform, resize_like
+from methods.base import Batch, Losses, Method, Metrics, Transform, parameter_group, resize_like
 from models.backbones import GivesMaps, create_backbone, require
 from models.refiners.random_walk import propagate_to_edge
 from ops.pairs import PathPairs
@@ -151,13 +151,10 @@ class IRNet(Method):
         return walked_scores(walked, (image.shape[-2], image.shape[-1]), self.background_threshold)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Boundary layers, and displacement layers, which learn ten times faster."""
-        edge = [*self.edge_layers.parameters(), *self.edge_output.parameters()]
-        chosen = {id(parameter) for parameter in edge}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in chosen]
+        displacement = self.displacement_layers, self.displacement_fusion, self.displacement_output
         return [
-            {"name": "edge", "params": edge, "lr_scale": 1.0},
-            {"name": "displacement", "params": others, "lr_scale": 10.0},
+            parameter_group("edge", self.edge_layers, self.edge_output),
+            parameter_group("displacement", *displacement, lr_scale=10.0),
         ]
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from datasets.transforms import PlainView
-from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, resize_like
+from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, parameter_group, resize_like
 from models.backbones import GivesTokens, create_backbone
 from models.blocks import conv_norm_relu
 from models.heads import DECODERS, create_decoder
@@ -25,7 +25,7 @@ from utils.distributed import global_mean
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
 
-HEADS = ("linear", "deeplab", *DECODERS)
+HEADS = ("deeplab", *DECODERS)
 
 
 class Segmentor(Method):
@@ -36,7 +36,7 @@ class Segmentor(Method):
         backbone: arguments of ``create_backbone``: a CNN, a ViT, or a ViT with ``pyramid``.
         head: ``linear`` (1x1 convolution of the deep map), ``large_fov``, ``aspp`` (DeepLab v2) or
             ``deeplab`` (DeepLab v3+, which needs a backbone that gives a list of maps).
-        head_options: further arguments of the head's class, such as ``hidden``; ``linear`` has none.
+        head_options: further arguments of the head's class, such as ``hidden``.
         loss_weights: of ``seg``, 1 by default.
         head_lr_scale: how much faster the head learns than the backbone.
     """
@@ -66,10 +66,6 @@ class Segmentor(Method):
             self.skip = self.backbone.shallow
             widths = dims[-1], dims[self.skip], num_classes
             self.head: nn.Module = build_part(DeepLabHead, head_options, *widths, key=key)
-        elif head == "linear":
-            if head_options:
-                raise ValueError(f"the head 'linear' takes no {key}, got {sorted(head_options)}")
-            self.head = nn.Conv2d(dims[-1], num_classes, 1)
         else:
             self.head = create_decoder(head, dims[-1], num_classes, head_options, key=key)
 
@@ -93,11 +89,9 @@ class Segmentor(Method):
         return Prediction(None, None, strongest.logit(eps=1e-6), seg_logits)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Backbone, and the head, which learns faster."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         return [
-            {"name": "backbone", "params": backbone, "lr_scale": 1.0},
-            {"name": "head", "params": list(self.head.parameters()), "lr_scale": self.head_lr_scale},
+            parameter_group("backbone", self.backbone),
+            parameter_group("head", self.head, lr_scale=self.head_lr_scale),
         ]
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:

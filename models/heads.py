@@ -15,6 +15,13 @@ from torch.nn.utils.parametrizations import weight_norm
 from utils.build import build_part, suggest
 
 
+class Linear(nn.Conv2d):
+    """One class score per feature vector."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, 1)
+
+
 class LargeFOV(nn.Module):
     """DeepLab's large field of view decoder: two dilated 3x3 convolutions, then 1x1 (ToCo, MCC)."""
 
@@ -82,7 +89,7 @@ class ProjectionHead(nn.Module):
 
 
 POOLINGS = ("mean", "max")
-DECODERS = {"large_fov": LargeFOV, "aspp": ASPP}
+DECODERS = {"linear": Linear, "large_fov": LargeFOV, "aspp": ASPP}
 
 
 def create_decoder(

@@ -32,16 +32,20 @@ from utils.weights import load_checkpoint
 
 __all__ = ["BACKBONES", "create_backbone", "load_pretrained", "pretrained_weights", "require"]
 
+# Width, depth, heads, side of the training images, and the tag of the papers' weights. Explicit, for timm's
+# default weights of a name change. vit_base and deit_base are one network; only the weights differ.
+_VITS: dict[str, tuple[int, int, int, int, str]] = {
+    "vit_base_patch16_224": (768, 12, 12, 224, "orig_in21k_ft_in1k"),
+    "vit_base_patch16_384": (768, 12, 12, 384, "orig_in21k_ft_in1k"),
+    "vit_large_patch16_224": (1024, 24, 16, 224, "augreg_in21k_ft_in1k"),
+    "vit_large_patch16_384": (1024, 24, 16, 384, "augreg_in21k_ft_in1k"),
+    "deit_base_patch16_224": (768, 12, 12, 224, "fb_in1k"),
+    "deit_base_patch16_384": (768, 12, 12, 384, "fb_in1k"),
+    "deit_small_patch16_224": (384, 12, 6, 224, "fb_in1k"),
+    "deit_tiny_patch16_224": (192, 12, 3, 224, "fb_in1k"),
+}
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    # vit_base and deit_base are one network; only the pretrained weights differ.
-    "vit_base_patch16_224": vit_factory(768, 12, 12),
-    "vit_base_patch16_384": vit_factory(768, 12, 12, 384),
-    "vit_large_patch16_224": vit_factory(1024, 24, 16),
-    "vit_large_patch16_384": vit_factory(1024, 24, 16, 384),
-    "deit_base_patch16_224": vit_factory(768, 12, 12),
-    "deit_base_patch16_384": vit_factory(768, 12, 12, 384),
-    "deit_small_patch16_224": vit_factory(384, 12, 6),
-    "deit_tiny_patch16_224": vit_factory(192, 12, 3),
+    **{name: vit_factory(*sizes) for name, (*sizes, _) in _VITS.items()},
     # The "small" of 2020, 8 wide layers and nn.LayerNorm's own epsilon; timm has dropped it.
     "vit_small_patch16_224": vit_factory(768, 8, 8, mlp_ratio=3.0, qkv_bias=False, norm_layer=nn.LayerNorm),
     "vit_demo": ViTDemo,
@@ -51,18 +55,8 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "vgg16d": VGG16d,
     "open_clip": OpenClip,
 }
-
-# Explicit tags: timm's default weights of a name change (vit_base_patch16_224 is the augreg2 run today), the
-# papers' do not.
 PRETRAINED_TAGS = {
-    "vit_base_patch16_224": "vit_base_patch16_224.orig_in21k_ft_in1k",
-    "vit_base_patch16_384": "vit_base_patch16_384.orig_in21k_ft_in1k",
-    "vit_large_patch16_224": "vit_large_patch16_224.augreg_in21k_ft_in1k",
-    "vit_large_patch16_384": "vit_large_patch16_384.augreg_in21k_ft_in1k",
-    "deit_base_patch16_224": "deit_base_patch16_224.fb_in1k",
-    "deit_base_patch16_384": "deit_base_patch16_384.fb_in1k",
-    "deit_small_patch16_224": "deit_small_patch16_224.fb_in1k",
-    "deit_tiny_patch16_224": "deit_tiny_patch16_224.fb_in1k",
+    **{name: f"{name}.{tag}" for name, (*_, tag) in _VITS.items()},
     # torchvision's IMAGENET1K_V1, which the published methods start from (there as resnet50-19c8e357,
     # resnet101-5d3b4d8f).
     "resnet50": "resnet50.tv_in1k",
@@ -109,11 +103,7 @@ def require(method: nn.Module, kind: type) -> None:
 
 
 def whole_crop(method: nn.Module, size: int, key: str) -> int:
-    """The side of a crop in whole patches of ``method.backbone``; what is left out is logged.
-
-    Args:
-        key: where the size is in the config, for the message.
-    """
+    """The side of a crop in whole patches of ``method.backbone``; a change of ``key`` is logged."""
     patch = getattr(getattr(method, "backbone", None), "patch_size", 1)
     whole = max(size // patch, 1) * patch
     if whole != size:
@@ -132,13 +122,7 @@ def layer_scales(backbone: nn.Module, decay: float) -> dict[nn.Parameter, float]
 
 
 def backbone_class(name: str) -> Callable[..., nn.Module]:
-    """What makes the backbone of a name: a key of ``BACKBONES``, a model of timm, or an import path.
-
-    Raises:
-        KeyError, ImportError: for an unknown one.
-        ValueError: for a model of timm that gives neither tokens nor maps of images of any size, and an
-            import path that is no ``nn.Module``.
-    """
+    """What makes the backbone of a name: a key of ``BACKBONES``, a model of timm, or an import path."""
     if name in BACKBONES:
         return BACKBONES[name]
     if (known := timm_name(name)) is not None:
@@ -196,17 +180,15 @@ def create_backbone(
         name: a key of ``BACKBONES``; a model of timm (``vit_small_patch14_dinov2``, with or without the tag
             of its weights; ``timm/...`` where a key of ``BACKBONES`` has the same name); or an import path.
         pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``, or
-            timm's of the name); or a local ``.pth`` / ``.safetensors`` file with timm's or the authors' names
-            for a model of timm, with the published ones for a CNN (``tools/convert_weights.py`` makes such a
-            file for resnet38d), or a checkpoint of a method with the same backbone.
+            timm's of the name); or a local ``.pth`` / ``.safetensors`` file with timm's, the authors' or, for
+            a CNN, the published names, or a checkpoint of a method with the same backbone.
         pyramid: for a ViT: maps as a CNN has instead of tokens; a mapping holds arguments of ``ViTPyramid``.
-        grad_checkpointing: compute blocks again in the backward pass instead of keeping what they computed:
-            less memory for a third more time, the same numbers.
+        grad_checkpointing: compute blocks again in the backward pass instead of keeping what they computed.
         **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.
 
     Raises:
         KeyError: for an unknown name, or an option that this backbone does not have.
-        FileNotFoundError: if the weights are not there and cannot be downloaded; says what to put where.
+        FileNotFoundError: if the weights are not there and cannot be downloaded.
         ValueError: if the file holds another network, or for an option of a wrong kind.
     """
     others = ("pretrained", "pyramid", "grad_checkpointing")

@@ -10,7 +10,7 @@ from losses.affinity import pair_label
 from methods.cam import PooledCAMNetwork
 from methods.irnet import IRNet
 from ops.labels import merge_confident_labels
-from tests.methods.recorded import check_gradients, class_labels, recorded_network
+from tests.methods.recorded import check_gradients, class_labels, recorded_network, remembering
 from tests.recorded import recorded
 from utils import distributed
 
@@ -33,10 +33,11 @@ def test_classifier_matches_reference_values_and_gradients(case):
     image, cam_image = case.input("image").double(), case.input("cam_image").double()
     class_label = class_labels(case)
     method = recorded_classifier(case, class_label.shape[1] + 1)
+    method.features = remembering(method.features)
     loss = method({"image": image, "class_label": class_label}, 0)[0]["cls"]
-    loss.backward()
     case.compare("loss", loss, **CLOSE)
     case.compare("logits", method.class_logits(method.features(image)), **CLOSE)
+    loss.backward()
     check_gradients(case, method, "irn_cam")
     frozen = case.meta["params_without_grad_prefixes"]
     frozen = tuple(name.replace("resnet50.", "backbone.") for name in frozen)
@@ -56,6 +57,7 @@ def test_step_on_originals_and_pasted_images_matches_reference_values(case):
     pasted[torch.arange(len(pasted)), torch.tensor(case.meta["added"])] = 1
     class_label = torch.cat([class_label, pasted])
     method = recorded_classifier(case, class_label.shape[1] + 1)
+    method.features = remembering(method.features)
     case.compare("logits", method.class_logits(method.features(image)), **CLOSE)
     # "poly sgd lr .1/1.0, wd 1e-4, max_step 100, one step"; the first step has the whole rate.
     lr, decay = case.noted(r"lr (\d*\.?\d+)", 0.1), case.noted(r"wd ([\d.e-]+\d)", 1e-4)
@@ -118,6 +120,7 @@ def test_irnet_matches_reference_values_and_gradients(case, double_precision):
     image, infer_image = case.input("image").double(), case.input("infer_image").double()
     radius = case.meta["radius"]
     method = recorded_network(lambda: IRNet(21, FROZEN, radius=radius), case, "irn")
+    method.backbone.forward = remembering(method.backbone.forward)
     mean = method.mean_displacement.clone()
     edge_logits, displacement = method.network(image)
     case.compare("edge_logits", edge_logits, **CLOSE)

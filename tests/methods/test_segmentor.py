@@ -74,5 +74,5 @@ def test_prediction_has_segmentation_and_tags_but_no_cam():
 def test_a_wrong_head_is_a_clear_error():
     with pytest.raises(ValueError, match="method.head"):
         small("liner")
-    with pytest.raises(ValueError, match="head_options"):
+    with pytest.raises(KeyError, match="head_options"):
         Segmentor(4, {"name": "vit_demo"}, head="linear", head_options={"hidden": 3})

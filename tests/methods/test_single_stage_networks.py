@@ -12,7 +12,7 @@ from methods.one_stage import CAMBaseline, OneStage, mean_foreground
 from methods.ws_fcn import WSFCN
 from models.backbones import create_backbone
 from models.refiners.dense_crf import DenseCRF
-from tests.methods.recorded import no_dropout
+from tests.methods.recorded import MADE, no_dropout
 from tests.methods.single_stage import (
     all_classes,
     author_names,
@@ -38,14 +38,13 @@ def make():
     """``make(system, case, class)``: the method with the weights of a case; its backbone is built once."""
     with torch.device("meta"):  # every value comes from a case
         backbone = create_backbone("resnet38d")
-    made, loaded, backbone = {}, [], backbone.to_empty(device="cpu")
+    loaded, backbone = [], backbone.to_empty(device="cpu")
 
     def build(name, case, method_class=None):
         names = author_names(name) | {"classifier.weight": "fc8.weight"}
         if loaded != [case.weight_name("")]:  # other files may have weights of other names
-            made.clear()
             loaded[:] = [case.weight_name("")]
-            case.load_author_weights(backbone, local_names(backbone, names, "backbone"), made)
+            case.load_author_weights(backbone, local_names(backbone, names, "backbone"), MADE)
         backbone.float()  # a test may have made it double
         num_classes = case["cls"].shape[1] + 1
         with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +54,7 @@ def make():
             )
         for ours, part in method.named_children():
             if part is not backbone:
-                case.load_author_weights(part, local_names(part, names, ours), made)
+                case.load_author_weights(part, local_names(part, names, ours), MADE)
         return method.eval()
 
     return build

@@ -11,6 +11,7 @@ from ops.cam import present_classes
 from ops.labels import region_mask
 from tests.formula import stats
 from tests.methods.authors import author_name
+from tests.methods.recorded import remembering
 from tests.recorded import recorded
 
 # What meta may call an option of a method.
@@ -107,21 +108,6 @@ def recorded_method(case, kind, backbone, weights, **options):
             backbone = method.get_submodule(name)
             backbone.forward = remembering(backbone.forward)
     return method
-
-
-def remembering(function):
-    """The function, which computes the result of an image once, with its graph and without."""
-    known = []
-
-    def call(image):
-        grad = torch.is_grad_enabled()
-        for seen, had_grad, result in known:
-            if had_grad == grad and seen.shape == image.shape and torch.equal(seen, image):
-                return result
-        known.append((image, grad, function(image)))
-        return known[-1][2]
-
-    return call
 
 
 def check_losses(case, phase, method, losses, step, names):

@@ -22,11 +22,10 @@ def patch_affinity_loss(patch_tokens: Tensor, affinity_label: Tensor) -> Tensor:
     Args:
         patch_tokens: (B, D, h, w) features of the last block, any scale.
         affinity_label: (B, hw, hw) integers: 1 same class, 0 different class; every other value is ignored.
-            The means run over the pairs of the whole batch, on all processes.
 
     Returns:
         Scalar in [0, 1]: 0 where positive pairs have |cos| = 1 and negative pairs |cos| = 0. The paper writes
-        the plain cosine, its code the absolute value.
+        the plain cosine, its code the absolute value. Means run over the whole batch, on all processes.
     """
     with full_precision(patch_tokens):
         tokens = F.normalize(patch_tokens.float().flatten(2), dim=1, eps=1e-8)  # (B, D, hw)

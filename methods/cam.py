@@ -120,21 +120,19 @@ class PooledCAMNetwork(Method):
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
         if not scales:
             return Prediction(None, None, self.class_logits(self.features(image)), None)
-        class_logits: list[Tensor] = []  # scale 1 comes first: of the images, then of their mirror images
 
-        def activation(views: Tensor) -> Tensor:
+        def activation(views: Tensor) -> tuple[Tensor, Tensor]:
             features = self.features(views)
-            class_logits.append(self.class_logits(features))
-            return self.class_activation(features)
+            return self.class_activation(features), self.class_logits(features)
 
         height, width = size = image.shape[-2:]
         if self.cam_size == "stride16":
             rows, columns = strided_size(size, 16)
             size = 16 * rows, 16 * columns
         sizes = [size, strided_size((height, width), 4)]
-        cam, strided = summed_cam(activation, image, scales, sizes)
+        (cam, strided), (class_logits,) = summed_cam(activation, image, scales, sizes)
         cam, strided = divide_by_maximum(cam[..., :height, :width]), divide_by_maximum(strided)
-        return Prediction(cam, None, class_logits[0][: len(image)], None, strided)
+        return Prediction(cam, None, class_logits, None, strided)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [

@@ -34,7 +34,7 @@ class SingleStageCNN(Method):
     Args:
         backbone: arguments of ``create_backbone``, for a backbone that gives a list of maps.
         class_loss: ``soft_margin`` or ``hinge``.
-        class_threshold: a class counts as present at test time if its confidence exceeds this in any view.
+        class_threshold: confidence above which a class counts as present at test time, in any view.
         background: its score at test time: ``[power, p]`` (its mean mask to the power p) or ``[score, s]``.
         crf_background_power: the CRF's background is ``(1 - largest foreground score)`` to this power; None:
             the background's score.
@@ -82,15 +82,14 @@ class SingleStageCNN(Method):
         if not scales:
             out = self.read(image)
             return Prediction(None, None, out.class_logits, out.masks)
-        readings: list[Reading] = []  # scale 1 comes first: the images, then their mirror images
 
-        def foreground(views: Tensor) -> Tensor:
-            readings.append(self.read(views))
-            return readings[-1].masks[:, 1:]
+        def foreground(views: Tensor) -> tuple[Tensor, ...]:
+            out = self.read(views)
+            return out.masks[:, 1:], *out
 
-        (total,) = summed_cam(foreground, image, scales, [image.shape[-2:]])
-        class_logits, masks = (x[: len(image)] for x in readings[0])
-        return Prediction(total / (2 * len(readings)), None, class_logits, masks)
+        (total,), (class_logits, masks) = summed_cam(foreground, image, scales, [image.shape[-2:]])
+        count = 2 * (1 + sum(scale != 1.0 for scale in scales))
+        return Prediction(total / count, None, class_logits, masks)
 
     def present(self, class_logits: Tensor) -> Tensor:
         return class_logits.sigmoid() > self.class_threshold

@@ -127,16 +127,14 @@ class SEAM(Method):
     def predict(self, image: Tensor, scales: Sequence[float]) -> Prediction:
         if not scales:
             return Prediction(None, None, self.network(image).class_logits, None)
-        class_logits: list[Tensor] = []  # scale 1 comes first: of the images, then of their mirror images
 
-        def refined_foreground(views: Tensor) -> Tensor:
+        def refined_foreground(views: Tensor) -> tuple[Tensor, Tensor]:
             out = self.network(views)
-            class_logits.append(out.class_logits)
-            return out.refined[:, 1:]
+            return out.refined[:, 1:], out.class_logits
 
-        (total,) = summed_cam(refined_foreground, image, scales, [image.shape[-2:]])
+        (total,), (class_logits,) = summed_cam(refined_foreground, image, scales, [image.shape[-2:]])
         # Values below 0 (see ``stretch``) are background to every later step, whatever their size.
-        return Prediction(stretch(total).clamp_(min=0), None, class_logits[0][: len(image)], None)
+        return Prediction(stretch(total).clamp_(min=0), None, class_logits, None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return groups_by_origin(self)

@@ -41,7 +41,7 @@ class SingleStageViT(Method):
     Args:
         num_classes: with background.
         backbone: arguments of ``create_backbone``: ``name``, ``pretrained``, ``aux_layer``, ...
-        decoder: ``large_fov`` (ToCo, MCC), ``aspp`` (SeCo), or None for a network without one.
+        decoder: ``large_fov`` (ToCo, MCC), ``aspp`` (SeCo), ``linear``, or None for a network without one.
         decoder_options: arguments of the decoder's class (``models/heads.py``).
         low_threshold: CAM score up to which a pixel is confident background.
         high_threshold: CAM score above which a pixel is confident foreground; in between it is ignored.
@@ -70,8 +70,7 @@ class SingleStageViT(Method):
             raise ValueError(
                 f"method.low_threshold={low_threshold} is above method.high_threshold={high_threshold}"
             )
-        self.low_threshold = low_threshold
-        self.high_threshold = high_threshold
+        self.low_threshold, self.high_threshold = low_threshold, high_threshold
         self.label_source = cam_schedule("label_source", label_source)
         self.refiner = create_refiner(**refiner_options(refiner, "par"), key="method.refiner")
         self.backbone = create_backbone(**backbone)
@@ -88,7 +87,7 @@ class SingleStageViT(Method):
         return self.read_out(self.backbone(image))
 
     def read_out(self, tokens: Tokens) -> Output:
-        """Logits from tokens that are there already."""
+        """Logits from tokens."""
         return Output(
             class_logits=pooled_logits(tokens.patch_tokens, self.classifier),
             aux_class_logits=pooled_logits(tokens.aux_tokens, self.aux_classifier),
@@ -110,18 +109,18 @@ class SingleStageViT(Method):
         tokens: Tokens,
         select: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """``(cam, aux_cam)`` in [0, 1] at image size, see ``multi_scale_cam``; ``tokens`` are those of it."""
+        """``(cam, aux_cam)`` in [0, 1] of an image with known tokens, see ``multi_scale_cam``."""
         first = self.class_activation(tokens)
         return multi_scale_cam(self.activation_of, image, scales, first=first, select=select)
 
     def activation_of(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw activation maps of images; no decoder, no gradient."""
-        with torch.no_grad():
-            return self.class_activation(self.backbone(image))
+        """``class_activation`` of images; the decoder does not run."""
+        return self.class_activation(self.backbone(image))
 
+    @torch.no_grad()
     def class_activation(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Raw maps ``(cam, aux_cam)``, each (B, C, h, w) float32, neither rectified nor normalised."""
-        with torch.no_grad(), full_precision(tokens.patch_tokens):
+        with full_precision(tokens.patch_tokens):
             return (
                 F.conv2d(tokens.patch_tokens.float(), self.classifier.weight.float()),
                 F.conv2d(tokens.aux_tokens.float(), self.aux_classifier.weight.float()),
@@ -140,12 +139,11 @@ class SingleStageViT(Method):
     @torch.no_grad()
     def pseudo_label(self, image: Tensor, cam: Tensor, present: PresentClasses, valid_box: Tensor) -> Tensor:
         """The decoder's target (B, H, W) int64, from CAMs (B, P, H, W) refined along image edges."""
+        thresholds = self.low_threshold, self.high_threshold
         with full_precision(image):
             # Cut to whole grey levels, as the authors do: the colour spread of flat areas depends on it.
             image_rgb = denormalize(image.float()).clamp(0, 255).floor() / 255
-            label = refined_label(
-                self.refiner.refine_all, image_rgb, cam, present, self.low_threshold, self.high_threshold
-            )
+            label = refined_label(self.refiner.refine_all, image_rgb, cam, present, *thresholds)
         return ignore_outside_box(label, valid_box)
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:

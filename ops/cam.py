@@ -75,8 +75,7 @@ def multi_scale_cam(
         if scale == 1.0 and first is not None:
             pairs = list(zip(first, activation(scaled.flip(-1)), strict=True))
         else:
-            both = activation(torch.cat([scaled, scaled.flip(-1)]))
-            pairs = [(raw[: len(image)], raw[len(image) :]) for raw in both]
+            pairs = [raw.chunk(2) for raw in activation(torch.cat([scaled, scaled.flip(-1)]))]
         with full_precision(image):
             fused = [_larger_of_pair(a.float(), b.float(), size, select) for a, b in pairs]
         totals = [t.add_(f) for t, f in zip(totals, fused)] if totals else fused
@@ -97,31 +96,35 @@ def _larger_of_pair(
 
 @torch.no_grad()
 def summed_cam(
-    activation: Callable[[Tensor], Tensor],
+    activation: Callable[[Tensor], tuple[Tensor, ...]],
     image: Tensor,
     scales: Sequence[float],
     sizes: Sequence[tuple[int, int]],
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """Sum over scales of the maps of image and mirrored image (PSA, IRN, SEAM), not normalised.
 
     Args:
-        activation: images (N, 3, ., .) -> maps (N, C, h, w), rectified already where the method rectifies.
+        activation: images (N, 3, ., .) -> maps (N, C, h, w), rectified where the method rectifies, and other
+            outputs (N, ...).
         image: (B, 3, H, W) normalised.
         scales: factors of the image size. Scale 1 is always used.
         sizes: what the maps are resized to (bilinear) before they are summed.
 
     Returns:
-        (B, C, *size) float32 for each of ``sizes``.
+        (B, C, *size) float32 for each of ``sizes``, and the other outputs (B, ...) of the image itself.
     """
     totals: list[Tensor] = []
+    of_image: list[Tensor] = []
     for scale in (1.0, *(s for s in scales if s != 1.0)):
         scaled = image if scale == 1.0 else rescale(image, scale)
-        upright, mirrored = activation(torch.cat([scaled, scaled.flip(-1)])).float().chunk(2)
+        maps, *others = activation(torch.cat([scaled, scaled.flip(-1)]))
+        of_image = of_image or [x[: len(image)] for x in others]
         with full_precision(image):
+            upright, mirrored = maps.float().chunk(2)
             both = upright + mirrored.flip(-1)
-            maps = [F.interpolate(both, size=size, mode="bilinear", align_corners=False) for size in sizes]
-        totals = [t.add_(m) for t, m in zip(totals, maps)] if totals else maps
-    return totals
+            sized = [F.interpolate(both, size=size, mode="bilinear", align_corners=False) for size in sizes]
+        totals = [t.add_(m) for t, m in zip(totals, sized)] if totals else sized
+    return totals, of_image
 
 
 def divide_by_maximum(cam: Tensor, eps: float = 1e-5) -> Tensor:

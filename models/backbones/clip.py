@@ -25,11 +25,6 @@ class OpenClip(PlainViT):
         weights: a tag of open_clip, which is downloaded, or a local file; None: random ones.
         aux_layer: block whose output is ``aux_tokens``.
         config: changes of the model's config in open_clip (``embed_dim``, ``vision_cfg``, ``text_cfg``).
-
-    Raises:
-        ImportError: open_clip is not installed.
-        ValueError: no such model or tag, or no plain ViT with a class token.
-        FileNotFoundError: the weights cannot be downloaded.
     """
 
     def __init__(

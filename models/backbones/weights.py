@@ -25,12 +25,7 @@ HEADS = ("head.", "head_dist.", "pre_logits.", "fc_norm.", "attn_pool.")
 
 
 def timm_weights(name: str, tag: str | None) -> dict[str, Tensor]:
-    """Weights of the timm model ``tag``, from timm's cache or the network.
-
-    Args:
-        name: of the backbone, for messages.
-        tag: ``architecture`` or ``architecture.tag``; None: timm does not have this network.
-    """
+    """Weights of the timm model ``tag`` (None: there is none), from timm's cache or the network."""
     cfg = timm.models.get_pretrained_cfg(tag) if tag else None
     if tag is None or cfg is None or not cfg.has_weights:
         near = near_names(tag or name)
@@ -43,10 +38,9 @@ def timm_weights(name: str, tag: str | None) -> dict[str, Tensor]:
     except Exception as error:  # timm passes on whatever its download libraries raise
         file = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
         raise FileNotFoundError(
-            f"the pretrained weights '{tag}' could not be downloaded "
-            f"({type(error).__name__}: {str(error)[:200]}). "
-            f"Without a network, fetch https://huggingface.co/timm/{file}/resolve/main/model.safetensors "
-            "on another machine and set method.backbone.pretrained to the path of that file"
+            f"the pretrained weights '{tag}' could not be downloaded ({type(error).__name__}: "
+            f"{str(error)[:200]}). Without a network, fetch https://huggingface.co/timm/{file}/resolve/main/"
+            "model.safetensors on another machine and set method.backbone.pretrained to that file"
         ) from error
 
 

@@ -66,14 +66,11 @@ def propagate_to_edge(
     surrounded by boundary, as in the authors' program, so that pixels at its border take part.
 
     Args:
-        cam: (K, h, w) in [0, 1].
+        cam: (K, h, w) in [0, 1]; boundary pixels start with their share 1 - edge.
         edge: (h, w) probability of a class boundary.
         radius: of the pixel pairs, in pixels of the map.
         beta: exponent of the affinities.
         exp_times: squarings of the transition matrix, 2 ** exp_times steps.
-
-    Returns:
-        (K, h, w) float32 walked scores; boundary pixels start with their share 1 - edge.
     """
     pairs = PathPairs(radius)
     border = (radius, radius, 0, radius)

@@ -109,8 +109,8 @@ def test_merging_of_scales_matches_the_authors(case):
     classes = next(iter(pairs.values())).shape[1]
     method = GivenMaps(classes, SMALL).given(*(Output(None, maps, None) for maps in pairs.values()))
     size = tuple(case.meta["size"])
-    refined = lambda views: method.network(views).refined[:, 1:]  # noqa: E731
-    (total,) = summed_cam(refined, torch.zeros(1, 3, *size), case.meta["scales"], [size])
+    refined = lambda views: (method.network(views).refined[:, 1:],)  # noqa: E731
+    (total,), _ = summed_cam(refined, torch.zeros(1, 3, *size), case.meta["scales"], [size])
     label = case["label"][None].float()
     published = stretch(total * label[:, :, None, None])
     present = label[0] > 0

@@ -124,7 +124,7 @@ class AffinityNet(Method):
         return groups_by_origin(self)
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
-        """Not rescaled, as published: ``scale_range`` is not used."""
+        """Not rescaled, as published."""
         return AffinityView(crop_size, self.stride)
 
 

@@ -115,7 +115,7 @@ class ContrastiveViT(SingleStageViT):
     def dense_energy(
         self, image: Tensor, seg_logits: Tensor, pseudo_label: Tensor, valid_box: Tensor, step: int
     ) -> Tensor:
-        """The regularised loss ``reg`` of normalised images; 0, and no work, while its weight is 0."""
+        """The loss ``reg`` of normalised images; 0, and no work, while its weight is 0."""
         if not self.loss_weight("reg", step):
             return seg_logits.new_zeros(())
         return dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)

@@ -212,16 +212,13 @@ def mean_foreground(masks: Tensor, class_label: Tensor) -> Tensor:
 def confident_label(
     masks: Tensor, class_ids: Tensor, foreground_share: float, background_share: float, floor: float
 ) -> Tensor:
-    """Pixels near the maximum of exactly one mask.
+    """Pixels near the maximum of exactly one mask, (B, H, W) int64; the others are ignored.
 
     Args:
         masks: (B, M, H, W) in [0, 1], background first.
         class_ids: (B, M) class numbers of the masks.
         foreground_share, background_share: a pixel must exceed this share of the largest value of its mask.
         floor: it must exceed this as well.
-
-    Returns:
-        (B, H, W) int64, ``IGNORE_INDEX`` where no mask or more than one is that large.
     """
     share = masks.new_full((masks.shape[1], 1, 1), foreground_share)
     share[0] = background_share

@@ -43,8 +43,6 @@ class WeCLIP(ClipES):
         self,
         num_classes: int,
         backbone: Mapping[str, Any],
-        words: Sequence[str | Sequence[str]],
-        background_words: Sequence[str],
         loss_weights: Mapping[str, Any] | None = None,
         layers: int = 0,
         width: int = 256,
@@ -55,7 +53,7 @@ class WeCLIP(ClipES):
         **options: Any,
     ) -> None:
         options |= {"loss_weights": loss_weights or {"seg": 1.0, "aff": 0.1}, "layers": layers}
-        super().__init__(num_classes, backbone, words, background_words, **options)
+        super().__init__(num_classes, backbone, **options)
         self.radius = radius
         self.refiner = create_refiner(**refiner_options(refiner, "par"), key="method.refiner")
         self.decoder = Decoder(

@@ -178,10 +178,9 @@ class ConvStem(nn.Module):
 class ViTPyramid(nn.Module):
     """A ViT behind the interface of the CNN backbones: maps from shallow to deep instead of tokens.
 
-    Our own addition, of no paper. The shallow map has stride 4: the features of the convolutional stem, or,
-    where one linear map embeds a whole patch, the tokens at a quarter of the depth, enlarged bilinearly. The
-    others keep the stride of the patches. An image that does not fill its last patches is padded with zeros:
-    a map at stride s has ``ceil(n / s)`` rows or columns, as a CNN's has.
+    Of no paper. The shallow map has stride 4: features of the convolutional stem, or, without one, the
+    tokens at a quarter of the depth, enlarged bilinearly. The others keep the stride of the patches. Images
+    are padded with zeros to whole patches: a map at stride s has ``ceil(n / s)`` rows or columns.
 
     Args:
         layers: blocks whose residual streams are the maps between shallow and deep; by default those at half

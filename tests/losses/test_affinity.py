@@ -6,8 +6,6 @@ from torch.testing import assert_close
 from losses.affinity import pair_affinity_loss, pair_displacement_loss, pair_label
 from ops.pairs import PathPairs, PixelPairs
 
-KINDS = ("bg_pos", "fg_pos", "neg")
-
 
 def random_label(*shape):
     """Classes 0..3, and 255."""

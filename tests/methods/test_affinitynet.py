@@ -19,7 +19,6 @@ from utils.cam_files import ScoreFile, load_scores, save_scores
 
 RESNET = {"name": "resnet38d"}
 SMALL = {"name": "resnet38d", "width": 4}
-PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

@@ -13,7 +13,6 @@ from tests.recorded import GOLDEN, GoldenCase, recorded
 RESNET = {"name": "resnet38d"}
 SMALL = {"name": "resnet38d", "width": 4, "dropout": (0.0, 0.0)}
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64, "pyramid": True}
-PYRAMID = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48, "pyramid": True}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

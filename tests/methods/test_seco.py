@@ -1,7 +1,5 @@
 """SeCo: the authors' tags, memories and training steps; the same numbers in every run and on any machines."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,15 +12,11 @@ from models.memory import moved_prototypes, update_momentum_copy
 from ops.cam import present_classes
 from ops.crops import crop_positions, cut
 from ops.labels import cam_to_confident_label, ignore_outside_box
-from tests.conftest import GOLDEN
 from tests.formula import stats
 from tests.methods.demo import demo_batch, demo_method
 from tests.processes import in_a_group
 from tests.recorded import recorded
 from utils.distributed import init_process_group
-
-KEYS = json.loads((GOLDEN / "state_dict_seco.json").read_text())
-
 
 # -- decomposition
 

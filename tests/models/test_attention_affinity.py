@@ -8,8 +8,7 @@ from torch.testing import assert_close
 from models.backbones import create_backbone
 from models.refiners.attention_affinity import box_mask, mean_attention, spread, transition
 from models.refiners.base import create_refiner
-
-DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}
+from tests.methods.demo import VIT
 
 
 def test_walk_is_that_of_the_paper():
@@ -32,10 +31,8 @@ def test_walk_is_that_of_the_paper():
 
 def test_a_walk_keeps_constants():
     walk = transition(torch.rand(1, 30, 30, dtype=torch.float64), turns=50)
-    assert_close(
-        spread(torch.full((1, 2, 5, 6), 0.3, dtype=torch.float64), walk),
-        torch.full((1, 2, 5, 6), 0.3).double(),
-    )
+    maps = torch.full((1, 2, 5, 6), 0.3, dtype=torch.float64)
+    assert_close(spread(maps, walk), maps)
 
 
 def test_boxes_hold_what_exceeds_the_threshold():
@@ -50,7 +47,7 @@ def test_boxes_hold_what_exceeds_the_threshold():
 
 def test_attention_is_what_the_blocks_compute():
     torch.manual_seed(0)
-    network, image = create_backbone(**DEMO).eval(), torch.randn(2, 3, 48, 32)
+    network, image = create_backbone(**VIT).eval(), torch.randn(2, 3, 48, 32)
     with torch.no_grad():
         attention, grid = mean_attention(network, image, 2)
         x, expected = network.embed(image), []
@@ -66,13 +63,11 @@ def test_attention_is_what_the_blocks_compute():
 
 def test_a_mirrored_image_of_constant_columns_gives_mirrored_scores():
     """Positions alone break the symmetry: without them the refiner commutes with the mirror."""
-    refiner = create_refiner("attention_affinity", backbone=DEMO, layers=2)
+    refiner = create_refiner("attention_affinity", backbone=VIT, layers=2)
     refiner.network.pos_embed.zero_()
     image, scores = torch.rand(1, 3, 1, 48).expand(1, 3, 48, 48), torch.rand(1, 2, 48, 48)
-    refiner.network.patch_embed.proj = torch.nn.Conv2d(3, 32, 8, 8)
-    refiner.network.patch_embed.proj.weight.data.copy_(
-        torch.randn(32, 3, 1, 1).expand(32, 3, 8, 8)
-    )  # each patch by its mean colour
+    embed = refiner.network.patch_embed.proj = torch.nn.Conv2d(3, 32, 8, 8)
+    embed.weight.data.copy_(torch.randn(32, 3, 1, 1).expand(32, 3, 8, 8))  # each patch by its mean colour
     mirrored = refiner.refine(image.flip(-1), scores.flip(-1)).flip(-1)
     assert_close(refiner.refine(image, scores), mirrored, rtol=1e-3, atol=1e-4)
     assert refiner.protocol == "attention_affinity(vit_demo,layers=2)"

@@ -6,9 +6,9 @@ from torch.testing import assert_close
 
 from methods.toco import ToCo
 from models.refiners.base import REFINERS, create_refiner, refiner_options
+from tests.methods.demo import VIT
 
-DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}
-OPTIONS = {"attention_affinity": {"backbone": DEMO}}
+OPTIONS = {"attention_affinity": {"backbone": VIT}}
 OWN = [name for name in REFINERS if name != "pydensecrf"]  # which needs a compiled program
 
 
@@ -53,7 +53,7 @@ def test_names_mappings_and_import_paths():
 
 def test_a_method_takes_any_refiner():
     torch.manual_seed(0)
-    method = ToCo(6, DEMO, refiner={"name": "dense_crf", "preset": "toco_pseudo_label", "steps": 2})
+    method = ToCo(6, VIT, refiner={"name": "dense_crf", "preset": "toco_pseudo_label", "steps": 2})
     image, class_label = torch.randn(1, 3, 48, 48), torch.eye(5)[:1]
     label = method.decoder_target(image, method.predict(image, (1.0,)), class_label, 0)
     assert label.shape == (1, 48, 48) and set(label.unique().tolist()) <= {0, 1, 255}

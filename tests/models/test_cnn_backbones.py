@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.backbones import create_backbone, load_pretrained
+from tests.methods.recorded import MADE
 from tests.recorded import GOLDEN, recorded
 from utils.image import normalize
 
@@ -27,12 +28,12 @@ SMALL = dict(name="resnet38d", width=4)
 
 @recorded("wsfcn_backbones", "onestage_backbones")
 def test_maps_match_reference_values(case):
-    image, made = case.input("x"), {}
+    image = case.input("x")
     for name in dict.fromkeys(key.split("_")[0] for key in case):
         options = {"conv4_stride": 2} if (case.name, name) == ("wsfcn_backbones", "vgg16") else {}
         with torch.device("meta"):
             backbone = create_backbone(OURS.get(name, name), **options).eval()
-        case.load_author_weights(backbone, {key: key for key in backbone.state_dict()}, made)
+        case.load_author_weights(backbone, {key: key for key in backbone.state_dict()}, MADE)
         inner = []
         if name == "resnet38":  # a block that is no map of ours
             backbone.b2_2.register_forward_hook(lambda block, x, output, inner=inner: inner.append(output[0]))

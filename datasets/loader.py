@@ -24,7 +24,6 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     data set is smaller than a batch the epochs follow each other without a gap.
 
     Args:
-        length: number of images.
         batch_size: images per step over all processes and micro-batches, a multiple of their number.
         accumulate: micro-batches per step and process; the iterator yields this many lists per step.
         rank, world_size: this process; None: as torch.distributed says.

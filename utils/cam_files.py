@@ -82,7 +82,7 @@ class ScoreFile:
 
 
 def save_scores(path: Path, file: ScoreFile) -> None:
-    """Write a score file: ``class_ids`` int16, ``scores`` float16; training averages 64 of them."""
+    """Write a score file in half precision; training averages 64 of its values."""
     _write_arrays(
         path,
         class_ids=file.class_ids.cpu().numpy().astype(np.int16),

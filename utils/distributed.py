@@ -39,11 +39,7 @@ def barrier() -> None:
 
 
 def default_device(device: str) -> str:
-    """The name of a device that is there; ``auto`` is a GPU if there is one.
-
-    Raises:
-        ValueError: for a GPU where there is none, or a name that is no device.
-    """
+    """The name of a device that is there; ``auto`` is a GPU if there is one."""
     found = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if found else "cpu"
@@ -61,11 +57,7 @@ def default_device(device: str) -> str:
 
 
 def init_process_group(device: str) -> torch.device:
-    """Join the processes that torchrun started and return the device of this one.
-
-    Raises:
-        ValueError: this machine lacks the GPU, or WORLD_SIZE is set without what belongs to it.
-    """
+    """Join the processes that torchrun started and return the device of this one."""
     chosen = torch.device(default_device(device))
     if chosen.type == "cuda":
         if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
@@ -105,17 +97,15 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Tensor:
     """This process's share of a mean over the global batch.
 
-    A loss that counts pixels or pairs must divide by the count of the whole batch, or the same batch gives
-    another gradient on four processes than on one. The engine averages gradients over processes; shares
-    average to ``sum(total) / (sum(count) + offset)``.
+    The engine averages gradients over processes; shares average to ``sum(total) / (sum(count) + offset)``, so
+    that a batch gives the same gradient on four processes as on one.
 
     Args:
         total: scalar with gradient, summed over this process's part of the batch, of ``count`` items.
         offset: added to the global count; keeps an empty batch finite.
     """
     if is_distributed():
-        counted = count if isinstance(count, Tensor) else total.new_tensor(count)
-        count = all_reduce_sum(counted)
+        count = all_reduce_sum(count if isinstance(count, Tensor) else total.new_tensor(count))
     return total * world_size() / (count + offset)
 
 

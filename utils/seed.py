@@ -11,10 +11,7 @@ import torch
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch, and switch torch to deterministic algorithms where asked for.
-
-    Deterministic mode costs speed on a GPU; on the CPU runs are reproducible for a given number of threads.
-    """
+    """Seed Python, NumPy and torch, and switch torch to deterministic algorithms where asked for."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -36,12 +33,13 @@ def seed_process(seed: int, step: int, rank: int) -> None:
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """The seed of everything drawn for one sample in one epoch, in [0, 2**63)."""
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]) >> 1
+    return _state(seed, epoch, index)
 
 
 def sample_generator(sample_seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one sample; streams for different purposes are independent of each other."""
-    state = np.random.SeedSequence((int(sample_seed), zlib.crc32(purpose.encode()))).generate_state(
-        1, np.uint64
-    )[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
+    return torch.Generator().manual_seed(_state(int(sample_seed), zlib.crc32(purpose.encode())))
+
+
+def _state(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1

@@ -26,9 +26,9 @@ class Argument(NamedTuple):
 
 @cache
 def arguments(target: str) -> dict[str, Argument] | None:
-    """Keyword arguments of an import path, over the base classes; None where the source does not tell.
+    """Keyword arguments of an import path, over the base classes.
 
-    Which is so for a target that is not found, that takes any keyword, or that is made by a call.
+    None for a target that is not found, that takes any keyword, or that is made by a call.
     """
     module, _, name = target.rpartition(".")
     node = _find(module, name)

@@ -1,8 +1,7 @@
-"""Paint the ground and sky that objects of the demo scenes are on, as the camera shows them (numpy only).
+"""Paint the ground and sky that objects of the demo scenes are on, as the camera shows them.
 
-Everything is drawn at the output size with analytic anti-aliasing. Colours are float RGB in [0, 1]. Every
-function draws its random numbers from the generator it gets: a scene is a pure function of its seeds.
-H W: pixels.
+Everything is drawn at the output size with analytic anti-aliasing, colours are float RGB in [0, 1], and all
+randomness is that of the generator that a function gets. H W: pixels.
 """
 
 from __future__ import annotations

@@ -23,23 +23,6 @@ def test_missing_file_names_its_neighbours(tmp_path):
         load_checkpoint(tmp_path / "last.pth")
 
 
-def test_objects_are_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ("executed",)
-
-    torch.save({"x": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="more than tensors"):
-        load_checkpoint(tmp_path / "evil.pth")
-
-
-@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
-def test_damaged_file_is_named(tmp_path, name):
-    (tmp_path / name).write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        load_checkpoint(tmp_path / name)
-
-
 def test_first_matching_rule_renames():
     state = {"module.encoder.x": torch.zeros(1), "module.y": torch.zeros(1)}
     assert set(rename_keys(state, [(r"^module\.encoder\.", "backbone."), (r"^module\.", "")])) == {
@@ -52,9 +35,9 @@ def test_other_contents_are_refused(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     with pytest.raises(ValueError, match="a Tensor, not a mapping"):
         load_checkpoint(tmp_path / "tensor.pth")
-    (tmp_path / "empty.pth").touch()
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    (tmp_path / "junk.pth").write_text("junk\n")  # an index error inside of torch
-    for name in ("empty", "text", "junk"):
-        with pytest.raises(ValueError, match=f"{name}.pth is damaged or not a checkpoint"):
-            load_checkpoint(tmp_path / f"{name}.pth")
+    for suffix in ("pth", "safetensors"):
+        # The second one is an index error inside of torch.
+        for content in (b"", b"junk\n", b"not a checkpoint", b"PK\x03\x04 not a checkpoint"):
+            (tmp_path / f"a.{suffix}").write_bytes(content)
+            with pytest.raises(ValueError, match=rf"a\.{suffix} is damaged or not a checkpoint"):
+                load_checkpoint(tmp_path / f"a.{suffix}")

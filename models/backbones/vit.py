@@ -84,6 +84,18 @@ class ViT(PlainViT, VisionTransformer):
         self.pos_embed.requires_grad_(not freeze_pos_embed)
         freeze_layers(self, frozen)
 
+    def forward(self, image: Tensor) -> Tokens:
+        size = max(image.shape[-2] // self.patch_size, 1), max(image.shape[-1] // self.patch_size, 1)
+        x = self.embed(image)
+        aux = x
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            aux = x if i == self.aux_layer else aux
+        x = self.norm(x)
+        aux = x if self.aux_layer == self.depth - 1 else aux
+        # Maps are made behind all blocks: gradients add up in the order, and to the bits, of recorded runs.
+        return Tokens(x[:, 0], to_map(x[:, 1:], size), to_map(aux[:, 1:], size))
+
     def intermediates(self, image: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         return self.through_blocks(self.patch_embed.proj(image), layers)
 

@@ -1,0 +1,187 @@
+"""Everything that runs on a GPU, on a pretended one: equal results, and a step that does not wait for it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch.testing import assert_close
+
+from engine import train
+from engine.config.load import CONFIGS, TRAINING, load_config, load_stages
+from engine.config.options import fill
+from engine.config.schema import Infer
+from engine.inference import load_method
+from engine.segmentation import multi_scale_segment
+from engine.trainer import Trainer
+from methods.base import Method, Predicts, Propagates
+from models.refiners.base import create_refiner
+from tests.checkpoints import demo_folder  # noqa: F401
+from tests.pretended_gpu import DEVICE, pretended_gpu
+from utils.cam_files import ScoreFile, label_path, save_scores
+from utils.image import read_mask
+from utils.schedule import Schedule
+
+BUDGETS = yaml.safe_load((Path(__file__).parent / "gpu_budgets.yaml").read_text())
+SMALL = ["train.steps=2", "train.eval_every=2", "train.checkpoint_every=1", "train.batch_size=2"]
+SMALL += ["train.precision=fp32", "data.num_workers=0", "data.crop_size=48", "data.scale_range=[0.9,1.0]"]
+SMALL += ["train.keep_every=1", "optim.warmup_steps=0", "optim.eps=1e-4", "eval.size=48"]
+
+
+def trainings():
+    """One training of every method in the demo configs, by name of the method's file."""
+    found = {}
+    for file in sorted(CONFIGS.glob("*/demo.yaml")):
+        if file.parent.name in ("datasets", "stages"):
+            continue
+        cfg = load_config(file)
+        options = (
+            [stage.options for stage in load_stages(file) if stage.run == TRAINING] if cfg.stages else [cfg]
+        )
+        for cfg in map(OmegaConf.create, options):
+            found.setdefault(cfg.method.target.rpartition(".")[2], cfg)
+    return found
+
+
+TRAININGS = trainings()
+
+
+def label_folder(cfg, folder, root):
+    """What a method learns from where tags are not enough: the masks, or scores of them."""
+    masks = root / "SegmentationClass"
+    if cfg.method.target != "methods.affinitynet.AffinityNet":
+        return masks
+    for path in masks.glob("*.png"):
+        mask = torch.from_numpy(read_mask(path))
+        ids = mask.unique()[1:].long()
+        scores = torch.stack([mask == k for k in (0, *ids)]).float().expand(2, -1, -1, -1)
+        save_scores(label_path(folder, path.stem).with_suffix(".npz"), ScoreFile(ids, scores))
+    return folder
+
+
+def small_config(name, folder, root):
+    """The demo's training with a narrow network, small images, and every loss on from the first step."""
+    cfg = OmegaConf.merge(TRAININGS[name], OmegaConf.from_dotlist(SMALL))
+    cfg.data.root, cfg.work_dir = str(root), str(folder / "run")
+    cfg.run_name, cfg.stages = name, None
+    cfg.method.backbone |= {"pretrained": None, "width": 32, "heads": 2, "image_size": 48}
+    for key, weight in cfg.method.get("loss_weights", {}).items():
+        plain = OmegaConf.to_object(weight) if OmegaConf.is_config(weight) else weight
+        cfg.method.loss_weights[key] = Schedule(plain)(10**6)
+    if "prototype_from_step" in cfg.method:
+        cfg.method.prototype_from_step = 0
+    if cfg.data.label_dir:
+        cfg.data.label_dir = str(label_folder(cfg, folder / "labels", root))
+    return cfg
+
+
+def result(cfg):
+    """Numbers of the last log line, of the validation, and the weights."""
+    folder = Path(cfg.work_dir)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: line[key] for key in ("loss", "val") if key in line} for line in lines]
+    return kept, torch.load(folder / "last.pth", weights_only=False)["model"]
+
+
+@contextmanager
+def counted(gpu):
+    """What the forward pass of a step issues, what the whole step issues, and the lines where it waits."""
+    counts, step, forward = {}, Trainer._train_step, Method.forward
+
+    def counted_forward(self, *args):
+        gpu.clear()
+        out = forward(self, *args)
+        counts["forward"] = gpu.operations.total()
+        return out
+
+    def counted_step(self, *args):
+        out = step(self, *args)
+        counts.update(step=gpu.operations.total(), syncs=gpu.syncs.total(), lines=dict(gpu.syncs))
+        return out
+
+    with patch.object(Method, "forward", counted_forward), patch.object(Trainer, "_train_step", counted_step):
+        yield counts
+
+
+@pytest.fixture(scope="module", params=TRAININGS)
+def runs(request, demo_folder, tmp_path_factory):  # noqa: F811
+    """Config, counts of a step, results of a training on the CPU, on the GPU, and continued on the GPU."""
+    folder = tmp_path_factory.mktemp(request.param)
+    cfg = small_config(request.param, folder, demo_folder)
+    on_cpu = OmegaConf.merge(cfg, {"work_dir": str(folder / "cpu"), "device": "cpu"})
+    train.run(on_cpu)
+    results = [result(on_cpu)]
+    with pretended_gpu() as gpu:
+        cfg.device = "cuda"
+        with counted(gpu) as counts:
+            train.run(cfg)
+        results.append(result(cfg))
+        last = Path(cfg.work_dir) / "last.pth"
+        last.with_name("step_1.pth").replace(last)
+        train.run(cfg)
+        results.append(result(cfg))
+    return cfg, counts, results
+
+
+def test_training_and_resumed_training_give_what_the_cpu_gives(runs):
+    _, _, ((lines, weights), *others) = runs
+    for other_lines, other_weights in others:
+        assert_close(other_weights, weights, rtol=1e-4, atol=1e-5)
+        assert_close(other_lines[-2:], lines[-2:], rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_keeps_its_budget(runs):
+    cfg, counts, _ = runs
+    over = {key: counts[key] for key, most in BUDGETS[cfg.run_name].items() if counts[key] > most}
+    assert not over, counts["lines"]
+
+
+def on_both(work, *inputs):
+    """The results of ``work(device, *inputs)`` on the CPU and on the GPU are equal."""
+    expected = work("cpu", *inputs)
+    with pretended_gpu():
+        found = [x.cpu() for x in work(DEVICE, *(x.to(DEVICE) for x in inputs))]
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_inference_gives_what_the_cpu_gives(runs):
+    """Multi-scale segmentation, CAMs, and the random walk from them."""
+    path = Path(runs[0].work_dir) / "last.pth"
+
+    def work(device, image, cam):
+        method, found = load_method(path, device).method, []
+        if isinstance(method, Predicts):
+            out, infer = method.predict(image, (1.0, 0.5)), replace(fill(Infer, {}), scales=[1.0, 0.75])
+            found += [x for x in out if x is not None]
+            found += [] if out.seg_logits is None else [multi_scale_segment(method, image, infer)]
+        return found + ([method.propagate(image, cam)] if isinstance(method, Propagates) else [])
+
+    generator = torch.Generator().manual_seed(0)
+    on_both(work, torch.randn(1, 3, 48, 40, generator=generator), torch.rand(2, 12, 10, generator=generator))
+
+
+@pytest.mark.parametrize("name", ["par", "pamr", "dense_crf"])
+def test_refiners_give_what_the_cpu_gives(name):
+    image, scores = torch.rand(2, 3, 22, 19), torch.rand(2, 4, 22, 19).softmax(1)
+    on_both(lambda device, *inputs: [create_refiner(name).refine(*inputs)], image, scores)
+
+
+def test_what_fails_on_a_gpu_fails_here():
+    with pretended_gpu() as gpu:
+        values = torch.arange(4.0, device=DEVICE)
+        with pytest.raises(RuntimeError, match="of the CPU and of cuda:0"):
+            values + torch.ones(4)
+        with pytest.raises(TypeError, match="NumPy"):
+            values.numpy()
+        assert not gpu.syncs
+        assert values[values > 1].sum().item() == 5 and torch.tensor([1.0], device=DEVICE).is_cuda
+        assert sorted(where.split(" at ")[0] for where in gpu.syncs) == [
+            "_local_scalar_dense", "boolean index", "copy from the host",
+        ]  # fmt: skip

@@ -5,14 +5,57 @@ B images, V crops of each, M channels, (H, W) pixels, s side of a crop in pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
+from utils.device import to_device
+
+
+def raw_draws(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64: the numbers below 2**32 that ``torch.randperm`` draws first from a CPU generator."""
+    pairs = torch.empty(-(-count // 2), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return torch.stack([(pairs >> 32) & 0xFFFFFFFF, pairs & 0xFFFFFFFF], 1).flatten()[:count]
+
+
+def first_of_permutation(draws: Tensor, n: Tensor) -> Tensor:
+    """The first V numbers of ``torch.randperm(n)``, for an ``n`` that only a GPU may know.
+
+    Its step k exchanges the places k and ``k + draw % (n - k)`` of 0, 1, ..., n - 1.
+
+    Args:
+        draws: (B, V) of ``raw_draws``. n: (B,) at least V.
+
+    Returns:
+        (B, V) int64, different numbers in each row.
+    """
+    step = torch.arange(draws.shape[1], device=draws.device)
+    place = step + draws % (n[:, None] - step)  # (B, V)
+    # What is at place k when step k takes it: the start of the chain of steps that put it there.
+    before = _last_step_at(place, step.expand_as(place))
+    origin = torch.where(before < 0, step, before)
+    for _ in range(draws.shape[1].bit_length()):
+        origin = origin.gather(1, origin)
+    last = _last_step_at(place, place)
+    return torch.where(last < 0, place, origin.gather(1, last.clamp(min=0)))
+
+
+def _last_step_at(place: Tensor, asked: Tensor) -> Tensor:
+    """(B, V): the last step before step k that exchanged the place ``asked`` (B, V) of it; -1 for none."""
+    step = torch.arange(place.shape[1], device=place.device)
+    hit = (place[:, None] == asked[:, :, None]) & (step < step[:, None])  # (B, k, earlier step)
+    return torch.where(hit, step, -1).amax(2)
+
+
+def random_order(n: Tensor, count: int, generators: Iterable[torch.Generator]) -> Tensor:
+    """The first ``count`` of a permutation (B, V) of the n (B,) candidates of each image, by its generator."""
+    draws = torch.stack([raw_draws(count, generator) for generator in generators])
+    return first_of_permutation(to_device(draws, n.device), n)
+
 
 def crop_positions(
-    candidates: Tensor, size: int, count: int, permutation: Callable[[int, int], Tensor]
+    candidates: Tensor, size: int, count: int, order: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Top-left corners of crops that are centred on candidate pixels, or anywhere if there are too few.
 
@@ -20,37 +63,33 @@ def crop_positions(
         candidates: (B, H, W) bool. Only those count whose crop lies within the image.
         size: s.
         count: V.
-        permutation: (image, n) -> random permutation of range(n).
+        order: numbers of candidates (B,) -> which of them are taken (B, V), counted row by row.
 
     Returns:
-        (B, V, 2) int64 rows and columns, on the CPU.
+        (B, V, 2) int64 rows and columns.
 
     Raises:
-        ValueError: if the image has no room for ``count`` different crops.
+        ValueError: if the image has no room for V different crops.
     """
     margin = size // 2
     height, width = candidates.shape[1:]
-    window = candidates[:, margin : height - margin, margin : width - margin].cpu()
+    window = candidates[:, margin : height - margin, margin : width - margin]
     if window[0].numel() < count:
         raise ValueError(
             f"an image of {height} x {width} pixels is too small for {count} crops of {size} pixels: "
             "make method.local_crop_size smaller or data.crop_size larger"
         )
-    columns = window.shape[2]
-    places = []
-    for i, allowed in enumerate(window.flatten(1)):
-        index = allowed.nonzero().flatten()
-        if len(index) < count:
-            index = torch.arange(len(allowed))
-        places.append(index[permutation(i, len(index))[:count]])
-    flat = torch.stack(places)
+    columns, allowed = window.shape[2], window.flatten(1)
+    allowed = allowed | (allowed.sum(1, keepdim=True) < count)
+    number = allowed.cumsum(1)  # of the candidates up to a place
+    flat = torch.searchsorted(number, order(number[:, -1]) + 1)
     # A place in the window is the corner of the crop in the image, for both are shifted by the margin.
     return torch.stack([flat // columns, flat % columns], -1)
 
 
 def cut(maps: Tensor, positions: Tensor, size: int) -> Tensor:
     """Crops (V, B, M, s, s) of maps (B, M, H, W) at top-left corners ``positions`` (B, V, 2)."""
-    rows, columns = positions.to(maps.device).transpose(0, 1).unbind(-1)  # (V, B)
+    rows, columns = positions.transpose(0, 1).unbind(-1)  # (V, B)
     side = torch.arange(size, device=maps.device)
     image = torch.arange(len(maps), device=maps.device)[None, :, None, None]
     crops = maps[image, :, (rows[..., None] + side)[..., None], (columns[..., None] + side)[..., None, :]]

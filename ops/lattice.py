@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_BAG = 128
+from utils.device import constant
+
 # float32 holds integers up to 2^24; beyond a quarter of it the position inside a simplex is rounding noise.
 MAX_COORDINATE = 2.0**22
 
@@ -43,8 +44,7 @@ def bilateral_features(
     batch, _, height, width = image_rgb.shape
     position = _planar_features(height, width, sigma_xy, image_rgb.device)
     # A tensor: CUDA replaces division by a number with multiplication, which can move a pixel's simplex.
-    sigma = image_rgb.new_tensor(sigma_rgb, dtype=torch.float32).expand(3)[:, None]
-    colour = image_rgb.to(torch.float32).flatten(2) / sigma
+    colour = image_rgb.to(torch.float32).flatten(2) / _sigmas(sigma_rgb, 3, image_rgb.device)[:, None]
     planar = torch.cat([position.expand(batch, -1, -1), colour], dim=1)
     return planar.transpose(1, 2)
 
@@ -52,10 +52,14 @@ def bilateral_features(
 def _planar_features(
     height: int, width: int, sigma_xy: float | tuple[float, float], device: torch.device | str
 ) -> Tensor:
-    sigma = torch.tensor(sigma_xy, dtype=torch.float32, device=device).expand(2)
+    sigma = _sigmas(sigma_xy, 2, torch.device(device))
     x = torch.arange(width, dtype=torch.float32, device=device) / sigma[0]
     y = torch.arange(height, dtype=torch.float32, device=device) / sigma[1]
     return torch.stack([x.expand(height, width).flatten(), y[:, None].expand(height, width).flatten()])
+
+
+def _sigmas(sigma: float | tuple[float, ...], count: int, device: torch.device) -> Tensor:
+    return constant(tuple(sigma) if isinstance(sigma, tuple | list) else (sigma,) * count, device)
 
 
 class PermutohedralLattice:
@@ -69,11 +73,15 @@ class PermutohedralLattice:
         features: (B, N, d) finite numbers, d <= 7. Images of a batch do not interact.
         pad_to_four: add the vertices of the zero feature to every image whose N is not a multiple of 4, as
             the x86 builds of the published filters do. They hold no mass but pass it on between dark pixels.
-        max_bag: sum the pixels of a lattice point in pieces of this size, then the pieces, so that one flat
-            image region does not leave a GPU waiting for a single sum. None: 128 on a GPU, no limit on a CPU.
+        piece: sum the pixels of a lattice point in pieces of at most this size, then the pieces, so that one
+            flat image region does not leave a GPU waiting for a single sum. None: no pieces on a CPU.
+        compact: read the number of lattice points from the GPU, and check the features. Otherwise there is
+            room for as many as could be, and the host waits for nothing. A CPU is always compact.
     """
 
-    def __init__(self, features: Tensor, pad_to_four: bool = True, max_bag: int | None = None) -> None:
+    def __init__(
+        self, features: Tensor, pad_to_four: bool = True, piece: int | None = None, compact: bool = True
+    ) -> None:
         if features.ndim != 3 or 0 in features.shape or features.shape[2] > 7:
             raise ValueError(
                 f"features must be a non-empty (B, N, d) tensor with d <= 7, got {tuple(features.shape)}"
@@ -81,14 +89,16 @@ class PermutohedralLattice:
         self.batch, self.points_per_image, self.dim = features.shape
         self.device = features.device
         self.is_weighted = False
-        if max_bag is None and self.device.type != "cpu":
-            max_bag = MAX_BAG
         with torch.no_grad():
             planar = features.detach().to(torch.float32).movedim(-1, 0).flatten(1)  # (d, B*N)
             if pad_to_four and self.points_per_image % 4:
                 planar = torch.cat([planar, planar.new_zeros(self.dim, self.batch)], dim=1)
             cell, rank, weight = _simplex(planar)
-            point_keys, steps = self._number_points(cell, rank, weight, max_bag)
+            on_cpu = self.device.type == "cpu"
+            if compact or on_cpu:
+                self._check_range(cell)
+            keys, row, position, steps = (self._sort_on_cpu if on_cpu else self._sort)(cell, rank)
+            point_keys = self._number_points(keys, row, position, weight, piece, compact or on_cpu)
             self._find_neighbours(point_keys, steps)
 
     @property
@@ -138,51 +148,28 @@ class PermutohedralLattice:
         lattice.is_weighted = True
         return lattice
 
-    def _number_points(
-        self, cell: Tensor, rank: Tensor, weight: Tensor, max_bag: int | None
-    ) -> tuple[Tensor, list[int]]:
-        """Find the distinct simplex vertices and store the splat and slice matrices.
+    def _sort_on_cpu(self, cell: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As ``_sort``: with little memory, and by NumPy, which sorts plain integers several times faster.
 
-        A lattice point is written as the digits ``cell_k - cell_{k+1}``, packed into one integer key, digit 0
-        on top: a step along blur axis k adds one to digit k and takes one from digit k - 1. Digit k depends
-        on features k and k + 1 alone, so neighbours in the image are close in memory too.
-
-        Args:
-            cell, rank, weight: (D, P) from :func:`_simplex`, P = B*N, plus B if the images are padded.
-
-        Returns:
-            Ascending keys (M,) of the points and the key difference of one step along each axis.
+        Pixel and corner fit below the key as a rule: one sort of integers gives points and splat lists.
         """
-        corners, num_rows, num_pixels = self.dim + 1, self.batch * self.points_per_image, cell.shape[1]
-        digits = cell[:-1] - cell[1:]  # (d, P)
-        low, high = torch.stack([digits.amin(1), digits.amax(1)]).double().tolist()
-        if not math.isfinite(sum(low) + sum(high)):
-            raise ValueError("features contain NaN or infinity")
-        sizes = [int(b - a) + 5 for a, b in zip(low, high)]  # vertices leave the cell by 1, neighbours by 2
+        corners, num_pixels = self.dim + 1, cell.shape[1]
+        low, sizes = self.low, self.sizes
         key_bits = (math.prod(sizes) * self.batch - 1).bit_length()
-        if key_bits > 63 or max(map(abs, low + high)) >= MAX_COORDINATE:
-            raise ValueError(
-                f"{self.batch} images with lattice extents {sizes} overflow the 63-bit keys or "
-                "the resolution of float32; use larger sigmas or a smaller batch, or check the input range"
-            )
-        # Pixel and corner fit below the key as a rule: one sort of integers gives points and splat lists.
         low_bits = (8 * num_pixels - 1).bit_length()
         packed = key_bits + low_bits <= 63 and low_bits <= 31
         unit = 1 << low_bits if packed else 1
         strides = [unit * math.prod(sizes[k + 1 :]) for k in range(self.dim)]
         steps = [a - b for a, b in zip([*strides, 0], [0, *strides], strict=True)]
 
-        key = torch.arange(num_pixels, device=self.device).mul_(8 if packed else 0)
-        for digit, start, stride in zip(digits, low, strides, strict=True):
-            key += digit.long().sub_(int(start) - 2).mul_(stride)
-        if self.batch > 1:
-            image = torch.arange(self.batch, device=self.device).mul_(unit * math.prod(sizes))
-            key[:num_rows].view(self.batch, -1).add_(image[:, None])
-            key[num_rows:] += image[: num_pixels - num_rows]
+        key = torch.arange(num_pixels).mul_(8 if packed else 0)
+        for k, stride in enumerate(strides):
+            key += (cell[k] - cell[k + 1]).long().sub_(int(low[k]) - 2).mul_(stride)
+        key += self._image_of(num_pixels) * (unit * math.prod(sizes)) if self.batch > 1 else 0
         # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank, from a table of all sets.
         subsets = range(1 << corners)
         sums = [sum(step for k, step in enumerate(steps) if chosen >> k & 1) for chosen in subsets]
-        step_sum = torch.tensor(sums, device=self.device)
+        step_sum = torch.tensor(sums)
         keys = key.new_empty(corners, num_pixels)
         for m in range(corners):
             chosen = torch.zeros_like(rank[0], dtype=torch.uint8)
@@ -193,51 +180,109 @@ class PermutohedralLattice:
 
         keys = keys.flatten()
         if packed:
-            # NumPy sorts plain integers several times faster than torch.sort, which always carries an index.
-            if keys.device.type == "cpu":
-                keys.numpy().sort()
-            else:
-                keys = keys.sort().values
+            keys.numpy().sort()
             order = keys.to(torch.int32) & (unit - 1)  # the cast keeps the low 32 bits
             row, position = order >> 3, order - (8 - corners) * (order >> 3)
             keys >>= low_bits
         else:
             keys, order = keys.sort(stable=True)
             row, position = order % num_pixels, order % num_pixels * corners + order // num_pixels
+        return keys, row, position, torch.tensor([step // unit for step in steps])
+
+    def _sort(self, cell: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys of all simplex vertices in ascending order, with few large operations.
+
+        A lattice point is written as the digits ``cell_k - cell_{k+1}``, packed into one integer key, digit 0
+        on top: a step along blur axis k adds one to digit k and takes one from digit k - 1. Digit k depends
+        on features k and k + 1 alone, so neighbours in the image are close in memory too.
+
+        Args:
+            cell, rank: (D, P) from :func:`_simplex`, P = B*N, plus B if the images are padded.
+
+        Returns:
+            Keys (D * P,), their pixels, their places in a (P, D) layout, and the key difference of one step
+            along each axis (D,).
+        """
+        corners, num_pixels = cell.shape
+        digits = cell[:-1] - cell[1:]
+        low, high = torch.aminmax(digits, dim=1)
+        size = (high - low).long() + 5  # vertices leave the cell by 1, neighbours by 2
+        below = F.pad(size, (0, 1), value=1).flip(0).cumprod(0).flip(0)  # products of the sizes from k on
+        steps = F.pad(below[1:], (0, 1)) - F.pad(below[1:], (1, 0))
+        key = ((digits - low[:, None] + 2).long() * below[1:, None]).sum(0)
+        if self.batch > 1:
+            key = key + self._image_of(num_pixels) * below[0]
+        # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank.
+        least = torch.arange(self.dim, -1, -1, dtype=torch.int8, device=self.device)
+        keys = key - ((rank > least[:, None, None]) * steps[:, None]).sum(1)  # (D, P)
+        keys, order = keys.flatten().sort(stable=True)
+        row = order % num_pixels
+        return keys, row, row * corners + order // num_pixels, steps
+
+    def _image_of(self, num_pixels: int) -> Tensor:
+        """The image (P,) of every pixel, those behind the last image's being the padding of each."""
+        rows = torch.arange(num_pixels, device=self.device)
+        last = self.batch * self.points_per_image
+        return torch.where(rows < last, rows // self.points_per_image, rows - last)
+
+    def _check_range(self, cell: Tensor) -> None:
+        """Refuse features whose keys would not fit."""
+        digits = cell[:-1] - cell[1:]
+        low, high = torch.stack([digits.amin(1), digits.amax(1)]).double().tolist()
+        if not math.isfinite(sum(low) + sum(high)):
+            raise ValueError("features contain NaN or infinity")
+        self.low, self.sizes = low, [int(b - a) + 5 for a, b in zip(low, high)]
+        too_far = max(map(abs, low + high)) >= MAX_COORDINATE
+        if too_far or (math.prod(self.sizes) * self.batch - 1).bit_length() > 63:
+            raise ValueError(
+                f"{self.batch} images with lattice extents {self.sizes} overflow the 63-bit keys or "
+                "the resolution of float32; use larger sigmas or a smaller batch, or check the input range"
+            )
+
+    def _number_points(
+        self, keys: Tensor, row: Tensor, position: Tensor, weight: Tensor, piece: int | None, compact: bool
+    ) -> Tensor:
+        """Store the splat and slice matrices of sorted keys; returns the keys (M,) of the distinct points."""
+        corners, num_rows, total = self.dim + 1, self.batch * self.points_per_image, len(keys)
         first = torch.ones_like(keys, dtype=torch.bool)
         torch.ne(keys[1:], keys[:-1], out=first[1:])
-        start = first.nonzero().flatten()
         vertex = first.cumsum(0, dtype=torch.int32).sub_(1)
+        if compact:
+            start = first.nonzero().flatten().int()
+        else:  # points that do not exist begin behind the last row
+            start = torch.searchsorted(vertex, torch.arange(total, device=self.device), out_int32=True)
+            keys = F.pad(keys, (0, 1), value=2**62)
         weight = weight.t().contiguous()  # (P, D): `position` counts in this layout
         weight[num_rows:] = 0
 
         self.splat_index = row.clamp_(max=num_rows - 1).int()
         self.splat_weight = weight.flatten().index_select(0, position)
-        offset = torch.cat([start, start.new_tensor([len(keys)])]).int()  # an empty bag makes the zero row
-        self.splat_offsets = _split_bags(offset, len(keys), max_bag)
+        offset = F.pad(start, (0, 1), value=total)  # an empty bag makes the zero row
+        if piece is None and self.device.type != "cpu":
+            piece = 2 ** (total.bit_length() // 2 + 1)  # about as many rows in a piece as pieces in the whole
+        self.splat_offsets = [offset] if piece is None else _split_bags(offset, total, piece)
         slots = torch.empty_like(vertex).index_copy_(0, position.long(), vertex)
         self.slice_index = slots.view(-1, corners)[:num_rows]
         self.slice_weight = weight[:num_rows].mul_(1 / (1 + 2.0**-self.dim))
-        return keys[start], [step // unit for step in steps]
+        return keys[start]
 
-    def _find_neighbours(self, point_keys: Tensor, steps: list[int]) -> None:
+    def _find_neighbours(self, point_keys: Tensor, steps: Tensor) -> None:
         """Store the blur matrices (D, M + 1, 3): a point and its neighbours, row M where there is none."""
         num_points = len(point_keys)
-        own = torch.arange(num_points, dtype=torch.int32, device=self.device)
-        point_keys = torch.cat([point_keys, point_keys.new_tensor([-1])])  # found by no search
-        self.blur_index = own.new_full((len(steps), num_points + 1, 3), num_points)
-        self.blur_index[:, :-1, 0] = own
-        self.blur_weight = torch.tensor([1.0, 0.5, 0.5], device=self.device).repeat(num_points + 1, 1)
-        for index, step in zip(self.blur_index, steps, strict=True):
-            target = point_keys[:-1] + step
-            if self.device.type == "cpu":  # NumPy's search is faster for ascending queries
-                found = torch.from_numpy(np.searchsorted(point_keys[:-1].numpy(), target.numpy()))
-            else:
-                found = torch.searchsorted(point_keys[:-1], target)
-            found = torch.where(point_keys[found] == target, found, num_points)
-            index[:-1, 1] = found
-            # All points without a successor write to the last row, which is reset.
-            index[:, 2].scatter_(0, found, own)[-1] = num_points
+        target = point_keys + steps[:, None]  # (D, M)
+        if self.device.type == "cpu":  # NumPy's search is faster for ascending queries
+            found = torch.from_numpy(np.searchsorted(point_keys.numpy(), target.numpy()))
+        else:
+            found = torch.searchsorted(point_keys, target)
+        exists = F.pad(point_keys, (0, 1), value=-1)[found] == target
+        found = torch.where(exists, found, num_points)
+        own = torch.arange(num_points + 1, dtype=torch.int32, device=self.device).expand(len(steps), -1)
+        after = F.pad(found.int(), (0, 1), value=num_points)
+        # All points without a successor write to the last row, which is reset.
+        before = torch.full_like(after, num_points).scatter_(1, found, own[:, :-1])
+        before[:, -1] = num_points
+        self.blur_index = torch.stack([own, after, before], dim=2)
+        self.blur_weight = constant((1.0, 0.5, 0.5), self.device).repeat(num_points + 1, 1)
 
 
 class _Filter(torch.autograd.Function):
@@ -252,18 +297,11 @@ class _Filter(torch.autograd.Function):
         return ctx.lattice.filter(grad.contiguous(), not ctx.adjoint), None, None
 
 
-def _split_bags(offset: Tensor, total: int, max_bag: int | None) -> list[Tensor]:
-    """Offsets of the sums that replace one sum over bags: pieces of ``max_bag`` rows, pieces of those, ..."""
-    if max_bag is None:
-        return [offset]
-    length = torch.diff(offset, append=offset.new_tensor([total]))
-    if int(length.max()) <= max_bag:
-        return [offset]
-    pieces = (length + max_bag - 1) // max_bag
-    first_piece = pieces.cumsum(0) - pieces
-    bag = torch.repeat_interleave(pieces)
-    start = offset[bag] + (torch.arange(len(bag), device=offset.device) - first_piece[bag]) * max_bag
-    return [start.to(offset.dtype), *_split_bags(first_piece.to(offset.dtype), len(bag), max_bag)]
+def _split_bags(offset: Tensor, total: int, piece: int) -> list[Tensor]:
+    """Offsets of the sums that replace one sum over bags: of pieces of at most ``piece`` rows, and of those."""
+    cuts = torch.arange(0, total, piece, dtype=offset.dtype, device=offset.device)
+    pieces = torch.cat([offset, cuts]).sort().values
+    return [pieces, torch.searchsorted(pieces, offset, out_int32=True)]
 
 
 def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,34 +319,43 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = torch.zeros_like(features[0])
     for k in range(dim, 0, -1):
         scaled = features[k - 1] * scales[k - 1]
-        elevated[k] = total - k * scaled
+        torch.sub(total, scaled * k, out=elevated[k])
         total = total + scaled
     elevated[0] = total
 
     reciprocal = float(np.float32(1 / corners))
     cell = (elevated * reciprocal).round_()
-    offset = elevated - corners * cell
-    rank = torch.zeros_like(offset, dtype=torch.int8)
-    for i, j in itertools.combinations(range(corners), 2):
-        behind = (offset[i] < offset[j]).view(torch.int8)
-        rank[i] += behind
-        rank[j] += 1 - behind
+    rank = _rank(elevated - corners * cell)
     # The rounded coordinates may miss the plane of zero sum: walk back along those that were rounded most.
     rank += cell.sum(0).to(torch.int8)
     wrap = (rank < 0).to(torch.int8) - (rank >= corners).to(torch.int8)
     rank += corners * wrap
     cell += wrap
     # Barycentric weights are differences of the sorted offsets.
-    offset = (elevated - corners * cell) * reciprocal
-    ordered = _sort_columns(list(offset))
-    weight = torch.stack([ordered[0] + (1 - ordered[-1])] + [b - a for a, b in itertools.pairwise(ordered)])
-    return cell, rank, weight
+    ordered = _sort_columns((elevated - corners * cell) * reciprocal)
+    return cell, rank, torch.cat([ordered[:1] + (1 - ordered[-1:]), ordered.diff(dim=0)])
 
 
-def _sort_columns(rows: list[Tensor]) -> list[Tensor]:
-    """Sort a few long rows element-wise by odd-even transposition: torch.sort is slow for short columns."""
-    rows = list(rows)
+def _rank(offset: Tensor) -> Tensor:
+    """(D, P) int8: how many numbers of a column are larger, of equal ones those before."""
+    if offset.device.type != "cpu":
+        before = torch.ones(len(offset), len(offset), dtype=torch.bool, device=offset.device).tril(-1)
+        larger = torch.where(before[..., None], offset >= offset[:, None], offset > offset[:, None])
+        return larger.sum(1, dtype=torch.int8)
+    rank = torch.zeros_like(offset, dtype=torch.int8)
+    for i, j in itertools.combinations(range(len(offset)), 2):
+        behind = (offset[i] < offset[j]).view(torch.int8)
+        rank[i] += behind
+        rank[j] += 1 - behind
+    return rank
+
+
+def _sort_columns(values: Tensor) -> Tensor:
+    """Sort a few long rows element-wise; on a CPU by odd-even transposition, for torch.sort is slow there."""
+    if values.device.type != "cpu":
+        return values.sort(0).values
+    rows = list(values)
     for turn in range(len(rows)):
         for i in range(turn % 2, len(rows) - 1, 2):
             rows[i], rows[i + 1] = torch.minimum(rows[i], rows[i + 1]), torch.maximum(rows[i], rows[i + 1])
-    return rows
+    return torch.stack(rows)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from utils.device import constant
 from utils.files import atomic_file
 from utils.logging import warn_once
 
@@ -40,7 +41,7 @@ def normalize(image_rgb: Tensor) -> Tensor:
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return like.new_tensor(values)[:, None, None]
+    return constant(values, like.device, like.dtype)[:, None, None]
 
 
 def denormalize(image: Tensor) -> Tensor:

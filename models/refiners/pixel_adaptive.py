@@ -6,7 +6,8 @@ B images, M maps, K neighbours, (H, W) pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.refiners.base import Refiner
+from utils.device import constant
 from utils.image import resize
 from utils.precision import full_precision
 
@@ -34,6 +36,25 @@ def shifted_views(maps: Tensor, offsets: Sequence[tuple[int, int]]) -> list[Tens
     return [padded[..., reach + dy : reach + dy + h, reach + dx : reach + dx + w] for dy, dx in offsets]
 
 
+@lru_cache(maxsize=4)
+def neighbour_index(
+    size: tuple[int, int], offsets: tuple[tuple[int, int], ...], device: torch.device
+) -> Tensor:
+    """Pixel numbers (K, H*W) of the neighbours of all pixels; outside of the image, of the border's."""
+    h, w = size
+    y, x = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)
+    rows = [(y + dy).clamp(0, h - 1) * w + (x + dx).clamp(0, w - 1) for dy, dx in offsets]
+    return torch.stack(rows).flatten(1)
+
+
+def neighbours(maps: Tensor, offsets: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
+    """Maps (B, M, H, W) at every offset; on a CPU without copies, elsewhere by one operation."""
+    if maps.device.type == "cpu":
+        return shifted_views(maps, offsets)
+    index = neighbour_index((maps.shape[-2], maps.shape[-1]), tuple(offsets), maps.device)
+    return maps.flatten(2)[:, :, index].unflatten(3, maps.shape[-2:]).movedim(2, 0)  # (K, B, M, H, W)
+
+
 def propagate(maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]], iterations: int) -> Tensor:
     """Replace every value by the affinity-weighted sum of its neighbours, ``iterations`` times.
 
@@ -41,6 +62,8 @@ def propagate(maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]]
         maps: (B, M, H, W).
         affinity: (B, K, H, W), one weight per neighbour in the order of ``offsets``, shared by the M maps.
     """
+    if maps.device.type != "cpu":
+        return _propagate_rows(maps, affinity, offsets, iterations)
     for _ in range(iterations):
         # One multiply-add per neighbour: K times less memory than gathering them, and faster on a CPU.
         total = torch.zeros_like(maps)
@@ -50,11 +73,34 @@ def propagate(maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]]
     return maps
 
 
+def _propagate_rows(
+    maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]], iterations: int
+) -> Tensor:
+    """``propagate`` as a product with a sparse matrix: one operation for each iteration, which a GPU needs."""
+    b, m, h, w = maps.shape
+    first = torch.arange(b, device=maps.device)[:, None, None] * (h * w)  # row of each image's first pixel
+    index = (neighbour_index((h, w), tuple(offsets), maps.device).T + first).flatten(0, 1)  # (B*H*W, K)
+    weight = affinity.flatten(2).transpose(1, 2).reshape(index.shape)
+    rows = maps.flatten(2).transpose(1, 2).reshape(-1, m)
+    for _ in range(iterations):
+        rows = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight)
+    return rows.view(b, h, w, m).movedim(-1, 1)
+
+
 def spread(samples: Sequence[Tensor]) -> Tensor:
     """Unbiased standard deviation over tensors of equal shape, element by element."""
+    if isinstance(samples, Tensor):
+        return samples.std(0)
     # One pass per tensor instead of one stack of all: a fifth of the time on a CPU, and no large tensors.
     mean = sum(samples) / len(samples)
     return (sum((x - mean).square_() for x in samples) / (len(samples) - 1)).sqrt()
+
+
+def over_channels(views: Sequence[Tensor], distance: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean distance (B, K, H, W) of the colours of ``neighbours``, which a CPU takes one by one."""
+    if isinstance(views, Tensor):
+        return distance(views).mean(2).transpose(0, 1)
+    return torch.stack([distance(view).mean(1) for view in views], 1)
 
 
 class LocalFilter(Refiner):
@@ -100,17 +146,19 @@ class PAMR(LocalFilter):
     def affinity(self, image: Tensor) -> Tensor:
         with full_precision(image):
             image = image.float()
-            views = shifted_views(image, self.offsets)
             scale = 1e-8 + self.softness * self.local_spread(image)
-            distance = torch.stack([((view - image).abs_() / scale).mean(1) for view in views], 1)
-            return torch.softmax(-distance, 1)
+            views = neighbours(image, self.offsets)
+            return torch.softmax(-over_channels(views, lambda x: ((x - image) / scale).abs_()), 1)
 
     def local_spread(self, image: Tensor) -> Tensor:
         """Standard deviation (B, 3, H, W) of the colours around each pixel.
 
         The pixel itself counts once for every dilation: the authors take nine samples of each stencil.
         """
-        return spread([*shifted_views(image, self.offsets), *[image] * len(self.dilations)])
+        views = neighbours(image, self.offsets)
+        if isinstance(views, Tensor):
+            return spread(torch.cat([views, image.expand(len(self.dilations), *image.shape)]))
+        return spread([*views, *[image] * len(self.dilations)])
 
 
 class PAR(LocalFilter):
@@ -129,14 +177,13 @@ class PAR(LocalFilter):
     def affinity(self, image: Tensor) -> Tensor:
         with full_precision(image):
             image = image.float()
-            views = shifted_views(image, self.offsets)
+            views = neighbours(image, self.offsets)
             # Spread of the neighbours alone, without the pixel itself, per colour channel.
             scale = self.softness * (spread(views) + 1e-8)
-            distance = torch.stack([((view - image) / scale).square_().mean(1) for view in views], 1)
-            colour = torch.softmax(-distance, 1)
+            colour = torch.softmax(-over_channels(views, lambda x: ((x - image) / scale).square_()), 1)
             return colour.add_(self.position_weight * self.position_affinity(image)[:, None, None])
 
     def position_affinity(self, image: Tensor) -> Tensor:
         """Weights (K,) that depend on the distance of the neighbours alone."""
-        length = image.new_tensor([math.hypot(dy, dx) for dy, dx in self.offsets])
+        length = constant(tuple(math.hypot(dy, dx) for dy, dx in self.offsets), image.device)
         return torch.softmax(-((length / (length.std() + 1e-8) / self.softness) ** 2), 0)

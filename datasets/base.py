@@ -29,7 +29,7 @@ Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 # A collated list of transformed samples, which is what a method gets:
 #   image         (B, 3, H, W) normalised
 #   class_label   (B, C) 0 or 1
-#   most_classes  int, the largest number of classes of an image, which a GPU need not be asked for
+#   most_classes  () the largest number of classes of an image, which a GPU need not be asked for
 #   valid_box     (B, 4) y0, y1, x0, x1
 #   index, sample_seed   (B,)
 #   name          list[str]
@@ -231,7 +231,7 @@ def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:
             batch[key] = values
     batch["skipped"] = batch["skipped"].sum()
     if "class_label" in batch:
-        batch["most_classes"] = int(batch["class_label"].sum(1).max())
+        batch["most_classes"] = batch["class_label"].sum(1).amax()
     return batch
 
 

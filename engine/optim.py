@@ -37,7 +37,7 @@ def build_optimizer(
             base, decay = lr * group["lr_scale"], weight_decay * group.get("decay_scale", 1.0)
             rates = {"lr": base, "base_lr": base, "weight_decay": decay}
             chosen.append({"name": group["name"], "params": params, **rates})
-    on_gpu = all(p.is_cuda for group in chosen for p in group["params"])
+    on_gpu = all(p.device.type == "cuda" for group in chosen for p in group["params"])
     if name == "sgd":
         return SGD(chosen, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=on_gpu)
     return AdamW(chosen, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=on_gpu)

@@ -22,6 +22,7 @@ from engine.optim import set_learning_rate
 from engine.stopping import Stopping
 from methods.base import Losses, Method, Metrics
 from utils.build import suggest
+from utils.device import to_device
 from utils.distributed import (
     all_reduce_mean,
     all_reduce_sum,
@@ -191,7 +192,7 @@ class Trainer:
         # Three numbers travel over processes and to the CPU once a step: if a loss breaks on one process, or
         # one is asked to stop, all must stop, and at the same step.
         total = torch.stack(list(sums.values())).sum()
-        flags = total.new_tensor([float(self.stopping.requested), float(skipped)])
+        flags = to_device(torch.tensor([float(self.stopping.requested), float(skipped)]), self.device)
         total_loss, stop, replaced = all_reduce_sum(torch.cat([total[None], flags])).tolist()
         if not math.isfinite(total_loss):
             self._report_broken(sums)
@@ -295,7 +296,7 @@ def _terms(values: Mapping[str, float]) -> str:
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
-    stay = {"sample_seed", "index", "skipped"}
+    stay = {"sample_seed", "index", "skipped", "most_classes"}
     return {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
         for k, v in batch.items()

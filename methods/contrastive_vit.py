@@ -74,7 +74,7 @@ class ContrastiveViT(SingleStageViT):
     def begin(self, batch: Batch, step: int) -> Start:
         """Tokens, CAMs and labels of a batch."""
         image, valid_box = batch["image"], batch["valid_box"]
-        present = present_classes(batch["class_label"])
+        present = present_classes(batch["class_label"], batch.get("most_classes"))
         # The main image is the first global view as well: one pass serves classifiers, decoder, CAM and
         # contrast. The authors' programs encode it three times, with equal results.
         views = self.backbone(torch.cat([image, batch["global_view"]]))

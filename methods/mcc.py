@@ -24,6 +24,7 @@ from models.backbones import HidesTokens, require
 from ops.cam import PresentClasses
 from ops.labels import region_mask
 from utils.build import check_number
+from utils.device import to_device
 from utils.seed import sample_generator
 
 
@@ -103,7 +104,7 @@ class MCC(ContrastiveViT):
         # Bicubic as in the authors' program, so a value can leave [0, 1]; only the thresholds look at it.
         cam = F.interpolate(cam, size=masks.shape[-2:], mode="bicubic", align_corners=False)
         region = region_mask(cam, present.label, self.low_threshold, self.high_threshold)
-        return visible_flags(region, masks.to(cam.device))
+        return visible_flags(region, to_device(masks, cam.device))
 
 
 def visible_flags(region: Tensor, masks: Tensor, object_share: float = 0.2) -> Tensor:
@@ -132,8 +133,9 @@ def masked_class_token(backbone: HidesTokens, image: Tensor, masks: Tensor) -> T
     length = int(visible.sum(1).max())
     prefix = backbone.num_prefix_tokens
     # Visible tokens first; shorter sequences are filled up with hidden ones, which are masked after all.
-    index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length].to(image.device)
-    is_key = F.pad(visible.to(image.device).gather(1, index), (prefix, 0), value=True)[:, None, None, :]
+    index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length]
+    is_key = F.pad(visible.gather(1, index), (prefix, 0), value=True)[:, None, None, :]
+    index, is_key = (to_device(x, image.device) for x in (index, is_key))
 
     tokens = backbone.embed(image)  # (B, p + hw, D), p prefix tokens, once for all views of an image
     owner = torch.arange(batch, device=image.device).repeat(views)[:, None]

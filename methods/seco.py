@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from models.backbones import whole_crop
 from models.heads import ProjectionHead
 from models.memory import enqueue_, momentum_copy, moved_prototypes
 from ops.cam import PresentClasses
-from ops.crops import crop_positions, cut
+from ops.crops import crop_positions, cut, random_order
 from ops.labels import cam_to_confident_label, ignore_outside_box
 from utils.build import check_number
 from utils.distributed import gather_batch
@@ -155,17 +156,16 @@ class SeCo(ContrastiveViT):
         label = ignore_outside_box(label, batch["valid_box"])
         centres = label == MIXED if self.follow == "program" else label != IGNORE_INDEX
         size = self.local_crop_size
-        positions = crop_positions(
-            centres, size, self.num_local_crops, lambda i, n: self.permutation(batch, i, n)
-        )
+        positions = crop_positions(centres, size, self.num_local_crops, partial(self.crop_order, batch))
         return positions, category_tags(label, positions, size, self.tag_threshold, self.follow)
 
-    def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
-        """The order in which the ``n`` candidates for crops of image ``i`` are taken."""
+    def crop_order(self, batch: Batch, n: Tensor) -> Tensor:
+        """Which of the n (B,) candidates for crops are taken (B, V)."""
         if self.follow == "paper":
-            return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
-        # The authors seed torch's global generator here, for every image of every step.
-        return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+            generators = [sample_generator(int(seed), "crops") for seed in batch["sample_seed"]]
+        else:  # the authors seed torch's global generator here, for every image of every step
+            generators = [torch.Generator().manual_seed(0) for _ in range(len(n))]
+        return random_order(n, self.num_local_crops, generators)
 
     # -- conquer
 

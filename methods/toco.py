@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from methods.contrastive_vit import ContrastiveViT
 from methods.vit_base import label_shares
 from models.backbones import whole_crop
 from ops.cam import PresentClasses
-from ops.crops import crop_positions, cut
+from ops.crops import crop_positions, cut, random_order
 from ops.labels import region_mask
 from utils.build import check_number
 from utils.seed import sample_generator
@@ -78,15 +79,14 @@ class ToCo(ContrastiveViT):
         # The paper speaks of uncertain regions; the authors' program centres crops on confident background
         # too, and in black padding as well.
         candidates, size = region <= 1, self.local_crop_size
-        positions = crop_positions(
-            candidates, size, self.num_local_crops, lambda i, n: self.permutation(batch, i, n)
-        )
+        positions = crop_positions(candidates, size, self.num_local_crops, partial(self.crop_order, batch))
         crops = cut(batch["strong_view"], positions, size)
         return crops.flatten(0, 1), object_flags(cut(region[:, None], positions, size))
 
-    def permutation(self, batch: Batch, i: int, n: int) -> Tensor:
-        """The random order of the ``n`` crop candidates of image ``i``; it belongs to the sample."""
-        return torch.randperm(n, generator=sample_generator(int(batch["sample_seed"][i]), "crops"))
+    def crop_order(self, batch: Batch, n: Tensor) -> Tensor:
+        """Which of the n (B,) crop candidates are taken (B, V); random, and it belongs to the sample."""
+        generators = [sample_generator(int(seed), "crops") for seed in batch["sample_seed"]]
+        return random_order(n, self.num_local_crops, generators)
 
 
 def object_flags(regions: Tensor, object_share: float = 0.2) -> Tensor:

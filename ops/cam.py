@@ -36,15 +36,15 @@ class PresentClasses(NamedTuple):
         return maps.gather(1, self.channels[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
 
 
-def present_classes(class_label: Tensor, most: int | None = None) -> PresentClasses:
+def present_classes(class_label: Tensor, most: Tensor | None = None) -> PresentClasses:
     """The classes of each image of ``class_label`` (B, C), multi-hot.
 
     Args:
-        most: the largest number of classes of an image where it is known; a GPU need not be asked then.
+        most: () the largest number of classes of an image, where the CPU knows it.
     """
     present = (class_label > 0).to(torch.uint8)
-    most = int(present.sum(1).max()) if most is None else most
-    index = present.argsort(dim=1, descending=True, stable=True)[:, : max(most, 1)]
+    count = max(int(present.sum(1).max() if most is None else most), 1)
+    index = present.argsort(dim=1, descending=True, stable=True)[:, :count]
     return PresentClasses(index, class_label.gather(1, index))
 
 

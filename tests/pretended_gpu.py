@@ -101,9 +101,9 @@ class PretendedGPU(TorchDispatchMode):
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         if packet is aten._to_copy and bool(ours) != on_gpu:
-            self._transfer(on_gpu, kwargs.get("non_blocking", False))
+            self._transfer(args[0], on_gpu, kwargs.get("non_blocking", False))
         elif packet is aten.copy_ and len(ours) == 1:
-            self._transfer(args[0] is ours[0], kwargs.get("non_blocking", len(args) > 2 and args[2]))
+            self._transfer(args[1], args[0] is ours[0], kwargs.get("non_blocking", len(args) > 2 and args[2]))
         elif strangers := [x for x in tensors if x.ndim and not isinstance(x, GPUTensor)]:
             if packet not in INDEXING or args[0] is strangers[0]:
                 raise RuntimeError(f"{func} on tensors of the CPU and of cuda:0 at {_project_line()}")
@@ -114,9 +114,9 @@ class PretendedGPU(TorchDispatchMode):
             return args[0]
         return _outer(made, {id(x.inner): x for x in ours}) if on_gpu else made
 
-    def _transfer(self, to_gpu: bool, non_blocking: bool) -> None:
-        # From pinned memory a copy does not stop the host; the loader pins (`_batches` of engine/train.py).
-        if not (to_gpu and non_blocking):
+    def _transfer(self, source: Tensor, to_gpu: bool, non_blocking: bool) -> None:
+        # From pinned memory a copy does not stop the host.
+        if not (to_gpu and non_blocking and hasattr(source, "is_pretended_pinned")):
             self.wait("copy from the host" if to_gpu else "copy to the host")
 
     def _count(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -143,6 +143,10 @@ class _Devices(TorchFunctionMode):
                 kwargs, target = {"dtype": source.dtype} | kwargs, target or source.device
             made = (torch.as_tensor if func is torch.as_tensor else torch.tensor)(*args, **kwargs)
             return made if target is None else made.to(_named(target))
+        if func is Tensor.pin_memory:
+            pinned = args[0].clone()
+            pinned.is_pretended_pinned = True
+            return pinned
         if func is torch.device:
             return func(*args, **kwargs)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], GPUTensor):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from methods.toco import object_flags
 from models.refiners.pixel_adaptive import PAR
 from ops.cam import present_classes
-from ops.crops import crop_positions, cut
+from ops.crops import crop_positions, cut, random_order
 from ops.labels import ignore_outside_box, refined_label, region_mask
 from tests.formula import Formula, stats
 from tests.recorded import recorded
@@ -64,11 +64,11 @@ def test_crops_match_reference_values(case):
     case.same("roi_rle_sum", region.long().sum((1, 2)))
     candidates = []
 
-    def permutation(i, n):
-        candidates.append(n)
-        return case.permutation(f"crop/perm{i}", n)
+    def order(n):
+        candidates.extend(n.tolist())
+        return torch.stack([case.permutation(f"crop/perm{i}", int(k))[:count] for i, k in enumerate(n)])
 
-    positions = crop_positions(region <= 1, size, count, permutation)
+    positions = crop_positions(region <= 1, size, count, order)
     case.same("perm_sizes", candidates)
     case.same("positions", positions)
     case.compare("flags", object_flags(cut(region[:, None], positions, size), 0.2))
@@ -79,4 +79,14 @@ def test_crops_match_reference_values(case):
 
 def test_crops_need_room():
     with pytest.raises(ValueError, match="8 crops of 30 pixels"):
-        crop_positions(torch.ones(1, 32, 32, dtype=torch.bool), 30, 8, lambda i, n: torch.arange(n))
+        crop_positions(torch.ones(1, 32, 32, dtype=torch.bool), 30, 8, lambda n: n[:, None])
+
+
+def test_the_order_of_crops_is_the_start_of_a_permutation_of_their_number():
+    n = torch.tensor([7, 8, 11, 300])
+    for count in (1, 2, 7):
+        generators = [torch.Generator().manual_seed(i) for i in range(len(n))]
+        expected = [
+            torch.randperm(int(k), generator=torch.Generator().manual_seed(i))[:count] for i, k in enumerate(n)
+        ]
+        assert torch.equal(random_order(n, count, generators), torch.stack(expected))

@@ -36,11 +36,15 @@ def test_tags_and_crops_match_reference_values(case):
     for prefix in ("", "inj_"):
         candidates = []
 
-        def permutation(i, n, prefix=prefix, candidates=candidates):
-            candidates.append(n)
-            return case.permutation(f"tags/perm{i}", n) if prefix else method.permutation({}, i, n)
+        def order(n, prefix=prefix, candidates=candidates):
+            candidates += n.tolist()
+            if not prefix:
+                return method.crop_order({}, n)[:, :count]
+            drawn = [case.permutation(f"tags/perm{i}", int(k))[:count] for i, k in enumerate(n)]
+            return torch.stack(drawn)
 
-        positions = crop_positions(label == MIXED, size, count, permutation)
+        method.num_local_crops = count
+        positions = crop_positions(label == MIXED, size, count, order)
         case.same(f"{prefix}positions", positions)
         case.same("perm_sizes", candidates)
         case.same(f"{prefix}flags", category_tags(label, positions, size, threshold))
@@ -50,13 +54,13 @@ def test_tags_and_crops_match_reference_values(case):
 
 
 def test_crops_come_from_a_private_generator():
-    batch = {"sample_seed": torch.tensor([4, 5])}
+    batch, n = {"sample_seed": torch.tensor([4, 4, 5])}, torch.tensor([50, 50, 50])
     fixed, sample = demo_method(SeCo), demo_method(SeCo, follow="paper")
     state = torch.get_rng_state()
-    orders = [[method.permutation(batch, i, 50) for i in (0, 0, 1)] for method in (fixed, sample)]
+    orders = [method.crop_order(batch, n) for method in (fixed, sample)]
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(0)
-    published = torch.randperm(50)
+    published = torch.randperm(50)[: fixed.num_local_crops]
     assert all(torch.equal(order, published) for order in orders[0])
     assert torch.equal(orders[1][0], orders[1][1])
     assert not torch.equal(orders[1][0], orders[1][2])

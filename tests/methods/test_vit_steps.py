@@ -35,11 +35,12 @@ class Recorded:
 
     case, phase = None, ""
 
-    def permutation(self, batch, i, n):
-        self.candidates[i] = n
+    def crop_order(self, batch, n):
+        self.candidates = dict(enumerate(n.tolist()))
         if isinstance(self, SeCo):
-            return super().permutation(batch, i, n)
-        return self.case.permutation(f"step/perm{i}", n)
+            return super().crop_order(batch, n)
+        count = self.num_local_crops
+        return torch.stack([self.case.permutation(f"step/perm{i}", int(k))[:count] for i, k in enumerate(n)])
 
     def sample_crops(self, batch, aux_cam, present):
         crops, self.flags = super().sample_crops(batch, aux_cam, present)

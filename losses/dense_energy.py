@@ -96,7 +96,9 @@ class _GatedBilateralEnergy(torch.autograd.Function):
         segment = (probs * inside[:, None]).flatten(2).transpose(1, 2).contiguous()  # (B, N, K)
         chunk = max(1, MAX_PIXELS // segment.shape[1])
         filtered = [
-            PermutohedralLattice(bilateral_features(images, sigma_xy, sigma_rgb), compact=False).filter(values)
+            PermutohedralLattice(bilateral_features(images, sigma_xy, sigma_rgb), compact=False).filter(
+                values
+            )
             for images, values in zip(image_rgb.split(chunk), segment.split(chunk), strict=True)
         ]
         affinity = torch.cat(filtered).mul_(gate.flatten(1)[:, :, None])  # (B, N, K)

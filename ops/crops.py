@@ -49,14 +49,12 @@ def _last_step_at(place: Tensor, asked: Tensor) -> Tensor:
 
 
 def random_order(n: Tensor, count: int, generators: Iterable[torch.Generator]) -> Tensor:
-    """The first ``count`` of a permutation (B, V) of the n (B,) candidates of each image, by its generator."""
+    """The first V = ``count`` of a permutation of each image's n (B,) candidates: (B, V)."""
     draws = torch.stack([raw_draws(count, generator) for generator in generators])
     return first_of_permutation(to_device(draws, n.device), n)
 
 
-def crop_positions(
-    candidates: Tensor, size: int, count: int, order: Callable[[Tensor], Tensor]
-) -> Tensor:
+def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[Tensor], Tensor]) -> Tensor:
     """Top-left corners of crops that are centred on candidate pixels, or anywhere if there are too few.
 
     Args:

@@ -298,7 +298,7 @@ class _Filter(torch.autograd.Function):
 
 
 def _split_bags(offset: Tensor, total: int, piece: int) -> list[Tensor]:
-    """Offsets of the sums that replace one sum over bags: of pieces of at most ``piece`` rows, and of those."""
+    """Offsets of the sums that replace one sum over bags: of pieces of up to ``piece`` rows, and of those."""
     cuts = torch.arange(0, total, piece, dtype=offset.dtype, device=offset.device)
     pieces = torch.cat([offset, cuts]).sort().values
     return [pieces, torch.searchsorted(pieces, offset, out_int32=True)]

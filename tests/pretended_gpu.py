@@ -58,6 +58,7 @@ class GPUTensor(Tensor):
 
     device = property(lambda self: DEVICE)  # type: ignore[assignment]
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_meta = property(lambda self: False)  # type: ignore[assignment]
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 

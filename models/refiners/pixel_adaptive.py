@@ -78,7 +78,7 @@ def _propagate_rows(
 ) -> Tensor:
     """``propagate`` as a product with a sparse matrix: one operation for each iteration, which a GPU needs."""
     b, m, h, w = maps.shape
-    first = torch.arange(b, device=maps.device)[:, None, None] * (h * w)  # row of each image's first pixel
+    first = torch.arange(b, device=maps.device)[:, None, None] * (h * w)  # each image's first row
     index = (neighbour_index((h, w), tuple(offsets), maps.device).T + first).flatten(0, 1)  # (B*H*W, K)
     weight = affinity.flatten(2).transpose(1, 2).reshape(index.shape)
     rows = maps.flatten(2).transpose(1, 2).reshape(-1, m)

@@ -87,6 +87,7 @@ def test_the_order_of_crops_is_the_start_of_a_permutation_of_their_number():
     for count in (1, 2, 7):
         generators = [torch.Generator().manual_seed(i) for i in range(len(n))]
         expected = [
-            torch.randperm(int(k), generator=torch.Generator().manual_seed(i))[:count] for i, k in enumerate(n)
+            torch.randperm(int(k), generator=torch.Generator().manual_seed(i))[:count]
+            for i, k in enumerate(n)
         ]
         assert torch.equal(random_order(n, count, generators), torch.stack(expected))

@@ -1,14 +1,75 @@
-"""Whether masks and tags of a split speak of the same classes, before anything is scored."""
+"""Whether the tags of a split make sense, and whether masks speak of the same classes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
-from datasets.base import Split, WeakSegDataset
+from datasets.base import Record, Split, WeakSegDataset
+from datasets.tags import near_duplicates
 from utils.image import IGNORE_INDEX
 from utils.logging import warn_once
+
+ADVICE = "are mask values in the order of the class names (data.options.class_names)?"
+
+
+def tag_warnings(split: Split) -> list[str]:
+    """What is odd about the tags of a split: classes of every image, and two spellings of one class."""
+    counts = class_counts(split)
+    tagged = sum(record.tags is not None for record in split.records)
+    names, warnings = split.class_names, []
+    for name, count in counts.items():
+        if count == tagged > 1:
+            warnings.append(f"all {count} images have the tag '{name}': it cannot be learned from tags")
+    for first, second in near_duplicates(names[1:]):
+        warnings.append(
+            f"the classes '{first}' ({counts[first]} images) and '{second}' ({counts[second]}) differ by one "
+            "letter: check the spelling"
+        )
+    return warnings
+
+
+def class_counts(split: Split) -> dict[str, int]:
+    """Class -> images of the split with its tag, in the order of the classes."""
+    counts = Counter(tag for record in split.records for tag in record.tags or ())
+    return {name: counts[k] for k, name in enumerate(split.class_names) if k}
+
+
+class Agreement:
+    """How many masks show a class, and how many of their images have it as a tag."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.shown, self.agreed = np.zeros((2, split.num_classes), int)
+
+    def add(self, record: Record, mask: np.ndarray | Tensor) -> None:
+        """Count the classes of a mask (H, W); an image without tags is left out."""
+        if record.tags:
+            classes = np.setdiff1d(mask, [0, IGNORE_INDEX])
+            self.shown[classes] += 1
+            self.agreed[np.intersect1d(classes, record.tags)] += 1
+
+    def error(self) -> str | None:
+        """Why masks and tags cannot be of the same classes: fewer than half of what masks show are tags."""
+        if self.shown.any() and 2 * self.agreed.sum() < self.shown.sum() >= 3:
+            return (
+                f"masks of split '{self.split.name}' and tags disagree: {self.agreed.sum()} of "
+                f"{self.shown.sum()} classes that masks show are tags of their images; {ADVICE}"
+            )
+        return None
+
+    def warning(self) -> str | None:
+        """Classes that fewer than half of the images have as a tag whose masks show them."""
+        wrong = np.flatnonzero((self.shown >= 3) & (2 * self.agreed < self.shown))
+        if not len(wrong):
+            return None
+        names = self.split.class_names
+        few = ", ".join(f"{names[k]} {self.agreed[k]} of {self.shown[k]}" for k in wrong[:5])
+        shown = f"few images of split '{self.split.name}' whose masks show a class have it as tag ({few})"
+        return f"{shown}: {ADVICE}"
 
 
 def compare_masks_with_tags(split: Split, most: int = 200, *, may_lack_classes: bool = False) -> None:
@@ -29,28 +90,15 @@ def compare_masks_with_tags(split: Split, most: int = 200, *, may_lack_classes: 
     if not compared:
         return
     dataset = WeakSegDataset(replace(split, records=compared), with_mask=True)
-    shown, agreed = np.zeros(split.num_classes, int), np.zeros(split.num_classes, int)
+    agreement = Agreement(split)
     for index in range(0, len(compared), -(-len(compared) // most)):
-        classes = np.setdiff1d(dataset[index]["mask"], [0, IGNORE_INDEX])
-        shown[classes] += 1
-        agreed[np.intersect1d(classes, compared[index].tags)] += 1
-    first = compared[0].mask
-    if not shown.any() and may_lack_classes:
-        return
-    if not shown.any():
+        agreement.add(compared[index], dataset[index]["mask"])
+    if not agreement.shown.any() and not may_lack_classes:
         raise ValueError(
-            f"no mask of split '{split.name}' that was tried (first {first}) holds any of the classes; "
-            f"{IGNORE_INDEX} means ignored, class 1 must be 1"
+            f"no mask of split '{split.name}' that was tried (first {compared[0].mask}) holds any of the "
+            f"classes; {IGNORE_INDEX} means ignored, class 1 must be 1"
         )
-    advice = "are mask values in the order of the class names (data.options.class_names)?"
-    if 2 * agreed.sum() < shown.sum() >= 3:
-        raise ValueError(
-            f"masks of split '{split.name}' (first {first}) and tags disagree: {agreed.sum()} of "
-            f"{shown.sum()} classes that masks show are tags of their images; {advice}"
-        )
-    wrong = np.flatnonzero((shown >= 3) & (2 * agreed < shown))
-    if len(wrong):
-        few = ", ".join(f"{split.class_names[k]} {agreed[k]} of {shown[k]}" for k in wrong[:5])
-        warn_once(
-            f"few images of split '{split.name}' whose masks show a class have it as tag ({few}): {advice}"
-        )
+    if error := agreement.error():
+        raise ValueError(error)
+    if warning := agreement.warning():
+        warn_once(warning)

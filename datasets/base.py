@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from datasets.lists import some
 from utils.cam_files import open_arrays
 from utils.files import require_files
-from utils.image import IGNORE_INDEX, UnreadableImageError, read_image, read_mask
+from utils.image import AS_TYPED, IGNORE_INDEX, Reading, UnreadableImageError, read_image, read_mask
 from utils.seed import sample_generator
 
 Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
@@ -50,6 +50,29 @@ class Record:
     image: Path
     mask: Path | None  # its ground truth, if there is any; need not exist until it is asked for
     tags: tuple[int, ...] | None  # ascending class ids 1..C; () without objects; None: unknown
+    reading: Reading = AS_TYPED  # how the file becomes RGB
+    window: tuple[int, int, int, int] | None = None  # top, left, bottom, right of a tile (datasets/tiles.py)
+
+    def read_image(self) -> Image.Image:
+        """The picture, RGB.
+
+        Raises:
+            UnreadableImageError: the file holds none that can be decoded.
+        """
+        image = read_image(self.image, self.reading)
+        if self.window is None:
+            return image
+        top, left, bottom, right = self.window
+        return image.crop((left, top, right, bottom))
+
+    def read_mask(self) -> np.ndarray:
+        """The ground truth (H, W) of an image that has one."""
+        assert self.mask is not None
+        mask = read_mask(self.mask)
+        if self.window is None:
+            return mask
+        top, left, bottom, right = self.window
+        return mask[top:bottom, left:right]
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,7 @@ class Split:
         """
         lines = [
             f"{record.name}\t{record.tags}\t{_file_size(record.image)}\t{_file_size(record.mask)}"
+            + ("" if record.reading == AS_TYPED else f"\t{record.reading}")
             for record in sorted(self.records, key=lambda record: record.name)
         ]
         text = "\n".join(["\t".join(self.class_names), *lines])
@@ -169,7 +193,7 @@ class WeakSegDataset(Dataset[Sample]):
     def _load(self, index: int) -> Sample:
         record = self.split.records[index]
         try:
-            image = read_image(record.image)
+            image = record.read_image()
         except UnreadableImageError as error:
             advice = "set data.on_error=skip" if self.transform else "leave it out of the list"
             raise UnreadableImageError(f"{error}; repair the file, or {advice}") from error
@@ -180,26 +204,12 @@ class WeakSegDataset(Dataset[Sample]):
             with open_arrays(self.labels[index], "score file", "the stage that makes it") as arrays:
                 sample["label_scores"] = dict(arrays)
         elif self.labels is not None:
-            sample["pseudo_label"] = self._load_mask(self.labels[index], record, image)
+            label = read_mask(self.labels[index])
+            sample["pseudo_label"] = checked_mask(label, self.labels[index], record, image, self.split)
         if self.with_mask:
             assert record.mask is not None
-            sample["mask"] = self._load_mask(record.mask, record, image)
+            sample["mask"] = checked_mask(record.read_mask(), record.mask, record, image, self.split)
         return sample
-
-    def _load_mask(self, path: Path, record: Record, image: Image.Image) -> Tensor:
-        mask = read_mask(path)
-        if mask.shape != (image.height, image.width):
-            raise ValueError(
-                f"mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, "
-                f"but its image {record.image} is {image.width} x {image.height}"
-            )
-        foreign = mask[(mask >= self.split.num_classes) & (mask != IGNORE_INDEX)]
-        if foreign.size:
-            raise ValueError(
-                f"mask {path} has the value {foreign.max()}, but the last class is "
-                f"{self.split.num_classes - 1} {self.split.class_names[-1]} ({IGNORE_INDEX} is ignored)"
-            )
-        return torch.from_numpy(mask).long()
 
     def _load_or_replace(self, index: int, sample_seed: int) -> Sample:
         """Load an image, or in place of unreadable ones another that the seed decides."""
@@ -211,6 +221,29 @@ class WeakSegDataset(Dataset[Sample]):
                 last_error = error
             index = int(torch.randint(len(self), (), generator=generator))
         raise ValueError(f"10 images drawn in a row are unreadable: {last_error}")
+
+
+def checked_mask(mask: np.ndarray, path: Path, record: Record, image: Image.Image, split: Split) -> Tensor:
+    """The mask (H, W) of an image as int64.
+
+    Args:
+        path: its file, for messages.
+
+    Raises:
+        ValueError: it is of another size than its image, or has values that are no classes.
+    """
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, "
+            f"but its image {record.image} is {image.width} x {image.height}"
+        )
+    foreign = mask[(mask >= split.num_classes) & (mask != IGNORE_INDEX)]
+    if foreign.size:
+        raise ValueError(
+            f"mask {path} has the value {foreign.max()}, but the last class is "
+            f"{split.num_classes - 1} {split.class_names[-1]} ({IGNORE_INDEX} is ignored)"
+        )
+    return torch.from_numpy(mask).long()
 
 
 def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:

@@ -10,7 +10,8 @@ from pathlib import Path
 from datasets.base import Record, Split
 from datasets.lists import check_paths, find_list, nfc, read_class_names, read_list, refuse_hidden, some
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
-from datasets.tags import classes_of, read_tags, warn_of_constant_classes
+from datasets.tags import classes_of, read_tags
+from utils.problems import problem
 
 UNTAGGED = ("error", "no_object", "leave_out", "unknown")
 
@@ -61,10 +62,9 @@ def custom_split(
     names = _names_of(root, split, lists, files, aliases, val_fraction)
     without = [name for name in names if name not in known]
     if without and tags is not None and untagged == "error":
-        raise ValueError(
-            f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}: add them (without "
-            "tags if they show no class), or set data.options.untagged=no_object or leave_out"
-        )
+        lacking = f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}"
+        advice = "add them (without tags if they show no class), or set data.options.untagged"
+        problem(ValueError(f"{lacking}: {advice}=no_object or leave_out"))
     if untagged == "leave_out":
         names = [name for name in names if name in known]
     if not names:
@@ -115,6 +115,7 @@ def _names_of(
         path = find_list(root, lists or "", split)
         listed = read_list(path, whole_lines=True)
         _refuse_unknown(path, listed, aliases)
+        listed = {name: word for name, word in listed.items() if name in aliases}
         check_paths(path, listed, root, {name: files[aliases[name]] for name in listed})
         return [aliases[name] for name in listed]
     if split == "all":
@@ -140,16 +141,15 @@ def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) 
     _refuse_unknown(path, read, aliases)
     known: dict[str, tuple[int, ...]] = {}
     for name, ids in read.items():
-        if aliases[name] in known:
-            raise ValueError(f"{path}: image '{aliases[name]}' appears twice, also as '{name}'")
-        known[aliases[name]] = ids
-    warn_of_constant_classes(known, classes)
+        if aliases.get(name) in known:
+            problem(ValueError(f"{path}: image '{aliases[name]}' appears twice, also as '{name}'"))
+        elif name in aliases:
+            known[aliases[name]] = ids
     return known
 
 
 def _refuse_unknown(path: Path, names: Collection[str], aliases: Mapping[str, str]) -> None:
     if missing := [name for name in names if name not in aliases]:
-        raise FileNotFoundError(
-            f"{some(missing, len(names), 'images')} named in {path} are missing, or their short name is not "
-            "unique: add the files, remove their lines, or write the path below the image folder"
-        )
+        lacking = f"{some(missing, len(names), 'images')} named in {path} are missing, or their short name is"
+        advice = "add the files, remove their lines, or write the path below the image folder"
+        problem(FileNotFoundError(f"{lacking} not unique: {advice}"))

@@ -24,8 +24,8 @@ import numpy as np
 from datasets.lists import is_background, nfc, read_text, refuse_hidden, strip_suffix
 from utils.build import suggest
 from utils.files import write_atomic
-from utils.logging import warn_once
 from utils.npy_dictionary import read_npy_dictionary
+from utils.problems import problem
 
 # What a header calls the column of image names, and columns of tags.
 IMAGE_WORDS = {
@@ -57,13 +57,13 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     for image, words, place in tag_entries(path, class_names):
         for word, where in words:
             if is_background(word):
-                raise ValueError(f"{where}: leave the tags of an image without objects empty, not '{word}'")
-            if word not in class_id:
-                raise ValueError(f"{where}: '{word}' is not a class{suggest(word, class_id)}")
+                problem(ValueError(f"{where}: an image without objects has no tags, not '{word}'"))
+            elif word not in class_id:
+                problem(ValueError(f"{where}: '{word}' is not a class{suggest(word, class_id)}"))
         if image in tags:
-            raise ValueError(f"{place}: image '{image}' appears twice")
-        if image is not None:
-            tags[image] = tuple(sorted({class_id[word] for word, _ in words}))
+            problem(ValueError(f"{place}: image '{image}' appears twice"))
+        elif image is not None:
+            tags[image] = tuple(sorted({class_id[word] for word, _ in words if word in class_id}))
     return tags
 
 
@@ -83,32 +83,23 @@ def classes_of(path: Path) -> list[str]:
     for word in words:
         parts = word.split()
         if set(word) & set(',|[]{}"') or (len(parts) > 1 and set(parts) <= set(words)):
-            raise ValueError(f"{place_of[word]}: '{word}' looks like several tags: separate them by ';'")
+            problem(ValueError(f"{place_of[word]}: '{word}' looks like several tags: separate them by ';'"))
         if word not in header and (word.lower() in SPLIT_WORDS or (word in numbers and words != numbers)):
-            raise ValueError(
-                f"{place_of[word]}: '{word}' is hardly a class: remove that column, or name the classes with "
-                "data.options.class_names"
-            )
+            advice = "remove that column, or name the classes with data.options.class_names"
+            problem(ValueError(f"{place_of[word]}: '{word}' is hardly a class: {advice}"))
         if (other := alike.setdefault(word.casefold(), word)) != word:
-            raise ValueError(
-                f"{place_of[word]}: '{word}' differs from '{other}' only in case: use one spelling"
-            )
-    for first, second in itertools.combinations(words, 2):
-        if max(len(first), len(second)) > 3 and _slips(first) & _slips(second):
-            warn_once(
-                f"{path}: the classes '{first}' and '{second}' differ by one letter: check the spelling"
-            )
+            how = f"'{word}' differs from '{other}' only in case: use one spelling"
+            problem(ValueError(f"{place_of[word]}: {how}"))
     return words
 
 
-def warn_of_constant_classes(tags: Mapping[str, tuple[int, ...]], class_names: Sequence[str]) -> None:
-    """Warn of classes that every image has: nothing tells them from background."""
-    counts = Counter(class_id for ids in tags.values() for class_id in ids)
-    for class_id, count in counts.items():
-        if count == len(tags) > 1:
-            warn_once(
-                f"all {count} images have the tag '{class_names[class_id]}': it cannot be learned from tags"
-            )
+def near_duplicates(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of classes that differ by one letter, of words of more than three."""
+    return [
+        (first, second)
+        for first, second in itertools.combinations(words, 2)
+        if max(len(first), len(second)) > 3 and _slips(first) & _slips(second)
+    ]
 
 
 def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
@@ -187,11 +178,10 @@ def _table(header: str, columns: Sequence[str], rows: Sequence[tuple[str, list[s
         present = []
         for k, (column, cell) in enumerate(zip(columns, cells), start=2):
             if cell.lower() not in FLAGS:
-                raise ValueError(
-                    f"{place}, column {k}: '{cell}' in the column of class '{column}' is neither 0 nor 1 "
-                    "(a column that holds tags is called 'tags')"
-                )
-            if FLAGS[cell.lower()]:
+                what = f"'{cell}' in the column of class '{column}' is neither 0 nor 1"
+                advice = "(a column that holds tags is called 'tags')"
+                problem(ValueError(f"{place}, column {k}: {what} {advice}"))
+            elif FLAGS[cell.lower()]:
                 present.append((column, f"{place}, column {k}"))
         yield Entry(strip_suffix(image), present, place)
 

@@ -10,6 +10,7 @@ from datasets.base import Record, Split
 from datasets.lists import check_paths, file_of, find_list, read_class_names, read_list, some
 from datasets.tags import read_tags
 from utils.files import require_files
+from utils.problems import problem
 
 # fmt: off
 CLASS_NAMES = (
@@ -60,7 +61,7 @@ def voc_split(
         known = read_tags(root / tags, classes)
         if not may_lack and (without := [name for name in names if name not in known]):
             lacking = some(without, len(names), "images")
-            raise ValueError(f"{lacking} of split '{split}' have no line in {root / tags}")
+            problem(ValueError(f"{lacking} of split '{split}' have no line in {root / tags}"))
     records = (
         Record(name, image, mask, known.get(name))
         for name, image, mask in zip(names, image_files, mask_files, strict=True)

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.base import Record
 from datasets.pictures import IMAGE_SUFFIXES
 from engine.pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_probs
 from ops.cam import background_score
 from ops.labels import merge_confident_labels
 from utils.cam_files import CamFile, ScoreFile, cam_path, label_path, load_cam, save_scores
-from utils.image import IGNORE_INDEX, read_image, write_mask
+from utils.image import IGNORE_INDEX, write_mask
 from utils.logging import progress_bar
 from utils.worker import core_count
 
@@ -40,9 +41,9 @@ class Job:
 
 def run_job(
     job: Job,
-    work: Callable[[Job, str, Path], None],
+    work: Callable[[Job, Record], None],
     path_of: Callable[[Path, str], Path],
-    images: Mapping[str, Path],
+    images: Mapping[str, Record],
     processes: int | None,
 ) -> None:
     """Call ``work`` for every image whose file is not there yet, in processes, or in threads beside a GPU.
@@ -51,7 +52,7 @@ def run_job(
         images: by name.
         processes: on the CPU; None: one for each core.
     """
-    left = {name: path for name, path in images.items() if not path_of(job.out, name).is_file()}
+    left = [record for name, record in images.items() if not path_of(job.out, name).is_file()]
     on_gpu = torch.device(job.device).type == "cuda"
     wanted = 2 if on_gpu else processes if processes is not None else core_count()
     print(
@@ -63,11 +64,11 @@ def run_job(
         progress_bar(total=len(images), initial=done, desc="crf", unit="img") as bar,
         WorkerPool(min(wanted, len(left)), threads=on_gpu) as pool,
     ):
-        for name, path in left.items():
-            pool.submit(work, job, name, path, then=lambda _: bar.update())
+        for record in left:
+            pool.submit(work, job, record, then=lambda _: bar.update())
 
 
-def find_images(source: Path, folder: Path) -> dict[str, Path]:
+def find_images(source: Path, folder: Path) -> dict[str, Record]:
     """The image, whatever its format, of every .npz file of ``source``, also in subfolders.
 
     Raises:
@@ -85,12 +86,12 @@ def find_images(source: Path, folder: Path) -> dict[str, Path]:
             f"{len(missing)} of {len(names)} images are missing in {folder}, first {missing[0]}.jpg; set "
             "--images to their folder"
         )
-    return found
+    return {name: Record(name, path, None, None) for name, path in found.items()}
 
 
-def write_label(job: Job, name: str, image: Path) -> None:
+def write_label(job: Job, record: Record) -> None:
     """The label image of a CAM file: 0 background, a class, 255 ignored."""
-    cams, image_rgb = load_cam(cam_path(job.source, name)), read_pixels(image, job.device)
+    cams, image_rgb = load_cam(cam_path(job.source, record.name)), read_pixels(record, job.device)
     label = torch.zeros(image_rgb.shape[1:], dtype=torch.int64)
     if len(cams.class_ids):
         probs = cam_probs(job, image_rgb, cams)
@@ -98,29 +99,29 @@ def write_label(job: Job, name: str, image: Path) -> None:
         label = merge_confident_labels(runs[0], runs[1]) if len(runs) == 2 else runs[0]
         if job.recipe == "clip_es":
             label = label.masked_fill(probs[0].amax(0) < job.values[0], IGNORE_INDEX)
-    write_mask(label_path(job.out, name), named(label, cams.label_ids))
+    write_mask(label_path(job.out, record.name), named(label, cams.label_ids))
 
 
-def write_label_of_probs(job: Job, name: str, image: Path) -> None:
+def write_label_of_probs(job: Job, record: Record) -> None:
     """The label image of a file of probabilities."""
-    class_ids, probs = read_probs(cam_path(job.source, name))
-    image_rgb = read_pixels(image, job.device)
+    class_ids, probs = read_probs(cam_path(job.source, record.name))
+    image_rgb = read_pixels(record, job.device)
     probs = job.crf.refine(image_rgb[None] / 255, enlarge(probs, image_rgb)[None])[0]
-    write_mask(label_path(job.out, name), named(probs.argmax(0), class_ids))
+    write_mask(label_path(job.out, record.name), named(probs.argmax(0), class_ids))
 
 
-def write_scores(job: Job, name: str, image: Path) -> None:
+def write_scores(job: Job, record: Record) -> None:
     """A score file: the probabilities with much and with little background."""
-    cams, image_rgb = load_cam(cam_path(job.source, name)), read_pixels(image, job.device)
+    cams, image_rgb = load_cam(cam_path(job.source, record.name)), read_pixels(record, job.device)
     scores = torch.ones(2, 1, *image_rgb.shape[1:])
     if len(cams.class_ids):
         scores = torch.stack(cam_probs(job, image_rgb, cams))
-    save_scores(cam_path(job.out, name), ScoreFile(cams.class_ids, scores))
+    save_scores(cam_path(job.out, record.name), ScoreFile(cams.class_ids, scores))
 
 
-def read_pixels(path: Path, device: str) -> Tensor:
-    """(3, H, W) uint8 of an image file."""
-    return torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1).to(device)
+def read_pixels(record: Record, device: str) -> Tensor:
+    """(3, H, W) uint8 of an image."""
+    return torch.from_numpy(np.array(record.read_image())).permute(2, 0, 1).to(device)
 
 
 def enlarge(maps: Tensor, image_rgb: Tensor) -> Tensor:

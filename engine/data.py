@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasets.base import Split
 from engine.config.common import DataOptions
 from engine.config.load import load_config, override_config, project_path
 from utils.build import build, import_target, keyword_names
+from utils.image import Reading
 from utils.weights import load_checkpoint
 
 
@@ -28,7 +30,15 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
     spec = {"target": data["source"], **(data["options"] or {})}
     if not {"root", "split"} <= (keyword_names(import_target(spec["target"])) or set()):
         raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
-    return build(spec, root=project_path(data["root"]), split=name)
+    split: Split = build(spec, root=project_path(data["root"]), split=name)
+    reading = reading_of(data)
+    return replace(split, records=tuple(replace(record, reading=reading) for record in split.records))
+
+
+def reading_of(data: Mapping[str, Any]) -> Reading:
+    """How the pictures of a ``data`` section become RGB; checkpoints of old have no such keys."""
+    value_range = data.get("value_range")
+    return Reading(tuple(data.get("bands") or ()), tuple(value_range) if value_range else None)
 
 
 def data_config(options: DataOptions) -> DictConfig:

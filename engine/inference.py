@@ -29,7 +29,7 @@ from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
 from utils.cli import message_of
 from utils.distributed import barrier, is_main, shard
-from utils.image import UnreadableImageError
+from utils.image import AS_TYPED, Reading, UnreadableImageError
 from utils.logging import progress_bar
 from utils.weights import FORMAT, file_digest, load_checkpoint, unfit
 
@@ -153,7 +153,7 @@ def for_each_image(
     return len(left)
 
 
-def image_split(path: str | Path, class_names: Sequence[str]) -> Split:
+def image_split(path: str | Path, class_names: Sequence[str], reading: Reading = AS_TYPED) -> Split:
     """A split of loose photos, one file or every image file of a folder: no masks, unknown tags.
 
     Raises:
@@ -167,7 +167,9 @@ def image_split(path: str | Path, class_names: Sequence[str]) -> Split:
         )
     stems = Counter(file.stem for file in files)
     # Two files may differ in their suffix only; then the whole file name is the name.
-    records = [Record(f.stem if stems[f.stem] == 1 else f.name, f.absolute(), None, None) for f in files]
+    records = [
+        Record(f.stem if stems[f.stem] == 1 else f.name, f.absolute(), None, None, reading) for f in files
+    ]
     return Split(path.stem or "photos", tuple(class_names), tuple(records))
 
 

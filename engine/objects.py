@@ -12,7 +12,7 @@ from datasets.base import Record
 from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object
 from utils.cam_files import label_path
 from utils.drawing import SheetRow, sheet
-from utils.image import read_image, read_mask
+from utils.image import read_mask
 
 TILE = 96  # side of an object in the overview, pixels
 TILES = 8  # objects of a class in the overview
@@ -21,7 +21,7 @@ TILES = 8  # objects of a class in the overview
 def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
     """Cut the object out of one image unless its file is there; returns its class id, None without object."""
     label = read_mask(label_path(labels, record.name))
-    image = read_image(record.image)
+    image = record.read_image()
     if label.shape != (image.height, image.width):
         raise ValueError(
             f"label {label_path(labels, record.name)} is {label.shape[1]} x {label.shape[0]} pixels, but its "

@@ -14,7 +14,7 @@ from datasets.agreement import compare_masks_with_tags
 from datasets.base import Record, Sample, Split, WeakSegDataset
 from datasets.pictures import IMAGE_SUFFIXES
 from engine.config.common import CheckpointOptions, ImageOptions
-from engine.data import load_split
+from engine.data import load_split, reading_of
 from engine.inference import LoadedMethod, for_each_image, image_split, is_photo, load_method
 from engine.scores.base import predicted_file
 from engine.scores.evaluation import Evaluation
@@ -46,7 +46,7 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
         below = (path.suffix.lower() for path in Path(infer).expanduser().glob("*/*"))
         if is_main() and any(suffix in IMAGE_SUFFIXES for suffix in below):
             print(f"photos   subfolders of {infer} are skipped")
-        return image_split(infer, loaded.class_names)
+        return image_split(infer, loaded.class_names, reading_of(loaded.cfg.data))
     name = infer or loaded.cfg.data.val_set
     if not name:
         raise ValueError("the checkpoint's config has no data.val_set: name the images with --infer")

@@ -17,7 +17,7 @@ from methods.base import Decomposes, MakesPseudoLabels, Prediction, Predicts
 from ops.cam import present_classes
 from ops.crops import cut
 from utils.drawing import cam_overlay, framed_tiles, label_overlay
-from utils.image import normalize, read_mask, resize
+from utils.image import normalize, resize
 
 LEGEND_SHARE = 0.01  # of the image: a class of fewer predicted pixels is not explained in the legend
 
@@ -55,8 +55,8 @@ def panels_of(
     photo = image_rgb.permute(1, 2, 0).cpu().numpy()
     image, out, tags = seen
     panels, classes = {"image": photo}, set(tags)
-    if path := truth_path(record):
-        truth = read_mask(path)
+    if truth_path(record):
+        truth = record.read_mask()
         panels["truth"] = label_overlay(photo, truth)
         classes |= set(np.unique(truth).tolist()) - {0}
     for title, cam in (("CAM", out.cam), ("auxiliary CAM", out.aux_cam)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from datasets.agreement import compare_masks_with_tags
+from datasets.agreement import class_counts, compare_masks_with_tags, tag_warnings
 from datasets.base import Batch, Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_batches
@@ -30,7 +29,7 @@ from models.backbones import layer_scales, whole_crop
 from utils.build import suggest
 from utils.distributed import init_process_group, is_main, rank, world_size
 from utils.files import alone_in
-from utils.logging import LOGGER, setup_logging
+from utils.logging import LOGGER, setup_logging, warn_once
 from utils.seed import seed_everything, seed_process
 
 
@@ -179,8 +178,8 @@ def _log_start(
     where = torch.cuda.get_device_name(device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
     processes, parts = world_size(), cfg.train.accumulate
     classes = train_split.class_names[1:]
-    counts = Counter(tag for record in train_split.records for tag in record.tags or ())
-    rarest = sorted(range(1, train_split.num_classes), key=lambda k: (counts[k], k))[:8]
+    counts = class_counts(train_split)
+    rarest = sorted(counts, key=lambda name: counts[name])[:8]
     LOGGER.info(f"run      {work_dir}")
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")
     if isinstance(backbone := to_plain(cfg.method).get("backbone"), dict):
@@ -191,8 +190,10 @@ def _log_start(
         f"{len(classes)} classes ({', '.join(classes[:6])}{', ...' if classes[6:] else ''})"
         + (f", {len(val_split)} to score ({cfg.data.val_set})" if val_split else "")
     )
-    fewest = ", ".join(f"{train_split.class_names[k]} {counts[k]}" for k in rarest)
+    fewest = ", ".join(f"{name} {counts[name]}" for name in rarest)
     LOGGER.info(f"         rarest: {fewest} images")
+    for warning in tag_warnings(train_split):
+        warn_once(warning)
     LOGGER.info(
         f"batch    {cfg.train.batch_size} = {processes} processes x {parts} micro-batches x "
         f"{cfg.train.batch_size // (processes * parts)} images on {where}"

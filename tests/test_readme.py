@@ -115,6 +115,8 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
             data[0], config = f"data.root={world['custom']}", "config=configs/toco/custom.yaml"
         kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name=", "stages."))]
         return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
+    if script == "tools/check_data.py":
+        return [f"data.root={world['custom']}" if w.startswith("data.root=") else w for w in words]
     trained = str(world["runs"][81 if "coco" in script else 21])
     known = {"photo.jpg": world["root"] / "photo.jpg", "my_names.txt": world["root"] / "my_names.txt"}
     known["~/.infer_seg"] = out / "completion"

@@ -81,7 +81,7 @@ def run(options: Options) -> Path:
             f"CAM files of split '{split.name}'",
             "finish tools/infer_cam.py on that split, or name another with --split",
         )
-        images = {record.name: record.image for record in split.records}
+        images = {record.name: record for record in split.records}
         source = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
     job = Job(options.cam, options.out, options.mode, tuple(values.values()), crf, device)
     settings = {"cam": origin_of(options.cam), **source, "mode": options.mode, "crf": crf.protocol}

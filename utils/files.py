@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from utils.distributed import is_main
 from utils.mappings import differences
+from utils.problems import problem
 
 SETTINGS = "settings.json"
 FILES = (".png", ".npz", ".npy")  # of labels, CAMs and scores
@@ -86,9 +87,8 @@ def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
     there = {Path(entry.path) for folder in folders for entry in os.scandir(folder) if entry.is_file()}
     missing = [path for path in paths if path not in there]
     if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}; {advice}"
-        )
+        lacking = f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}"
+        problem(FileNotFoundError(f"{lacking}; {advice}"))
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:

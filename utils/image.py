@@ -6,6 +6,7 @@ H, W: pixels. Images are RGB; masks hold class indices (0 background, 255 ignore
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -83,21 +84,49 @@ def rescale(image: Tensor, scale: float) -> Tensor:
     return normalize(resized.to(image.device)).to(image.dtype)
 
 
-def read_image(path: str | Path) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """How deep and multi-band pictures become RGB, the same for every image of a data set.
+
+    Args:
+        bands: the three that are red, green and blue, or the one that is grey, counted from 1; (): all.
+        value_range: values of the file that become 0 and 255, further ones are cut; None: those of the type.
+    """
+
+    bands: tuple[int, ...] = ()
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.bands) not in (0, 1, 3) or min(self.bands, default=1) < 1:
+            raise ValueError(
+                f"data.bands={list(self.bands)}: name the three bands that are red, green and blue, or one, "
+                "counted from 1; networks see three channels"
+            )
+        if self.value_range and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"data.value_range={list(self.value_range)} must be ascending")
+
+
+AS_TYPED = Reading()
+
+
+def read_image(path: str | Path, reading: Reading = AS_TYPED) -> Image.Image:
     """Read any picture that Pillow knows, and TIFF of any kind, as RGB.
 
     Transparent parts become white, and a camera's EXIF orientation is applied. Deeper pictures are scaled by
-    their type: 16 bits from 0..65535 (or the largest value that a TIFF states), floats from 0..1.
+    ``reading``, or by their type: 16 bits from 0..65535 (or the largest value that a TIFF states), floats
+    from 0..1.
 
     Raises:
-        UnreadableImageError: the file is damaged, no image, or has values outside of the range of its type.
+        UnreadableImageError: the file is damaged, no image, or has other values or bands than those.
     """
     try:
+        if reading != AS_TYPED:
+            return _eight_bits(read_bands(path), None, reading)
         with Image.open(path) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F" or image.mode.startswith("I"):
-                return _eight_bits(np.asarray(image), white=image.getexif().get(_TIFF_WHITE))
+                return _eight_bits(np.asarray(image)[..., None], image.getexif().get(_TIFF_WHITE))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -107,37 +136,68 @@ def read_image(path: str | Path) -> Image.Image:
     except Exception as error:
         # Decoders raise whatever the damage makes them trip over (OSError, SyntaxError, struct.error, ...).
         try:
-            if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in (".tif", ".tiff"):
-                import imageio.v3 as iio
-
-                # Float colours, which Pillow does not know, with its limit of pixels.
-                if (values := np.prod(iio.improps(path).shape)) > 6 * (Image.MAX_IMAGE_PIXELS or np.inf):
-                    raise ValueError(f"{values} values are more than a photo has")
-                return _eight_bits(iio.imread(path), white=None)
+            if isinstance(error, UnidentifiedImageError) and is_tiff(path):
+                return _eight_bits(read_bands(path))  # Pillow does not know such colours
         except Exception as other:
             error = other
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
 
-def _eight_bits(values: np.ndarray, white: int | None) -> Image.Image:
-    """The RGB picture of (H, W) or (H, W, 3) values, scaled by their type and not by what they are."""
-    kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
+def is_tiff(path: str | Path) -> bool:
+    """Whether a file has the suffix of a TIFF."""
+    return Path(path).suffix.lower() in (".tif", ".tiff")
+
+
+def read_bands(path: str | Path) -> np.ndarray:
+    """The values (H, W, N) of the bands of a picture, as its file has them."""
+    if not is_tiff(path):
+        with Image.open(path) as image:
+            turned = ImageOps.exif_transpose(image)
+            values = np.asarray(turned.convert("RGB") if image.mode == "P" else turned)
+        return values.reshape(*values.shape[:2], -1)
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        if series.size > 6 * (Image.MAX_IMAGE_PIXELS or np.inf):
+            raise ValueError(f"{series.size} values are more than a photo has")
+        # Bands may be the first axis, the last one, or pages of their own.
+        rows, columns = series.axes.index("Y"), series.axes.index("X")
+        values = np.moveaxis(series.asarray(), (rows, columns), (0, 1))
+    return values.reshape(*values.shape[:2], -1)
+
+
+def _eight_bits(values: np.ndarray, white: int | None = None, reading: Reading = AS_TYPED) -> Image.Image:
+    """The RGB picture of (H, W, N) values, scaled by what is known of all images, not by these values."""
+    kind, bits, count = values.dtype.kind, 8 * values.dtype.itemsize, values.shape[2]
+    if max(reading.bands, default=0) > count:
+        raise ValueError(f"it has {count} bands, so data.bands={list(reading.bands)} are not all there")
+    if reading.bands:
+        values = values[..., [band - 1 for band in reading.bands]]
+    if values.shape[2] not in (1, 3):
+        raise ValueError(
+            f"it has {count} bands: name the three that networks see as red, green and blue, such as "
+            "data.bands=[1,2,3]"
+        )
     if kind == "i" and values.max(initial=0) > 255:
         bits = 16  # Pillow widens some 16-bit files
     top = white or (1 if kind == "f" else {"u8": 255, "u16": 65535, "i16": 65535}.get(f"{kind}{bits}", 0))
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or not top:
+    low, high = reading.value_range or (0, top)
+    lowest, highest = values.min(initial=low), values.max(initial=low)
+    if not reading.value_range and not (top and 0 <= lowest <= highest <= top):
         raise ValueError(
-            f"{values.dtype} values of shape {values.shape}; save it as an RGB picture of 8 bits"
+            f"{values.dtype} values from {lowest} to {highest}: set data.value_range=[lowest,highest] "
+            "(tools/check_data.py measures it), or save it with 8 bits"
         )
-    if not 0 <= values.min(initial=0) <= values.max(initial=0) <= top:
-        raise ValueError(
-            f"{values.dtype} values up to {values.max()}, expected 0 to {top}: save it with 8 bits"
-        )
+    if np.isnan(highest):
+        raise ValueError("some values are NaN: set them to a number")
     if kind == "f" or bits > 8:
-        warn_once(f"pictures of {'floats' if kind == 'f' else f'{bits} bits'} are read as 0 to {top}")
+        depth = "floats" if kind == "f" else f"{bits} bits"
+        warn_once(f"pictures of {depth} are read as {low:g} to {high:g}")
     # Whole numbers are cut, floats are rounded.
-    scaled = values.astype(np.float64) / (top / 255) + (0.5 if kind == "f" else 0)
-    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    scaled = (values.astype(np.float64) - low) / ((high - low) / 255) + (0.5 if kind == "f" else 0)
+    scaled = scaled.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(scaled if scaled.shape[2] == 3 else scaled[..., 0]).convert("RGB")
 
 
 def read_mask(path: str | Path) -> np.ndarray:

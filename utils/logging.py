@@ -7,7 +7,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,22 @@ def _show_control_characters(record: logging.LogRecord) -> bool:
 def warn_once(message: str) -> None:
     """Log a warning, the first time that it is given."""
     LOGGER.warning(f"warning  {message}")
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """What `warn_once` says meanwhile, in a list instead of the log."""
+    found: list[str] = []
+    handler, propagates = logging.Handler(), LOGGER.propagate
+    handler.emit = lambda record: found.append(record.getMessage().removeprefix("warning  "))  # type: ignore
+    warn_once.cache_clear()
+    LOGGER.addHandler(handler)
+    LOGGER.propagate = False
+    try:
+        yield found
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.propagate = propagates
 
 
 class MetricsWriter:

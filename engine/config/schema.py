@@ -7,6 +7,7 @@ project's root.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, is_dataclass
 from functools import cache
@@ -51,6 +52,18 @@ class Data:
     val_set: str | None = option("val", "split that is scored during training; null: none")
     options: dict[str, Any] = option({}, "further arguments of data.source")
     generate: dict[str, Any] = option({}, "what tools/make_demo_data.py draws (configs/datasets/demo.yaml)")
+    bands: list[int] = option(
+        [],
+        "bands of a TIFF that are red, green and blue, or the grey one, counted from 1; []: all there are",
+        least=1,
+    )
+    value_range: list[float] | None = option(
+        None,
+        "values of the files that become 0 and 255, the same for all images (tools/check_data.py measures "
+        "them); null: by type, 16 bits from 0 to 65535, floats from 0 to 1",
+        length=2,
+        least=-math.inf,
+    )
     crop_size: int = option(448, "side of a training crop, pixels", least=1)
     scale_range: list[float] = option(
         [0.5, 2.0], "random rescaling before the crop: smallest and largest factor", length=2

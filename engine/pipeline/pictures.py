@@ -44,8 +44,8 @@ def draw_stage(folders: Mapping[str, Path], split: Split, out: Path, device: tor
         photo = image_rgb.permute(1, 2, 0).numpy()
         panels: Panels = {"image": photo}
         classes = set(record.tags or ())
-        if truth := truth_path(record):
-            panels["truth"] = label_overlay(photo, read_mask(truth))
+        if truth_path(record):
+            panels["truth"] = label_overlay(photo, record.read_mask())
         for stage, place in folders.items():
             panels |= made_by_stage(stage, place, record, photo)
         if label_path(folder, record.name).is_file():  # the legend names what was painted without a tag

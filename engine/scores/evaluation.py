@@ -15,7 +15,7 @@ from engine.scores.base import ImagePrediction, Sample, Values, create_score, pl
 from engine.scores.records import short_name, write_scores
 from engine.scores.tables import number
 from utils.distributed import all_reduce_sum, is_main
-from utils.image import IGNORE_INDEX, read_mask
+from utils.image import IGNORE_INDEX
 
 SCORES = ("miou", "confusion", "tag_f1", "cam_sweep")
 
@@ -44,10 +44,9 @@ class Evaluation:
         Raises:
             ValueError: a label has another size than the mask, or either holds values that are no classes.
         """
-        path = truth_path(record)
-        if path is None:
+        if truth_path(record) is None:
             return
-        mask = torch.from_numpy(read_mask(path)).to(self.device)
+        mask = torch.from_numpy(record.read_mask()).to(self.device)
         for output, label in prediction.labels.items():
             if ignored != "error" and label.shape == mask.shape:
                 if ignored == "skip":

@@ -6,7 +6,7 @@ A backbone maps normalised images to ``Tokens`` on a grid (``GivesTokens``) or t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -169,6 +169,8 @@ def create_backbone(
     pretrained: str | Path | None = None,
     pyramid: bool | Mapping[str, Any] = False,
     grad_checkpointing: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a backbone.
@@ -184,6 +186,8 @@ def create_backbone(
             a CNN, the published names, or a checkpoint of a method with the same backbone.
         pyramid: for a ViT: maps as a CNN has instead of tokens; a mapping holds arguments of ``ViTPyramid``.
         grad_checkpointing: compute blocks again in the backward pass instead of keeping what they computed.
+        mean, std: three numbers each on 0..255 in place of those of the weights, such as tools/check_data.py
+            measures on a data set.
         **options: arguments of the backbone, such as ``aux_layer`` or ``frozen``.
 
     Raises:
@@ -191,7 +195,7 @@ def create_backbone(
         FileNotFoundError: if the weights are not there and cannot be downloaded.
         ValueError: if the file holds another network, or for an option of a wrong kind.
     """
-    others = ("pretrained", "pyramid", "grad_checkpointing")
+    others = ("pretrained", "pyramid", "grad_checkpointing", "mean", "std")
     try:
         backbone = build_part(backbone_class(name), options, key="method.backbone", others=others)
     except (TypeError, AssertionError) as error:  # a wrong value, or an option that the variant decides
@@ -209,6 +213,13 @@ def create_backbone(
             raise ValueError(f"'pyramid' is for ViTs; backbone '{name}' already gives a list of maps")
         options = {} if pyramid is True else dict(pyramid)
         backbone = build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
+    if mean is not None or std is not None:
+        if not (mean and std and len(mean) == len(std) == 3 and min(std) > 0):
+            raise ValueError(
+                f"method.backbone.mean={mean} and std={std} must be three numbers each, on 0..255; images "
+                "have three channels (data.bands chooses them)"
+            )
+        backbone.mean, backbone.std = tuple(mean), tuple(std)
     if getattr(backbone, "mean", None) is not None:
         backbone.register_forward_pre_hook(lambda module, inputs: renormalize(module, *inputs))
     return backbone

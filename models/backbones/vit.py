@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.backbones.timm_net import renormalize
 from models.blocks import freeze_layers
 from utils.build import check_choice
 from utils.image import resize
@@ -110,7 +111,8 @@ class ViT(PlainViT, VisionTransformer):
 
     def embed(self, image: Tensor) -> Tensor:
         """The token sequence that enters the first block, (B, 1 + hw, D), class token first."""
-        return self.with_positions(self.patch_embed.proj(whole_patches(image, self.patch_size)))
+        image = whole_patches(renormalize(self, image), self.patch_size)
+        return self.with_positions(self.patch_embed.proj(image))
 
     def with_positions(self, patches: Tensor) -> Tensor:
         """Class token and embedded patches (B, D, h, w) with their positions, (B, 1 + hw, D)."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.agreement import compare_masks_with_tags
+from datasets.agreement import compare_masks_with_tags, tag_warnings
 from datasets.base import Record, Split
 from utils.image import write_mask
 
@@ -34,6 +34,12 @@ def test_swapped_classes_are_found(tmp_path, caplog, swapped):
     else:
         compare_masks_with_tags(split)
         assert ("cat 0 of 4, dog 0 of 4" in caplog.text) == (swapped == 2)
+
+
+def test_odd_tags_are_worth_a_warning():
+    records = tuple(Record(str(k), None, None, (1, *more)) for k, more in enumerate([(2,), (2,), (3,)]))
+    every, spelling = tag_warnings(Split("train", ("background", "cow", "person", "persn"), records))
+    assert "all 3 images have the tag 'cow'" in every and "'person' (2 images) and 'persn' (1)" in spelling
 
 
 def test_images_without_mask_or_tags_are_left_out(tmp_path):

@@ -21,7 +21,7 @@ from models.backbones import (
     pretrained_weights,
     whole_crop,
 )
-from utils.image import denormalize
+from utils.image import denormalize, normalize
 
 # Small ones of each family: class token, registers, rotary positions, patch 14, mean and std of its own, no
 # class token; thinner and shorter than timm's own.
@@ -167,6 +167,21 @@ def test_earlier_layers_learn_slower(options):
     trained = [p for p in backbone.parameters() if p.requires_grad]
     assert set(scales) == set(trained) and max(scales.values()) == 1 and len(set(scales.values())) >= 3
     assert scales[trained[0]] == min(scales.values())
+
+
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_statistics_of_a_data_set_replace_those_of_the_weights(pyramid):
+    options = {"depth": 4, "width": 16, "heads": 2, "pyramid": pyramid}
+    net = create_backbone("vit_demo", **options).eval()
+    own = create_backbone("vit_demo", mean=[10, 20, 30], std=[2, 3, 4], **options).eval()
+    own.load_state_dict(net.state_dict())
+    rgb = 255 * torch.rand(1, 3, 32, 40)
+    expected = (rgb - torch.tensor([10.0, 20, 30]).view(3, 1, 1)) / torch.tensor([2.0, 3, 4]).view(3, 1, 1)
+    torch.testing.assert_close(own(normalize(rgb)), net(expected), atol=1e-3, rtol=1e-3)
+    if not pyramid:
+        torch.testing.assert_close(own.embed(normalize(rgb)), net.embed(expected), atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="three channels"):
+        create_backbone("vit_demo", mean=[1, 2, 3, 4], std=[1, 1, 1, 1], **options)
 
 
 def test_drop_path_and_frozen_parts():

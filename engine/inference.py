@@ -20,7 +20,6 @@ from datasets.base import Record, Split, WeakSegDataset
 from datasets.loader import eval_loader
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from engine.config.load import load_config, override_config, to_plain
-from engine.config.schema import defaults
 from engine.data import load_split
 from engine.method import build_method
 from engine.validation import single
@@ -31,6 +30,7 @@ from utils.cli import message_of
 from utils.distributed import barrier, is_main, shard
 from utils.image import AS_TYPED, Reading, UnreadableImageError
 from utils.logging import progress_bar
+from utils.mappings import merge
 from utils.weights import FORMAT, file_digest, load_checkpoint, unfit
 
 # Config and class names of what a published checkpoint was trained on, by its number of classes.
@@ -198,10 +198,9 @@ def _load_published(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config, names = DATA_OF_CLASSES.get(published.num_classes, (None, ()))
-    base = load_config(config) if config else defaults()
-    known = OmegaConf.merge(base, published.config, {"run_name": f"published_{published.name}"})
-    assert isinstance(known, DictConfig)
-    cfg = override_config(known, overrides)
+    base = to_plain(load_config(config)) if config else {}
+    known = merge(base, published.config, {"run_name": f"published_{published.name}"})
+    cfg = override_config(OmegaConf.create(known), overrides)
     method = build_method(cfg, published.num_classes, pretrained=False)
     unmatched = published.load_into(method, state).lines()
     if published.name in PRESETS:  # SeCo's checkpoints run in the network that it shares with ToCo

@@ -17,14 +17,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
 from utils.build import suggest
 from utils.cli import run_main
+from utils.mappings import leaves
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")  # how key=value begins
 
@@ -68,8 +72,9 @@ def option(
 
 def walk(cls: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
     """Dotted key, field and type of every option; a section comes before its options."""
+    kinds = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        kind = get_type_hints(cls)[field.name]
+        kind = kinds[field.name]
         yield f"{prefix}{field.name}", field, kind
         if dataclasses.is_dataclass(kind):
             yield from walk(kind, f"{prefix}{field.name}.")
@@ -94,8 +99,62 @@ def is_below(key: str, keys: Iterable[str]) -> bool:
 
 def is_text(kind: Any) -> bool:
     """Whether an option of this type takes nothing but a text, or a path, which stays as it is typed."""
-    kinds = set(get_args(kind)) if isinstance(kind, UnionType) else {kind}
-    return kinds != {NoneType} and kinds <= {str, Path, NoneType}
+    return _kinds(kind) != {NoneType} and _kinds(kind) <= {str, Path, NoneType}
+
+
+def _kinds(kind: Any) -> set[Any]:
+    return set(get_args(kind)) if isinstance(kind, UnionType) else {kind}
+
+
+def typed(cls: type, values: Mapping[str, Any], whose: Callable[[str], str] = lambda key: "") -> Any:
+    """A config of the options ``cls``: their defaults and ``values`` on top, each of its type.
+
+    Args:
+        whose: where the value of a key comes from, the beginning of an error message.
+
+    Raises:
+        KeyError: for a key that is no option, with the closest one.
+        ValueError: for a value of the wrong kind, or outside of its option's limits.
+    """
+    kinds = {key: kind for key, _, kind in walk(cls)}
+    for key, value in leaves(values):
+        if key in kinds and is_text(kinds[key]) and isinstance(value, (bool, float)):
+            raise ValueError(f"{whose(key)}{key} expects a text, got {value}: put it in quotes")
+    try:
+        cfg = OmegaConf.merge(_defaults(cls), values)
+    except ConfigKeyError as error:
+        unknown = str(error.full_key)
+        wrong = next(key for key, _ in leaves(values) if is_below(key, [unknown]))
+        known = [key for key, kind in kinds.items() if not dataclasses.is_dataclass(kind)]
+        raise KeyError(f"{whose(unknown)}'{wrong}' is not a key{suggest(wrong, known)}") from error
+    except OmegaConfBaseException as error:
+        key, reason = str(error.full_key), str(error).splitlines()[0]
+        raise ValueError(f"{whose(key)}{key}: {reason}") from error
+    for key, field, _ in walk(cls):
+        value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if reason := _outside(field, value):
+            raise ValueError(f"{whose(key)}{key} expects {reason}, got {value!r}")
+    return cfg
+
+
+@cache
+def _defaults(cls: type) -> DictConfig:
+    return OmegaConf.structured(cls)
+
+
+def _outside(field: Field[Any], value: Any) -> str:
+    """What an option's limits ask for instead of the value."""
+    choices, least, length = (field.metadata.get(name) for name in ("choices", "least", "length"))
+    items = list(value) if OmegaConf.is_list(value) else [value]
+    if choices and isinstance(value, str) and value not in choices:
+        return f"{' or '.join(choices)}{suggest(value, choices)}"
+    if any(isinstance(item, (int, float)) and item < least for item in items):
+        return f"numbers from {least:g}"
+    if OmegaConf.is_list(value) and len(items) != (length or len(items)):
+        return f"a list of {length}"
+    if not items and field.default_factory is not MISSING and field.default_factory():
+        return "a list that is not empty"
+    return ""
 
 
 def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -105,109 +164,36 @@ def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         where: what errors call the options, for example ``stage 'seeds'``.
 
     Raises:
-        KeyError: for a key that is no option, with the closest one.
-        ValueError: for a required option that is missing, or a value of the wrong kind.
+        As `typed`; ValueError for a required option that is missing.
     """
     where = f"{where}: " if where else ""
-    kinds = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in fields:
-            hint = "; changes of the checkpoint's config are its overrides" if "overrides" in fields else ""
-            raise KeyError(f"{where}'{key}' is not an option{suggest(key, fields)}{hint}")
-        if value is not None:
-            found[key] = convert(fields[key], kinds[key], value, f"{where}{key}")
-    for name, field in fields.items():
-        if name not in found and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{where}the option '{name}' is missing: {field.metadata['meaning']}")
-    return cls(**found)
-
-
-def convert(field: Field[Any], kind: Any, value: Any, where: str) -> Any:
-    """A value as the option's type: a text becomes a path without ``~``, a whole number a float or a text.
-
-    Raises:
-        ValueError: it is of another kind, or outside of the option's limits.
-    """
-    limits = field.metadata
-    if value is True and limits["alone"]:  # a flag without a value
-        value = limits["alone"]
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    exact = [k for k in kinds if type(value) in (k, get_origin(k))]  # of `int | str`, 5 is the number
-    for k in [*exact, *kinds]:
-        try:
-            result = _as(k, value)
-        except TypeError:
-            continue
-        items = result if isinstance(result, list) else [result]
-        words = [item for item in items if isinstance(item, str)]
-        numbers = [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
-        if (
-            (limits["choices"] and any(word not in limits["choices"] for word in words))
-            or not all(number >= limits["least"] for number in numbers)
-            or (isinstance(result, list) and len(items) != (limits["length"] or len(items)))
-            or (items == [] and field.default_factory is not MISSING and field.default_factory())
-        ):
-            continue
-        return result
-    expected = " or ".join(_name(field, k) for k in kinds)
-    hint = suggest(value, limits["choices"]) if isinstance(value, str) and limits["choices"] else ""
-    raise ValueError(f"{where} expects {expected}, got {value!r}{hint}")
-
-
-def _as(kind: Any, value: Any) -> Any:
-    """The value as one type.
-
-    Raises:
-        TypeError: it is of another one.
-    """
-    if kind is Any:
-        return value
-    if get_origin(kind) is dict and isinstance(value, Mapping):
-        return dict(value)
-    if get_origin(kind) is list and isinstance(value, (list, tuple)):
-        return [_as(get_args(kind)[0], item) for item in value]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind in (bool, int, NoneType) and type(value) is kind:
-        return value
-    if kind is float and is_number:
-        return float(value)
-    if kind is str and (isinstance(value, (str, Path)) or is_number):
-        return str(value)
-    if kind is Path and isinstance(value, (str, Path)):
-        return Path(value).expanduser()
-    raise TypeError
-
-
-def _name(field: Field[Any], kind: Any) -> str:
-    """A type in words, with the option's limits."""
-    if kind is str and field.metadata["choices"]:
-        return " or ".join(field.metadata["choices"])
-    item = get_args(kind)[0] if get_origin(kind) is list else kind
-    least, count = field.metadata["least"], field.metadata["length"]
-    limit = f" from {least:g}" if item in (int, float) else ""
-    if item is not kind:
-        names = {int: "whole numbers", float: "numbers"}
-        return f"a list of {f'{count} ' if count else ''}{names.get(item, 'texts')}{limit}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
-    return names.get(kind, "null" if kind is NoneType else "a mapping") + limit
+    given = {key: value for key, value in values.items() if value is not None}
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    for field in fields:
+        if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
+            raise ValueError(f"{where}the option '{field.name}' is missing: {field.metadata['meaning']}")
+        if given.get(field.name) is True and field.metadata["alone"]:  # a flag without a value
+            given[field.name] = field.metadata["alone"]
+    found = OmegaConf.to_container(typed(cls, given, lambda key: where))
+    return cls(**{k: v.expanduser() if isinstance(v, Path) else v for k, v in found.items()})  # type: ignore
 
 
 def parse(cls: type[T], doc: str | None, arguments: Sequence[str] | None = None) -> T:
     """Options from flags and ``key=value`` items in any order; the latter become ``overrides``."""
     import tyro
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    flags, overrides = _separate(cls, arguments)
-    shown = []
-    for name, field in fields.items():
-        if name == "overrides":
-            doc = f"{doc}\nFurther arguments: key=value, {field.metadata['meaning']}"
-            continue
-        copy = dataclasses.field(default=field.default, default_factory=field.default_factory)
-        shown.append((name, _flag(field, get_type_hints(cls)[name]), copy))
+    flags, overrides = _separate(cls, list(sys.argv[1:] if arguments is None else arguments))
+    if "overrides" in fields:
+        doc = f"{doc}\nFurther arguments: key=value, {fields.pop('overrides').metadata['meaning']}"
+    shown = [
+        (
+            name,
+            _flag(field, get_type_hints(cls)[name]),
+            dataclasses.field(default=field.default, default_factory=field.default_factory),
+        )
+        for name, field in fields.items()
+    ]
     given: Any = tyro.cli(
         dataclasses.make_dataclass(cls.__name__, shown, kw_only=True),
         description=doc,
@@ -215,8 +201,7 @@ def parse(cls: type[T], doc: str | None, arguments: Sequence[str] | None = None)
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    values = {name: getattr(given, name) for name, *_ in shown}
-    return fill(cls, values | ({"overrides": overrides} if overrides else {}))
+    return fill(cls, vars(given) | ({"overrides": overrides} if overrides else {}))
 
 
 def command_line(cls: type[T], run: Callable[[T], object], doc: str | None) -> None:
@@ -228,50 +213,47 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     """What the library knows of an option."""
     import tyro
 
-    words, kinds = field.metadata["choices"], get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    kinds = tuple(k for k in kinds if get_origin(k) is not dict)  # a mapping is typed as a text
-    shown = [k for k in kinds if k is not NoneType]
-    metavar = (
-        "TRUE|FALSE"
-        if shown == [bool]
-        else "|".join("|".join(words) if words and k is str else k.__name__.upper() for k in shown)
-    )
+    words = field.metadata["choices"]
+    kinds = [
+        k for k in (get_args(kind) if isinstance(kind, UnionType) else [kind]) if get_origin(k) is not dict
+    ]
+    shown = [
+        "|".join(words) if words and k is str else k.__name__.upper() for k in kinds if k is not NoneType
+    ]
     is_empty = field.default is None or (field.default_factory is not MISSING and not field.default_factory())
     about = tyro.conf.arg(
         help=field.metadata["meaning"],
-        metavar=metavar if len(kinds) > 1 else None,  # null is not typed
+        metavar="|".join(shown).replace("BOOL", "TRUE|FALSE") if len(kinds) > 1 else None,
         aliases=(f"--{field.metadata['alias']}",) if field.metadata["alias"] else None,
         help_behavior_hint="" if is_empty else None,
     )
-    kinds = tuple(Literal[tuple(words)] if words and k is str else k for k in kinds)
-    flag = Annotated[reduce(or_, kinds), about]
+    typed_as = [Literal[tuple(words)] if words and k is str else k for k in kinds]
+    flag = Annotated[reduce(or_, typed_as), about]
     return tyro.conf.Positional[flag] if field.metadata["positional"] else flag
 
 
 def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Flags with their values, and ``key=value`` items. What follows a flag with one value is this value."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    named = {alias: name for name, field in fields.items() if (alias := field.metadata["alias"])}
+    options = {field.name: (field, get_type_hints(cls)[field.name]) for field in dataclasses.fields(cls)}
+    options |= {field.metadata["alias"]: (field, kind) for field, kind in options.values()}
     flags: list[str] = []
     overrides: list[str] = []
     takes_value = False
     for item, following in zip(arguments, [*arguments[1:], "--"]):
-        if not takes_value and "overrides" in fields and OVERRIDE.match(item):
+        if not takes_value and "overrides" in options and OVERRIDE.match(item):
             overrides.append(item)
             continue
         flags.append(item)
         name = item.removeprefix("--").replace("-", "_")
-        if takes_value or not item.startswith("--"):
+        positive = name.removeprefix("no_")
+        field, kind = options.get(positive, (None, None))
+        if takes_value or not item.startswith("--") or field is None:
             takes_value = False
-            continue
-        kind = get_type_hints(cls).get(named.get(name, name))
-        if (
-            get_type_hints(cls).get(name.removeprefix("no_")) == bool | None
-        ):  # true and false in place of a default
-            flags[-1:] = [f"--{name.removeprefix('no_')}", str(not name.startswith("no_"))]
-        elif kind is not None and (alone := fields[named.get(name, name)].metadata["alone"]):
+        elif kind == bool | None:  # true and false in place of a default
+            flags[-1:] = [f"--{positive}", str(name == positive)]
+        elif field.metadata["alone"]:
             takes_value = not (following.startswith("--") or OVERRIDE.match(following))
-            flags += [] if takes_value else [alone]
+            flags += [] if takes_value else [field.metadata["alone"]]
         else:
-            takes_value = kind not in (None, bool) and get_origin(kind) is not list
+            takes_value = kind is not bool and get_origin(kind) is not list
     return flags, overrides

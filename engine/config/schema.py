@@ -6,12 +6,13 @@ project's root.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, is_dataclass
+from dataclasses import Field, dataclass, field, is_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
+
+from omegaconf import MISSING
 
 from engine.config.options import is_below, marked, option, walk
 from utils.mappings import differences
@@ -45,9 +46,9 @@ class ContextDecoupling:
 class Data:
     """Images, tags and masks."""
 
-    name: str = option(meaning="short name of the data set, used in logs")
-    source: str = option(meaning="function that lists the records: datasets.voc.voc_split, ...")
-    root: str = option(meaning="folder of the data set", free=True)
+    name: str = option(MISSING, "short name of the data set, used in logs")
+    source: str = option(MISSING, "function that lists the records: datasets.voc.voc_split, ...")
+    root: str = option(MISSING, "folder of the data set", free=True)
     train_set: str = option("train", "split to train on (image tags only)")
     val_set: str | None = option("val", "split that is scored during training; null: none")
     options: dict[str, Any] = option({}, "further arguments of data.source")
@@ -216,7 +217,7 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     infer: Infer = field(default_factory=Infer, metadata={"free": True})
     method: dict[str, Any] = option(
-        {"target": "???"},
+        {"target": MISSING},
         "target: import path of the method's class; the other keys are its arguments",
         free=["backbone.pretrained"],
         reads=["backbone.pretrained"],
@@ -230,19 +231,6 @@ class Config:
 def keys() -> dict[str, tuple[Field[Any], Any]]:
     """Field and type of every dotted key, in the order of the schema."""
     return {key: (item, kind) for key, item, kind in walk(Config) if not is_dataclass(kind)}
-
-
-def defaults(cls: Any = Config) -> dict[str, Any]:
-    """The default of every key, nested; ``???`` where there is none."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):
-        if is_dataclass(kind := get_type_hints(cls)[item.name]):
-            found[item.name] = defaults(kind)
-        elif item.default_factory is not MISSING:
-            found[item.name] = item.default_factory()
-        else:
-            found[item.name] = "???" if item.default is MISSING else item.default
-    return found
 
 
 def frozen_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

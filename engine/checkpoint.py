@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,12 +171,10 @@ def _check_data(checkpoint: Checkpoint, header: Mapping[str, Any]) -> None:
     path, state = checkpoint
     before, now = (list(h.get("class_names", ())) for h in (state, header))
     if before != now:
-        changed = f"{len(before)} with background, now {len(now)}"
-        if len(before) == len(now):
-            changed = ", ".join([f"{a} -> {b}" for a, b in zip(before, now) if a != b][:5])
+        changed = [f"{a} -> {b}" for a, b in zip_longest(before, now) if a != b]
         raise ValueError(
-            f"{path} was trained on other classes ({changed}): restore the tags or class names, or begin a "
-            f"run of another name; {WEIGHTS_ALONE}"
+            f"{path} was trained on other classes ({', '.join(changed[:5])}): restore the tags or class "
+            f"names, or begin a run of another name; {WEIGHTS_ALONE}"
         )
     old, new = (h.get("provenance", {}).get("data_fingerprint") for h in (state, header))
     if new and old != new:

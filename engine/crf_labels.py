@@ -141,7 +141,7 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
     """Class ids (K,) and probabilities (K, h, w).
 
     Raises:
-        ValueError: a file without them, with values outside of [0, 1], or with ids that are no labels.
+        ValueError: a file without them, or with values outside of [0, 1].
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -149,19 +149,17 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
             ids = arrays["class_ids"] if "class_ids" in arrays else np.arange(len(probs))
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} has no array 'probs' (K, h, w), or is damaged ({error})") from error
-    if probs.ndim != 3 or probs.dtype.kind != "f" or not probs.size or ids.shape != probs.shape[:1]:
+    if probs.ndim != 3 or probs.dtype.kind != "f" or len(probs) < 2 or ids.shape != probs.shape[:1]:
         raise ValueError(
-            f"{path}: probs must be floats (K, h, w) with K class ids, got {probs.dtype} {probs.shape} and "
-            f"{ids.shape}"
+            f"{path}: probs must be floats (K, h, w), K > 1 with background, got {probs.dtype} {probs.shape}, "
+            f"ids {ids.shape}"
         )
-    if len(probs) < 2:
-        raise ValueError(f"{path} has the probability of one class only: add the background's")
-    if probs.min() < 0 or probs.max() > 1 + 1e-3 or not probs.max() > 0:
+    if probs.min() < 0 or not 0 < probs.max() <= 1 + 1e-3:
         raise ValueError(
             f"{path}: probs must be in [0, 1], got {probs.min():.3g} to {probs.max():.3g}: take the "
             "softmax of logits first"
         )
-    if ids.dtype.kind not in "iu" or len(set(ids.tolist())) < len(ids) or ids.min() < 0 or ids.max() > 254:
+    if len(set(ids.tolist()) & set(range(255))) < len(ids):
         raise ValueError(f"{path}: class ids must be K different integers in 0..254, got {ids.tolist()}")
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()
 

@@ -25,11 +25,7 @@ def build_optimizer(
     Args:
         groups: mappings with ``name``, ``params``, ``lr_scale`` and, where it is not 1, ``decay_scale`` (of
             the weight decay). Frozen parameters are left out: they get neither update nor decay.
-        name: ``adamw`` or ``sgd``.
-        weight_decay: applied to every parameter whose group does not scale it, norms and biases included, as
-            the published ViT programs do.
-        betas, eps: of AdamW.
-        momentum: of SGD, without dampening and not Nesterov's.
+        weight_decay: of norms and biases too, as in the published ViT programs.
     """
     chosen = []
     for group in groups:
@@ -46,11 +42,7 @@ def build_optimizer(
 def decayed_by_layer(
     groups: Iterable[Mapping[str, Any]], scales: Mapping[nn.Parameter, float]
 ) -> list[dict[str, Any]]:
-    """Parameter groups, each divided by the further ``scales`` of the learning rates of its parameters.
-
-    Args:
-        scales: by parameter, 1 for those that are not among them.
-    """
+    """Parameter groups, each divided by the further ``scales`` of its parameters' learning rates (default 1)."""
     divided = []
     for group in groups:
         parts: dict[float, list[nn.Parameter]] = {}

@@ -198,10 +198,5 @@ def _log_start(
         f"batch    {cfg.train.batch_size} = {processes} processes x {parts} micro-batches x "
         f"{cfg.train.batch_size // (processes * parts)} images on {where}"
     )
-    if parts > 1:
-        LOGGER.info(
-            "         accumulation: losses that count pixels or pairs over the batch are normalised per "
-            "micro-batch, so numbers differ from accumulate=1"
-        )
     if late := unreached(method, cfg.train.steps, cfg.optim.warmup_steps):
         LOGGER.info(f"note     train.steps={cfg.train.steps} ends before {late}")

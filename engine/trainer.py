@@ -116,7 +116,7 @@ class Trainer:
         """
         options, first, seconds = self.options, self.step, 0.0
         self._check_same_start()
-        log_every = max(min(options.log_every, options.steps // LINES), 1)
+        log_every = options.log_every or max(min(200, options.steps // LINES), 1)
         with (
             self.stopping,
             closing(MetricsWriter(self.work_dir, first)) as writer,
@@ -219,10 +219,6 @@ class Trainer:
         """A weight that belongs to no loss would be a typing error that changes the result without a word."""
         whose, weights = type(self.method).__name__, self.method.loss_weights
         for name, loss in losses.items():
-            if loss.ndim:
-                raise ValueError(
-                    f"loss '{name}' of {whose} has the shape {tuple(loss.shape)}, it is no number"
-                )
             if name not in weights and loss.requires_grad and name not in self._named:
                 self._named.add(name)
                 LOGGER.warning(f"note     loss {name} has no method.loss_weights.{name}: it is not trained")

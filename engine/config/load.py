@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from engine.config.options import OVERRIDE, is_below, is_text, typed
 from engine.config.schema import OPEN, Config, keys
@@ -184,18 +183,14 @@ def _compose(layers: Sequence[tuple[str, Mapping[str, Any]]], path: Path | None 
         found = [label for label, values in layers if any(is_below(k, [whole]) for k, _ in leaves(values))]
         return f"{found[-1]}: " if found else ""
 
-    cfg = typed(Config, merged, whose)
-    if cfg.stages and OmegaConf.is_missing(cfg.method, "target"):  # each of its trainings has its own
-        del cfg.method["target"]
-    try:
-        cfg = OmegaConf.create(to_plain(cfg))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{layers[-1][0]}: {error}") from error
-    if ".." in Path(cfg.run_name or "").parts:
+    plain = typed(Config, merged, whose)
+    if plain["stages"] and plain["method"].get("target") == MISSING:  # each of its trainings has its own
+        del plain["method"]["target"]
+    if ".." in Path(plain["run_name"] or "").parts:
         raise ValueError("run_name must be a folder name below logs/ (set work_dir for another place)")
     # Stages name folders below it, which tools open as they are.
-    cfg.work_dir = os.path.expanduser(cfg.work_dir)
-    return cfg
+    plain["work_dir"] = os.path.expanduser(plain["work_dir"])
+    return OmegaConf.create(plain)
 
 
 def _select(values: Any, key: str) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from functools import cache, reduce
 from operator import or_
@@ -70,14 +70,16 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def walk(cls: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+@cache
+def walk(cls: Any, prefix: str = "") -> Sequence[tuple[str, Field[Any], Any]]:
     """Dotted key, field and type of every option; a section comes before its options."""
-    kinds = get_type_hints(cls)
+    kinds, found = get_type_hints(cls), []
     for field in dataclasses.fields(cls):
-        kind = kinds[field.name]
-        yield f"{prefix}{field.name}", field, kind
+        key, kind = f"{prefix}{field.name}", kinds[field.name]
+        found.append((key, field, kind))
         if dataclasses.is_dataclass(kind):
-            yield from walk(kind, f"{prefix}{field.name}.")
+            found += walk(kind, f"{key}.")
+    return found
 
 
 def marked(cls: Any, mark: str) -> dict[str, Any]:
@@ -106,8 +108,10 @@ def _kinds(kind: Any) -> set[Any]:
     return set(get_args(kind)) if isinstance(kind, UnionType) else {kind}
 
 
-def typed(cls: type, values: Mapping[str, Any], whose: Callable[[str], str] = lambda key: "") -> Any:
-    """A config of the options ``cls``: their defaults and ``values`` on top, each of its type.
+def typed(
+    cls: type, values: Mapping[str, Any], whose: Callable[[str], str] = lambda key: ""
+) -> dict[str, Any]:
+    """The options ``cls`` as plain values: their defaults and ``values`` on top, each of its type.
 
     Args:
         whose: where the value of a key comes from, the beginning of an error message.
@@ -116,25 +120,24 @@ def typed(cls: type, values: Mapping[str, Any], whose: Callable[[str], str] = la
         KeyError: for a key that is no option, with the closest one.
         ValueError: for a value of the wrong kind, or outside of its option's limits.
     """
-    kinds = {key: kind for key, _, kind in walk(cls)}
+    options = {key: (field, kind) for key, field, kind in walk(cls)}
     for key, value in leaves(values):
-        if key in kinds and is_text(kinds[key]) and isinstance(value, (bool, float)):
+        if key in options and is_text(options[key][1]) and isinstance(value, (bool, float)):
             raise ValueError(f"{whose(key)}{key} expects a text, got {value}: put it in quotes")
     try:
-        cfg = OmegaConf.merge(_defaults(cls), values)
+        plain: Any = OmegaConf.to_container(OmegaConf.merge(_defaults(cls), values), resolve=True)
     except ConfigKeyError as error:
         unknown = str(error.full_key)
         wrong = next(key for key, _ in leaves(values) if is_below(key, [unknown]))
-        known = [key for key, kind in kinds.items() if not dataclasses.is_dataclass(kind)]
+        known = [key for key, (_, kind) in options.items() if not dataclasses.is_dataclass(kind)]
         raise KeyError(f"{whose(unknown)}'{wrong}' is not a key{suggest(wrong, known)}") from error
     except OmegaConfBaseException as error:
         key, reason = str(error.full_key), str(error).splitlines()[0]
         raise ValueError(f"{whose(key)}{key}: {reason}") from error
-    for key, field, _ in walk(cls):
-        value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
-        if reason := _outside(field, value):
+    for key, value in leaves(plain):
+        if key in options and (reason := _outside(options[key][0], value)):
             raise ValueError(f"{whose(key)}{key} expects {reason}, got {value!r}")
-    return cfg
+    return plain
 
 
 @cache
@@ -144,13 +147,13 @@ def _defaults(cls: type) -> DictConfig:
 
 def _outside(field: Field[Any], value: Any) -> str:
     """What an option's limits ask for instead of the value."""
-    choices, least, length = (field.metadata.get(name) for name in ("choices", "least", "length"))
-    items = list(value) if OmegaConf.is_list(value) else [value]
+    choices, least, length = (field.metadata[name] for name in ("choices", "least", "length"))
+    items = value if isinstance(value, list) else [value]
     if choices and isinstance(value, str) and value not in choices:
         return f"{' or '.join(choices)}{suggest(value, choices)}"
     if any(isinstance(item, (int, float)) and item < least for item in items):
         return f"numbers from {least:g}"
-    if OmegaConf.is_list(value) and len(items) != (length or len(items)):
+    if isinstance(value, list) and len(items) != (length or len(items)):
         return f"a list of {length}"
     if not items and field.default_factory is not MISSING and field.default_factory():
         return "a list that is not empty"
@@ -174,8 +177,8 @@ def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             raise ValueError(f"{where}the option '{field.name}' is missing: {field.metadata['meaning']}")
         if given.get(field.name) is True and field.metadata["alone"]:  # a flag without a value
             given[field.name] = field.metadata["alone"]
-    found = OmegaConf.to_container(typed(cls, given, lambda key: where))
-    return cls(**{k: v.expanduser() if isinstance(v, Path) else v for k, v in found.items()})  # type: ignore
+    found = typed(cls, given, lambda key: where)
+    return cls(**{k: v.expanduser() if isinstance(v, Path) else v for k, v in found.items()})
 
 
 def parse(cls: type[T], doc: str | None, arguments: Sequence[str] | None = None) -> T:

@@ -109,7 +109,9 @@ class Train:
     threads: int | None = option(
         None, "CPU threads of each process; null: torch's choice", free=True, least=1
     )
-    log_every: int = option(200, "steps between log lines", free=True, least=1)
+    log_every: int | None = option(
+        None, "steps between log lines; null: 200, or a fifth of a run that is short", free=True, least=1
+    )
     eval_every: int = option(2000, "steps between validations", free=True, least=1)
     checkpoint_every: int = option(1000, "steps between writes of last.pth", free=True, least=1)
     keep_every: int | None = option(

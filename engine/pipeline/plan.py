@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,13 @@ def make_plans(config: str | Path, overrides: Sequence[str] = ()) -> list[Plan]:
     """
     planner = _Planner(config, overrides)
     for stage in load_stages(config, overrides):
-        with _named(stage.name):
+        try:
             plan = planner.training(stage) if stage.run == TRAINING else planner.tool(stage)
             planner.check_inputs(plan)
+        except (ImportError, KeyError, ValueError, FileNotFoundError) as error:
+            kinds = (ImportError, KeyError, ValueError, FileNotFoundError)  # which all take one text
+            kind = next(kind for kind in kinds if isinstance(error, kind))
+            raise kind(f"stage '{stage.name}': {message_of(error)}") from error
         planner.plans.append(plan)
     return planner.plans
 
@@ -148,11 +151,8 @@ class _Planner:
             return []
         if trained is None:
             return [item for item in self.given if item.startswith("infer.")]
-        section = to_plain(trained.options)["infer"]
-        texts = {
-            key: value if isinstance(value, str) else json.dumps(value) for key, value in section.items()
-        }
-        return [f"infer.{key}={text}" for key, text in texts.items()]
+        section = to_plain(trained.options)["infer"].items()
+        return [f"infer.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in section]
 
     def images(
         self, stage: Stage, options: Any, cfg: DictConfig, trained: Plan | None
@@ -196,14 +196,3 @@ def _decisive(kind: Any, values: Mapping[str, Any], but: Container[str]) -> dict
     free = marked(kind, "free")
     settings = {key: value for key, value in values.items() if key not in but and not is_below(key, free)}
     return json.loads(json.dumps(settings, default=str))
-
-
-@contextlib.contextmanager
-def _named(stage: str) -> Iterator[None]:
-    """Errors inside begin with the name of the stage."""
-    kinds = (ImportError, KeyError, ValueError, FileNotFoundError)
-    try:
-        yield
-    except kinds as error:
-        kind = next(kind for kind in kinds if isinstance(error, kind))
-        raise kind(f"stage '{stage}': {message_of(error)}") from error

@@ -117,11 +117,13 @@ class Evaluation:
         outputs = dict.fromkeys(key for found in self.results.values() for key in found if key)
         records = []
         for key in outputs:
-            output, _, at = key.partition("@")
-            is_fixed_cam = output != "seg" and not at
-            at = f"{self.threshold:.2f}" if is_fixed_cam else at
-            record: dict[str, Any] = {"protocol": protocols[output] + (f"@{at}" if at else "")}
-            record |= {"threshold": self.threshold} if is_fixed_cam else {}
+            output, _, best = key.partition("@")
+            record: dict[str, Any] = {"protocol": protocols[output] + (f"@{best}" if best else "")}
+            if output != "seg" and not best:
+                record = {
+                    "protocol": f"{protocols[output]}@{self.threshold:.2f}",
+                    "threshold": self.threshold,
+                }
             content: dict[str, Any] = {}
             per_class: dict[str, dict[str, Any]] = {name: {} for name in self.split.class_names}
             for score in self.scores:
@@ -133,10 +135,8 @@ class Evaluation:
                 for column, numbers in values.per_class.items():
                     for name, value in zip(self.split.class_names, numbers, strict=True):
                         per_class[name][column] = plain(value)
-            content["per_class"] = per_class
-            records.append(
-                {**record, "score": content, "settings": dict(settings), "provenance": dict(provenance)}
-            )
+            record["score"] = {**content, "per_class": per_class}
+            records.append({**record, "settings": dict(settings), "provenance": dict(provenance)})
         return records
 
     def report(
@@ -161,7 +161,7 @@ class Evaluation:
         if len(scored) < len(self.split):
             print(f"only {len(scored)} of {len(self.split)} images have a mask: the score covers these")
         print(self.tables())
-        _, _, rest = protocol.partition("/")
+        rest = protocol.partition("/")[2]
         protocols = {"seg": protocol, "cam": f"cam/{rest}", "aux_cam": f"aux_cam/{rest}"}
         records = self.records(protocols, settings, {**provenance, "scored_images": len(scored)})
         for record in records:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from methods.base import Method
 from utils.logging import LOGGER
-from utils.weights import load_checkpoint, save_checkpoint, unfit
+from utils.weights import load_checkpoint, save_checkpoint
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
 WEIGHTS_ALONE = (
@@ -127,35 +127,26 @@ def restore_state(
         ValueError: it is of another method or of other classes.
     """
     path, state = checkpoint
-    is_whole = "optimizer" in state
+    is_whole, weights = "optimizer" in state, state.get("model", state)
     if is_whole:
         _check_data(checkpoint, header)
-    weights = state["model"] if is_whole else state.get("model", state)
-    own = method.state_dict()
-    known = {key: value for key, value in own.items() if key in weights}
-    reason = unfit(own if is_whole else known, weights) if known else "no name is the same"
-    if reason:
+    try:
+        found = method.load_state_dict(state.get("trained", weights), strict=is_whole)
+    except RuntimeError as error:
+        raise ValueError(f"{path} belongs to another method: {error}; {WEIGHTS_ALONE}") from error
+    if len(found.missing_keys) == len(method.state_dict()):
         raise ValueError(
-            f"{path} has no weights of this {type(method).__name__}: {reason}; a checkpoint of a published "
-            "program is converted by tools/convert_weights.py"
+            f"{path} has no weights of this {type(method).__name__}; a checkpoint of a published program is "
+            "converted by tools/convert_weights.py"
         )
+    if average is not None:
+        average.load_state_dict(weights if is_whole else method.state_dict())
     if not is_whole:
-        found = method.load_state_dict(weights, strict=False)
-        if average is not None:
-            average.load_state_dict(method.state_dict())
         LOGGER.info(
             f"weights  from {path}; the optimiser starts afresh at step 0; not in the file: "
             f"{found.missing_keys or 'nothing'}; not used: {found.unexpected_keys or 'nothing'}"
         )
         return Progress(select=select)
-    if other := [key for key in weights if key not in own]:
-        raise ValueError(
-            f"{path} belongs to another method: {type(method).__name__} has no place for {len(other)} of its "
-            f"weights, first '{other[0]}'; {WEIGHTS_ALONE}"
-        )
-    method.load_state_dict(state.get("trained", weights))
-    if average is not None:
-        average.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"]["cpu"])
     if device.type == "cuda" and "cuda" in state["rng"]:

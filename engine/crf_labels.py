@@ -151,8 +151,8 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{path} has no array 'probs' (K, h, w), or is damaged ({error})") from error
     if probs.ndim != 3 or probs.dtype.kind != "f" or len(probs) < 2 or ids.shape != probs.shape[:1]:
         raise ValueError(
-            f"{path}: probs must be floats (K, h, w), K > 1 with background, got {probs.dtype} {probs.shape}, "
-            f"ids {ids.shape}"
+            f"{path}: probs must be floats (K, h, w) of background and classes with K class ids, got "
+            f"{probs.dtype} {probs.shape} and {ids.shape}"
         )
     if probs.min() < 0 or not 0 < probs.max() <= 1 + 1e-3:
         raise ValueError(

@@ -42,7 +42,7 @@ def build_optimizer(
 def decayed_by_layer(
     groups: Iterable[Mapping[str, Any]], scales: Mapping[nn.Parameter, float]
 ) -> list[dict[str, Any]]:
-    """Parameter groups, each divided by the further ``scales`` of its parameters' learning rates (default 1)."""
+    """Parameter groups, each divided by the further ``scales`` of learning rates (default 1)."""
     divided = []
     for group in groups:
         parts: dict[float, list[nn.Parameter]] = {}

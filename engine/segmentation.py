@@ -85,8 +85,7 @@ def write_label(
 ) -> None:
     """Refine and write the label of the given size, from `segment_scores`.
 
-    Workers get arrays, because tensors travel between processes in shared memory, of which containers have
-    little.
+    Workers get arrays: tensors travel in shared memory, of which containers have little.
     """
     scores = torch.as_tensor(scores)
     if refiner is not None:
@@ -100,11 +99,8 @@ def write_label(
 def multi_scale_segment(
     method: Method, image: Tensor, infer: Infer, class_label: Tensor | None = None
 ) -> Tensor:
-    """Segmentation scores of one image, merged over scales and mirror images.
-
-    The image is brought to its base size, then to every scale; scores are resized to the image, the mirrored
-    ones turned back, the two merged, then the scales (all resizing of scores bilinear, no corner alignment),
-    and the method finishes them (``Method.finish_scores``).
+    """Segmentation scores of one image: mirror images merged at every scale, then the scales, then finished
+    by the method (``Method.finish_scores``). Scores are resized bilinearly, without corner alignment.
 
     Args:
         image: (1, 3, H, W) normalised; what is around it on a canvas is 0.

@@ -99,16 +99,11 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
     own_folder = ("run_name", "work_dir")
     shared = [(where, without(values, own_folder)) for where, values in parts.files]
     everywhere = without(parts.changes, own_folder)
-    last_word = OmegaConf.to_container(
-        OmegaConf.create({**plain, "stages": parts.stage_changes}), resolve=True
-    )
+    last_word: Any = to_plain(OmegaConf.create({**plain, "stages": parts.stage_changes}))["stages"]
     loaded = []
     for values in plain["stages"]:
-        stage, where, options = (
-            values["name"],
-            f"stage '{values['name']}' of {label}",
-            without(values, STAGE_KEYS),
-        )
+        stage, options = values["name"], without(values, STAGE_KEYS)
+        where = f"stage '{stage}' of {label}"
         if not values.get("run"):
             raise ValueError(f"{where} needs run, for example run: tools.infer_cam")
         if values["run"] == TRAINING:

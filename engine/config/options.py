@@ -78,7 +78,7 @@ def walk(cls: Any, prefix: str = "") -> Sequence[tuple[str, Field[Any], Any]]:
         key, kind = f"{prefix}{field.name}", kinds[field.name]
         found.append((key, field, kind))
         if dataclasses.is_dataclass(kind):
-            found += walk(kind, f"{key}.")
+            found += walk(kind, f"{key}.")  # type: ignore[arg-type]
     return found
 
 
@@ -231,7 +231,7 @@ def _flag(field: Field[Any], kind: Any) -> Any:
         help_behavior_hint="" if is_empty else None,
     )
     typed_as = [Literal[tuple(words)] if words and k is str else k for k in kinds]
-    flag = Annotated[reduce(or_, typed_as), about]
+    flag: Any = Annotated[reduce(or_, typed_as), about]
     return tyro.conf.Positional[flag] if field.metadata["positional"] else flag
 
 

@@ -28,11 +28,7 @@ from utils.logging import LOGGER, setup_logging
 
 
 def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Run what is not finished of a pipeline; returns its folder.
-
-    Args:
-        config: a config with ``stages``.
-        overrides: ``key=value`` of the command line.
+    """Run what is not finished of a pipeline, a config with ``stages``; returns its folder.
 
     Raises:
         ImportError, KeyError, ValueError, FileNotFoundError: as `make_plans`, before the first stage runs.
@@ -57,7 +53,10 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                 _run_stage(plan, title)
                 setup_logging(work_dir)  # a training logs to its own folder
                 if is_main():
-                    _draw(plans[:number], work_dir / "pictures", device)
+                    # The images that it worked on, or else those of the first training.
+                    if images := next((p.images for p in (plan, *plans[:number]) if p.images), None):
+                        folders = {p.name: p.folder for p in plans[:number]}
+                        draw_stage(folders, images, work_dir / "pictures", device)
                     stamp.finish(plan.folder)
                     LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
             _wait_for(plan.folder)
@@ -92,13 +91,6 @@ def _run_stage(plan: Plan, title: str) -> None:
         if plan.checkpoint is None:  # a training says so itself
             LOGGER.info(f"{title}: stopped; the same command continues it")
         raise
-
-
-def _draw(plans: Sequence[Plan], folder: Path, device: torch.device) -> None:
-    """The picture of the last stage: the images that it worked on, or else those of the first training."""
-    images = plans[-1].images or next((plan.images for plan in plans if plan.images), None)
-    if images is not None:
-        draw_stage({plan.name: plan.folder for plan in plans}, images, folder, device)
 
 
 def _wait_for(folder: Path) -> None:

@@ -19,7 +19,7 @@ from methods.base import Method
 from utils.seed import sample_generator, sample_seed
 from utils.weights import load_checkpoint
 
-OPTIONS = Train(steps=8, precision="fp32", log_every=2, eval_every=100, checkpoint_every=3)
+OPTIONS = Train(steps=8, precision="fp32", eval_every=100, checkpoint_every=3)
 
 
 class Toy(Method):
@@ -272,7 +272,7 @@ def test_checkpoint_without_optimizer_gives_its_weights(tmp_path, whole):
 @pytest.mark.parametrize(
     ("weights", "class_names", "message"),
     [
-        ({"linear.weight": torch.zeros(3, 3, 3)}, ["background", "cat"], "'linear.weight'"),
+        ({"linear.weight": torch.zeros(3, 3, 3)}, ["background", "cat"], "linear.weight"),
         ({"queue": torch.zeros(3)}, ["background", "cat"], "another method"),
         ({}, ["background", "cow"], "cow -> cat"),
         ({}, ["background", "cat", "eel"], "eel"),

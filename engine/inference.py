@@ -83,9 +83,7 @@ def load_method(path: str | Path, device: torch.device | str, overrides: Sequenc
         overrides: ``key=value`` changes of the checkpoint's config, for example ``data.root=/data/VOC2012``.
 
     Raises:
-        FileNotFoundError: no such file.
         ValueError: the file is damaged, is of no known program, or does not fit its config.
-        KeyError: an override names a key that the config does not have.
     """
     path = Path(path)
     if path.suffix in (".yaml", ".yml"):
@@ -119,7 +117,6 @@ def for_each_image(
     Args:
         finished: True for records whose result is there already; their image is not even read.
         revisit: called for those instead, for example to count them in a score.
-        text: what the progress bar says.
 
     Raises:
         UnreadableImageError: at the end, for the images that could not be read.

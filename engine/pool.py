@@ -18,10 +18,6 @@ class WorkerPool:
     waits for a place. Callbacks run in the caller's thread, inside ``submit`` and at the end. An error of a
     call is raised there, too.
 
-        with WorkerPool(workers=4) as pool:
-            for name in names:
-                pool.submit(refine, name, then=count)
-
     Args:
         workers: processes of one thread each; 0 calls at once, in this process.
         in_flight: calls that may wait or run; None: two for each worker.

@@ -44,9 +44,6 @@ def validate(
     Args:
         dataset: without a transform and with masks.
         batch_size: images per forward pass; changes the speed, not the scores. None: 1 on a CPU, 8 on a GPU.
-
-    Raises:
-        ValueError: a mask holds values that are not classes.
     """
     assert isinstance(method, Predicts)
     device = torch.device(device)

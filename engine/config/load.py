@@ -1,12 +1,6 @@
-"""Configs: YAML files with bases, ``key=value`` overrides, and refusal of keys that nobody reads.
+"""Configs: YAML files that are differences from their bases, and ``key=value`` of the command line on top.
 
-A config file is a difference from its bases::
-
-    base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this file, then the command line
-
-engine/config/schema.py lists every key of the engine. Only the open mappings (``method``, ``data.options``,
-...) take further keys, and those must be arguments of the class or function they configure. A config with
-``stages`` is a pipeline (engine/config/stages.py, docs/pipelines.md).
+base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this file, then the command line
 """
 
 from __future__ import annotations
@@ -39,14 +33,8 @@ def project_path(path: str | Path) -> Path:
 
 
 def find_config(name: str | Path, beside: Path | None = None) -> Path:
-    """The file of a config name: as given, in the folder ``beside`` it, below the project's root, or below
-    ``configs/``.
-
-    Raises:
-        FileNotFoundError: if there is none; lists the configs that exist.
-    """
-    near = () if beside is None else (beside / name,)
-    for candidate in (Path(name), *near, ROOT / name, CONFIGS / name):
+    """The file of a config name: as given, in ``beside``, below the project's root, or below ``configs/``."""
+    for candidate in (Path(name), (beside or ROOT) / name, ROOT / name, CONFIGS / name):
         if candidate.is_file():
             return candidate.resolve()
     known = sorted(str(p.relative_to(ROOT)) for p in CONFIGS.rglob("*.yaml"))
@@ -69,9 +57,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Merge a config file with its bases, the engine's defaults and ``key=value`` overrides.
 
     Raises:
-        FileNotFoundError: if the file or one of its bases does not exist.
-        KeyError: for a key that nothing reads, with the closest one that exists.
-        ValueError: for a value of the wrong kind, an override that is not ``key=value``, or damaged YAML.
+        FileNotFoundError, KeyError: a file or a key that does not exist, with the closest one.
+        ValueError: a value of the wrong kind, an override that is not ``key=value``, or damaged YAML.
     """
     parts = _read_parts(name, overrides)
     layers = [*parts.files, (COMMAND_LINE, parts.changes)]
@@ -87,10 +74,7 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
     A training stage gets, later ones win: its ``config``, the sections (``data``, ``train``, ...) of the
     pipeline's files, its own keys, ``key=value`` of the command line, ``stages.<name>.key=value``. Other
     stages get their own keys and ``stages.<name>.key=value``. ``like: <stage>`` takes over the keys of
-    another one first, those of the command line too.
-
-    Raises:
-        As `load_config`; ValueError for a config without stages, and for a stage without ``run``.
+    another one first, those of the command line too. Raises as `load_config`.
     """
     cfg, parts = load_config(name, overrides), _read_parts(name, overrides)
     label, plain = _label(parts.path), to_plain(cfg)
@@ -120,11 +104,7 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
 
 
 def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Apply ``key=value`` to a config that is complete already, such as that of a checkpoint.
-
-    Raises:
-        As `load_config`.
-    """
+    """Apply ``key=value`` to a config that is complete already, such as that of a checkpoint."""
     changes = _parse_overrides(overrides, to_plain(cfg))
     return _compose([("the checkpoint's config", to_plain(cfg)), (COMMAND_LINE, changes)])
 

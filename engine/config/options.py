@@ -161,13 +161,10 @@ def _outside(field: Field[Any], value: Any) -> str:
 
 
 def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Options from a mapping; null means the default.
-
-    Args:
-        where: what errors call the options, for example ``stage 'seeds'``.
+    """Options from a mapping; null means the default. Errors are those of `typed` and begin with ``where``.
 
     Raises:
-        As `typed`; ValueError for a required option that is missing.
+        ValueError: a required option is missing.
     """
     where = f"{where}: " if where else ""
     given = {key: value for key, value in values.items() if value is not None}

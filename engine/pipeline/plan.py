@@ -65,9 +65,8 @@ def make_plans(config: str | Path, overrides: Sequence[str] = ()) -> list[Plan]:
     """Check all stages of a pipeline and complete their options.
 
     Raises:
-        ImportError, KeyError, ValueError: a stage names a module, an option or a stage that does not exist,
-            or an option has a wrong value.
-        FileNotFoundError: something that a stage reads is missing.
+        ImportError, KeyError, ValueError, FileNotFoundError: a stage names what does not exist, or an option
+            has a wrong value.
     """
     planner = _Planner(config, overrides)
     for stage in load_stages(config, overrides):

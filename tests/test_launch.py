@@ -121,10 +121,8 @@ def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_pat
     assert len({tuple(x.tolist()) for x in (first, other, resumed_other)}) == 3
 
 
-def test_stop_signal_to_a_launcher_its_processes_and_their_workers_saves_and_the_run_goes_on(
-    demo, plain, tmp_path
-):
-    """As Ctrl-C and a cluster's stop. Each process hears it at another moment; all stop after the same step."""
+def test_stop_signal_to_processes_and_workers_saves_and_the_run_goes_on(demo, plain, tmp_path):
+    """As Ctrl-C does. Each process hears it at another moment; all stop after the same step."""
     folder = tmp_path / "run"
     options = [f"work_dir={folder}", "data.num_workers=1", "train.checkpoint_every=100"]
     process = subprocess.Popen(

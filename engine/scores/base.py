@@ -108,11 +108,12 @@ class LabelScore(Score):
     """A score of label images: a function of a sum over images, by default of the confusion matrix."""
 
     mean_title = "mean"
+    dtype = torch.int64  # of what ``count`` gives
 
     def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
         super().__init__(class_names, device)
         self.images = torch.zeros(len(OUTPUTS), dtype=torch.int64, device=device)
-        self.sums = torch.zeros(len(OUTPUTS), *self.shape, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(len(OUTPUTS), *self.shape, dtype=self.dtype, device=device)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -229,7 +229,7 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     )
     typed_as = [Literal[tuple(words)] if words and k is str else k for k in kinds]
     flag: Any = Annotated[reduce(or_, typed_as), about]
-    return tyro.conf.Positional[flag] if field.metadata["positional"] else flag
+    return tyro.conf.Positional[flag] if field.metadata["positional"] else flag  # type: ignore[misc]
 
 
 def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

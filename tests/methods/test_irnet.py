@@ -221,15 +221,3 @@ def test_parts_of_a_batch_on_two_processes_average_to_the_whole(monkeypatch):
     assert_close((parts[0][1] + parts[1][1]) / 2, gradient, rtol=1e-3, atol=1e-6)
     for part in parts:
         assert_close(part[2], mean, rtol=1e-4, atol=1e-6)
-
-
-def test_pooling_of_the_classifier():
-    torch.manual_seed(0)
-    image = torch.randn(2, 3, 48, 48)
-    for pooling in ("mean", "max"):
-        method = PooledCAMNetwork(4, VIT, pooling=pooling).eval()
-        features = method.features(image)
-        pooled = features.mean((2, 3)) if pooling == "mean" else features.amax((2, 3))
-        assert_close(method.class_logits(features), pooled @ method.classifier.weight[:, :, 0, 0].T)
-    with pytest.raises(ValueError, match="method.pooling"):
-        PooledCAMNetwork(4, VIT, pooling="sum")

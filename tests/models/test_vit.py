@@ -67,16 +67,6 @@ def test_position_embedding_is_frozen_unless_trained_from_scratch():
     assert create_backbone("vit_demo").pos_embed.requires_grad
 
 
-@pytest.mark.parametrize(
-    "options", [{}, dict(stem="patch", width=64, depth=4, heads=2, patch_size=16, image_size=64)]
-)
-def test_demo_backbone_follows_its_options(options):
-    vit = create_backbone("vit_demo", **options)
-    patch, width = options.get("patch_size", 8), options.get("width", 128)
-    assert vit.patch_size == patch and vit.embed_dim == width
-    assert vit(torch.randn(1, 3, 96, 50)).patch_tokens.shape == (1, width, 96 // patch, 50 // patch)
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_local_weights_load_in_both_formats(tmp_path, suffix):
     options = dict(width=32, depth=3, heads=2, image_size=32)

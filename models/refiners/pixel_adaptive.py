@@ -76,7 +76,7 @@ def propagate(maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]]
 def _propagate_rows(
     maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]], iterations: int
 ) -> Tensor:
-    """``propagate`` as a product with a sparse matrix: one operation for each iteration, which a GPU needs."""
+    """``propagate`` as a product with a sparse matrix: one operation an iteration, as a GPU needs."""
     b, m, h, w = maps.shape
     first = torch.arange(b, device=maps.device)[:, None, None] * (h * w)  # each image's first row
     index = (neighbour_index((h, w), tuple(offsets), maps.device).T + first).flatten(0, 1)  # (B*H*W, K)

@@ -51,6 +51,7 @@ class Record:
     mask: Path | None  # its ground truth, if there is any; need not exist until it is asked for
     tags: tuple[int, ...] | None  # ascending class ids 1..C; () without objects; None: unknown
     reading: Reading = AS_TYPED  # how the file becomes RGB
+    context: Path | None = None  # map of the contexts of a generated scene
     window: tuple[int, int, int, int] | None = None  # top, left, bottom, right of a tile (datasets/tiles.py)
 
     def read_image(self) -> Image.Image:
@@ -209,6 +210,8 @@ class WeakSegDataset(Dataset[Sample]):
         if self.with_mask:
             assert record.mask is not None
             sample["mask"] = checked_mask(record.read_mask(), record.mask, record, image, self.split)
+            if record.context is not None:
+                sample["context"] = torch.from_numpy(read_mask(record.context)).long()
         return sample
 
     def _load_or_replace(self, index: int, sample_seed: int) -> Sample:

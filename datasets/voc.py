@@ -30,6 +30,7 @@ def voc_split(
     masks: str | None = "SegmentationClassAug",
     tags: str | None = "tags.csv",
     class_names: str | Sequence[str] | None = None,
+    contexts: str | None = None,
 ) -> Split:
     """One split of a data set in VOC layout.
 
@@ -43,6 +44,7 @@ def voc_split(
         masks: folder of the PNG masks, below root, or a pattern; null: there are none.
         tags: file of image tags (CSV, JSON or text), below root; null: tags are unknown.
         class_names: file below root whose line k names mask value k, or a list; null: the 20 classes of VOC.
+        contexts: folder of the maps of contexts that generated scenes have, below root.
     """
     root = Path(root)
     classes = read_class_names(class_names, root, CLASS_NAMES)
@@ -63,7 +65,7 @@ def voc_split(
             lacking = some(without, len(names), "images")
             problem(ValueError(f"{lacking} of split '{split}' have no line in {root / tags}"))
     records = (
-        Record(name, image, mask, known.get(name))
+        Record(name, image, mask, known.get(name), root / contexts / f"{name}.png" if contexts else None)
         for name, image, mask in zip(names, image_files, mask_files, strict=True)
     )
     return Split(list_file.stem, classes, tuple(records))

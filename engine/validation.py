@@ -60,7 +60,9 @@ def validate(
             with autocast(device, precision):
                 out = method.predict(image, method.cam_scales)
             for i, sample in enumerate(chunk):
-                sample |= {key: sample[key].to(device) for key in ("mask", "class_label") if key in sample}
+                sample |= {
+                    key: sample[key].to(device) for key in ("mask", "class_label", "context") if key in sample
+                }
                 evaluation.update(sample, predicted_image(method, out, i, sample))
     finally:
         method.train(was_training)

@@ -25,8 +25,8 @@ from utils.logging import progress_bar
 from utils.mappings import differences
 from utils.worker import start_worker
 
-FORMAT = "tag2mask/synthetic-1"  # a change of what is drawn for the same options needs a new number
-IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
+FORMAT = "tag2mask/synthetic-2"  # a change of what is drawn for the same options needs a new number
+IMAGES, MASKS, CONTEXT_MAPS, LISTS = "JPEGImages", "SegmentationClass", "Contexts", "ImageSets"
 CHUNK = 50  # images that a process draws at a time
 
 Item = tuple[str, str, int]  # name, split and index of an image
@@ -59,7 +59,7 @@ def write_dataset(
             )
         # In this order a crash leaves an unfinished set of the old options, never a mixture.
         write_json(root / "meta.json", {key: found[key] for key in head if key in found})
-        for folder in (MASKS, IMAGES, LISTS):
+        for folder in (MASKS, IMAGES, CONTEXT_MAPS, LISTS):
             shutil.rmtree(root / folder, ignore_errors=True)
     elif found is not None and found.get("fingerprint"):
         return found
@@ -129,4 +129,5 @@ def _write_image(root: Path, options: SceneOptions, item: Item) -> None:
     with atomic_file(_image_path(root, name)) as file:
         # Without chroma subsampling: at this size a block of 16 x 16 pixels is as large as a wheel.
         Image.fromarray(scene.image).save(file, "JPEG", quality=95, subsampling=0)
+    write_mask(root / CONTEXT_MAPS / f"{name}.png", scene.context_map)
     write_mask(_mask_path(root, name), scene.mask)

@@ -52,7 +52,10 @@ class Evaluation:
                 if ignored == "skip":
                     mask = mask.masked_fill(label == IGNORE_INDEX, IGNORE_INDEX)
                 prediction.labels[output] = label.masked_fill(label == IGNORE_INDEX, 0)
-        self.update({"name": record.name, "mask": mask}, prediction)
+        sample = {"name": record.name, "mask": mask}
+        if record.context is not None:
+            sample["context"] = torch.from_numpy(read_mask(record.context)).long().to(self.device)
+        self.update(sample, prediction)
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:
         """Add an image to all scores; ``sample`` holds its name, its mask and, where known, its tags."""

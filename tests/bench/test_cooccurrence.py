@@ -1,0 +1,28 @@
+"""The benchmark of co-occurrence: trains, measures and continues; its table covers what is there."""
+
+from pathlib import Path
+
+from bench import cooccurrence
+from bench.cooccurrence import Options
+
+TINY = ["data.crop_size=32", "train.steps=1", "train.batch_size=4", "optim.warmup_steps=1", "device=cpu"]
+TINY += ["data.num_workers=0", "method.backbone.depth=3"]
+
+
+def test_trainings_are_measured_once(tmp_path, monkeypatch):
+    given = {"methods": ["cam"], "strengths": [0.8], "train": 12, "test": 6, "out": tmp_path, "overrides": TINY}
+    cooccurrence.run(Options(seeds=[0, 1], **given))
+    table = (tmp_path / "table.txt").read_text()
+    assert table.count("±") == 2 * 7  # seven numbers of CAM and auxiliary CAM over two seeds
+    monkeypatch.setattr(cooccurrence, "train_one", None)
+    cooccurrence.run(Options(seeds=[0, 1], **given))
+    assert (tmp_path / "table.txt").read_text() == table
+
+
+def test_shards_share_all_trainings(tmp_path, monkeypatch):
+    done: list[Path] = []
+    monkeypatch.setattr(cooccurrence, "train_one", lambda options, folder, *_: done.append(folder.name))
+    monkeypatch.setattr(cooccurrence, "measure", lambda folder: None)
+    for k in range(5):
+        cooccurrence.run(Options(out=tmp_path, shard=f"{k}/5"))
+    assert len(done) == len(set(done)) == 36

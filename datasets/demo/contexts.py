@@ -215,22 +215,30 @@ def _backdrop(context: str, camera: Camera, rng: Rng, sky: Array) -> Array:
 
 def paint_context(
     context: str, camera: Camera, rng: Rng, far_context: str | None = None, shore: float = 0.0
-) -> Array:
-    """(H, W, 3) colours of a scene without objects.
+) -> tuple[Array, Array]:
+    """A scene without objects.
 
     Args:
         far_context: a second context that takes over beyond a wavy line; None: there is only one.
         shore: where that line is, as a share of the ground from the horizon to the lower edge.
+
+    Returns:
+        (H, W, 3) colours, and the (H, W) integer map of contexts: index into CONTEXTS, 255 above the horizon.
     """
     column, row = camera.grid()
     sky = _sky(camera, rng)
-    colour = _backdrop(far_context or context, camera, rng, sky)
+    behind = far_context or context
+    colour = _backdrop(behind, camera, rng, sky)
     ground = _GROUND[context](camera, rng, sky)
+    index = np.full((camera.size, camera.size), CONTEXTS.index(context), np.uint8)
     if far_context is not None:
         far = _GROUND[far_context](camera, rng, sky)
         line = camera.horizon + (1 - camera.horizon) * shore + 0.02 * noise(1.6, column * 50, 0 * column, rng)
         ground = blend(far, ground, (row - line) * camera.size * 0.5 + 0.5)
-    return blend(colour, ground, (row - camera.horizon) * camera.size + 0.5 + 0 * column)
+        index[np.broadcast_to(row < line, index.shape)] = CONTEXTS.index(far_context)
+    colour = blend(colour, ground, (row - camera.horizon) * camera.size + 0.5 + 0 * column)
+    index[np.broadcast_to(row < camera.horizon, index.shape)] = 255
+    return colour, index
 
 
 def paint_cover(

@@ -87,6 +87,7 @@ class Scene(NamedTuple):
 
     image: np.ndarray  # (H, W, 3) uint8
     mask: np.ndarray  # (H, W) uint8, 0 background
+    context_map: np.ndarray  # (H, W) uint8 index into CONTEXTS, 255 above the horizon
     context: str  # the one that objects stand on
 
 
@@ -165,7 +166,7 @@ def render_scene(options: SceneOptions, split: str, index: int) -> Scene:
     backdrop = _generator(options, split, index, "context")
     others = [name for name in CONTEXTS if name != context]
     far_context = others[backdrop.integers(len(others))] if has_far else None
-    scene = paint_context(context, camera, backdrop, far_context, shore)
+    scene, context_map = paint_context(context, camera, backdrop, far_context, shore)
 
     rng = _generator(options, source, index, "objects")
     layers, covers = [], []
@@ -195,7 +196,7 @@ def render_scene(options: SceneOptions, split: str, index: int) -> Scene:
             scene = blend(scene, *covers[number])
         mask[visible[number]] = classes[number] + 1
     image = develop(scene, camera, _generator(options, source, index, "camera"))
-    return Scene(image, mask, context)
+    return Scene(image, mask, context_map, context)
 
 
 def _visible_parts(coverages: list[np.ndarray], covers: list[np.ndarray | None]) -> dict[int, np.ndarray]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from datasets.demo.contexts import CONTEXTS
 from datasets.demo.objects import OBJECTS
-from engine.scores.base import OUTPUTS, ImagePrediction, Sample, Score, Values
+from engine.scores.base import OUTPUTS, ImagePrediction, LabelScore, Sample, Values
 
 
-class ContextLeak(Score):
+class ContextLeak(LabelScore):
     """Share of a class's home context that is painted with the class, less that share of other contexts.
 
     Counted in images that show the class, on ground without any object. Where contexts are drawn without
@@ -22,12 +22,9 @@ class ContextLeak(Score):
 
     title = "context leak"
 
-    def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
-        super().__init__(class_names, device)
-        if unknown := [name for name in class_names[1:] if name not in OBJECTS]:
-            raise ValueError(f"context_leak expects the classes of the generated scenes, not '{unknown[0]}'")
-        shape = (len(OUTPUTS), self.num_classes - 1, len(CONTEXTS), 2)
-        self.sums = torch.zeros(shape, dtype=torch.int64, device=device)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.num_classes - 1, len(CONTEXTS), 2
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:
         if "context" not in sample:
@@ -38,19 +35,13 @@ class ContextLeak(Score):
         for i, output in enumerate(OUTPUTS):
             if output in prediction.labels:
                 label = prediction.labels[output]
+                self.images[i] += 1
                 self.sums[i] += ground_counts(sample["context"], sample["mask"], label, self.num_classes)
 
-    def tensors(self) -> list[Tensor]:
-        return [self.sums]
-
-    def compute(self) -> dict[str, Values]:
-        found = {}
-        for output, sums in zip(OUTPUTS, self.sums.cpu(), strict=True):
-            if sums.any():
-                leak = leak_of_counts(sums, self.class_names)
-                nothing = leak.new_full((1,), torch.nan)  # background has no home
-                found[output] = Values(float(leak.nanmean()), {"context_leak": torch.cat([nothing, leak])})
-        return found
+    def values(self, sums: Tensor) -> Values:
+        leak = leak_of_counts(sums, self.class_names)
+        background = leak.new_full((1,), torch.nan)  # it has no home
+        return Values(float(leak.nanmean()), {"context_leak": torch.cat([background, leak])})
 
 
 def ground_counts(context: Tensor, mask: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -59,10 +50,9 @@ def ground_counts(context: Tensor, mask: Tensor, label: Tensor, num_classes: int
     Args:
         context, mask, label: (H, W); contexts above the last one, and pixels of objects, do not count.
     """
-    context = context.masked_fill(mask != 0, len(CONTEXTS)).clamp(max=len(CONTEXTS))
-    cells = context * num_classes + label
-    size = (len(CONTEXTS) + 1) * num_classes
-    table = torch.bincount(cells.flatten(), minlength=size).view(-1, num_classes)[: len(CONTEXTS)]
+    ground = (mask == 0) & (context < len(CONTEXTS))
+    cells = context[ground] * num_classes + label[ground]
+    table = torch.bincount(cells, minlength=len(CONTEXTS) * num_classes).view(-1, num_classes)
     shown = torch.isin(torch.arange(1, num_classes, device=mask.device), mask)
     painted = table[:, 1:].T
     return torch.stack([painted, table.sum(1).expand_as(painted)], 2) * shown[:, None, None]
@@ -73,7 +63,12 @@ def leak_of_counts(counts: Tensor, class_names: Sequence[str]) -> Tensor:
 
     Args:
         counts: (C, contexts, 2), sums of `ground_counts`.
+
+    Raises:
+        ValueError: a class is none of the generated scenes.
     """
+    if unknown := [name for name in class_names[1:] if name not in OBJECTS]:
+        raise ValueError(f"context_leak expects the classes of the generated scenes, not '{unknown[0]}'")
     counts = counts.double()
     home = torch.tensor([CONTEXTS.index(OBJECTS[name].home) for name in class_names[1:]])
     at_home = counts[torch.arange(len(home)), home]

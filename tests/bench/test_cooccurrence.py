@@ -10,7 +10,10 @@ TINY += ["data.num_workers=0", "method.backbone.depth=3"]
 
 
 def test_trainings_are_measured_once(tmp_path, monkeypatch):
-    given = {"methods": ["cam"], "strengths": [0.8], "train": 12, "test": 6, "out": tmp_path, "overrides": TINY}
+    given = {"methods": ["cam"], "strengths": [0.8], "train": 12, "test": 6} | {
+        "out": tmp_path,
+        "overrides": TINY,
+    }
     cooccurrence.run(Options(seeds=[0, 1], **given))
     table = (tmp_path / "table.txt").read_text()
     assert table.count("±") == 2 * 7  # seven numbers of CAM and auxiliary CAM over two seeds

@@ -65,7 +65,9 @@ def voc_split(
             lacking = some(without, len(names), "images")
             problem(ValueError(f"{lacking} of split '{split}' have no line in {root / tags}"))
     records = (
-        Record(name, image, mask, known.get(name), root / contexts / f"{name}.png" if contexts else None)
+        Record(
+            name, image, mask, known.get(name), context=root / contexts / f"{name}.png" if contexts else None
+        )
         for name, image, mask in zip(names, image_files, mask_files, strict=True)
     )
     return Split(list_file.stem, classes, tuple(records))

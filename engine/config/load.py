@@ -180,7 +180,13 @@ def _label(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, and 010, 12:30, 2024_01, yes and dates are texts."""
+    """YAML in which 1e-4 is a number, and 010, 12:30, 2024_01, yes and dates are texts; keys differ."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"the key '{min(twice)}' is there twice, {node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {}

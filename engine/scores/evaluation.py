@@ -15,7 +15,7 @@ from engine.scores.base import ImagePrediction, Sample, Values, create_score, pl
 from engine.scores.records import short_name, write_scores
 from engine.scores.tables import number
 from utils.distributed import all_reduce_sum, is_main
-from utils.image import IGNORE_INDEX
+from utils.image import IGNORE_INDEX, read_mask
 
 SCORES = ("miou", "confusion", "tag_f1", "cam_sweep")
 

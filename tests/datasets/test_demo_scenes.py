@@ -151,6 +151,6 @@ def test_the_tool_takes_options_and_refuses_unknown_ones(tmp_path, capsys):
     run("set", "train=2", "test=1", "image_size=64", "strength=0.7", "classes=[boat,sheep,car]")
     assert "train 2, test 1, test_shuffled 1 images of 3 classes" in capsys.readouterr().out
     assert read_meta(tmp_path / "set")["options"]["strength"] == 0.7
-    with pytest.raises(KeyError, match="did you mean 'data.generate.strength'"):
+    with pytest.raises(KeyError, match="did you mean 'strength'"):
         run("other", "strenght=0.7")
     assert not (tmp_path / "other").exists()

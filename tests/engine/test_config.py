@@ -68,6 +68,12 @@ def test_dotted_keys_of_a_file_are_refused(text, tmp_path):
         load_config(write(tmp_path / "mine.yaml", f"base: cam/demo.yaml\n{text}\n"))
 
 
+def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
+    with pytest.raises(ValueError, match="twice"):
+        load_config(tmp_path / "twice.yaml")
+
+
 def test_a_file_changes_its_bases_and_the_command_line_changes_both(tmp_path):
     """Bases are beside their file too; lists are replaced; 1e-4 is a number."""
     write(tmp_path / "own_base.yaml", "base: cam/demo.yaml\ntrain: {steps: 4}\ninfer: {scales: [1.0, 2.0]}\n")

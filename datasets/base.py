@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,10 @@ class Record:
         Raises:
             UnreadableImageError: the file holds none that can be decoded.
         """
-        image = read_image(self.image, self.reading)
         if self.window is None:
-            return image
+            return read_image(self.image, self.reading)
         top, left, bottom, right = self.window
-        return image.crop((left, top, right, bottom))
+        return _last_whole_image(self.image, self.reading).crop((left, top, right, bottom))
 
     def read_mask(self) -> np.ndarray:
         """The ground truth (H, W) of an image that has one."""
@@ -224,6 +224,10 @@ class WeakSegDataset(Dataset[Sample]):
                 last_error = error
             index = int(torch.randint(len(self), (), generator=generator))
         raise ValueError(f"10 images drawn in a row are unreadable: {last_error}")
+
+
+# Of a large image all tiles in a row need the whole.
+_last_whole_image = lru_cache(maxsize=1)(read_image)
 
 
 def checked_mask(mask: np.ndarray, path: Path, record: Record, image: Image.Image, split: Split) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from datasets.base import Split
+from datasets.tiles import tile_split
 from engine.config.common import DataOptions
 from engine.config.load import load_config, override_config, project_path
-from utils.build import build, import_target, keyword_names
+from utils.build import build, build_part, import_target, keyword_names
 from utils.image import Reading
 from utils.weights import load_checkpoint
 
@@ -32,7 +33,10 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
         raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
     split: Split = build(spec, root=project_path(data["root"]), split=name)
     reading = reading_of(data)
-    return replace(split, records=tuple(replace(record, reading=reading) for record in split.records))
+    split = replace(split, records=tuple(replace(record, reading=reading) for record in split.records))
+    if data.get("tiles"):
+        split = build_part(tile_split, dict(data["tiles"]), split, key="data.tiles")
+    return split
 
 
 def reading_of(data: Mapping[str, Any]) -> Reading:

@@ -87,13 +87,17 @@ def write_label(
 
     Workers get arrays: tensors travel in shared memory, of which containers have little.
     """
-    scores = torch.as_tensor(scores)
+    write_mask(path, label_of(torch.as_tensor(image), torch.as_tensor(scores), refiner, size))
+
+
+def label_of(image: Tensor, scores: Tensor, refiner: Refiner | None, size: Sequence[int]) -> Tensor:
+    """The refined label (H, W) of the given size, from `segment_scores`."""
     if refiner is not None:
-        scores = refiner.refine(torch.as_tensor(image) / 255, scores)
+        scores = refiner.refine(image / 255, scores)
     label = scores.argmax(1).to(torch.uint8)
     if label.shape[1:] != tuple(size):
         label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
-    write_mask(path, label[0].cpu().numpy())
+    return label[0]
 
 
 def multi_scale_segment(

@@ -58,6 +58,9 @@ class Options(ImageOptions):
         "images 0 (the main process refines)",
         free=True,
     )
+    tile: int | None = option(
+        None, "larger images are segmented in overlapping tiles of this side; default: infer.tile", least=1
+    )
     max_side: int = option(1024, "photos with a longer side are segmented at this size and enlarged", least=1)
     overlay: bool = option(False, "also write <out>/overlay/<name>.jpg (always for photos)")
 
@@ -69,15 +72,24 @@ def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> N
 
 def run(options: Options, num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
     """Segment and score; returns the output folder."""
+    from torch import Tensor
+
     from datasets.base import Record, Sample
+    from datasets.tiles import in_tiles
     from engine.inference import is_photo
     from engine.outputs import Outputs, load_inputs
     from engine.pool import WorkerPool
     from engine.scores.records import protocol_id, short_name
-    from engine.segmentation import inference_refiner, refining_processes, segment_scores, write_label
+    from engine.segmentation import (
+        inference_refiner,
+        label_of,
+        refining_processes,
+        segment_scores,
+        write_label,
+    )
     from utils.cam_files import label_path
     from utils.drawing import label_overlay, write_picture
-    from utils.image import UnreadableImageError, read_mask
+    from utils.image import UnreadableImageError, read_mask, write_mask
 
     device, loaded, split = load_inputs(options)
     method, classes = loaded.method, len(loaded.class_names)
@@ -104,17 +116,27 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
 
         def finish(_: None) -> None:
             if has_overlay:
-                pixels = image_rgb.permute(1, 2, 0).numpy()
+                pixels = image_rgb.cpu().permute(1, 2, 0).numpy()
                 write_picture(overlay(record), label_overlay(pixels, read_mask(outputs.path(record))))
             outputs.finish(record)
 
         tags = sample["class_label"].to(device) if infer.tags else None
-        precision, max_side = options.precision, options.max_side
-        made = segment_scores(method, image_rgb.to(device), infer, precision, max_side, tags)
-        given = [tensor.cpu().numpy() for tensor in made] if workers else made
-        place = image_rgb.shape[-2:], outputs.path(record)
         own = None if refiner is None else refiner.of_image(record.name)
-        pool.submit(write_label, *given, own, *place, then=finish)
+
+        def scores_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            return segment_scores(method, pixels, infer, options.precision, options.max_side, tags)
+
+        def tile_label(pixels: Tensor) -> Tensor:
+            return label_of(*scores_of(pixels), own, pixels.shape[-2:])
+
+        size, image_rgb = image_rgb.shape[-2:], image_rgb.to(device)
+        if infer.tile and max(size) > infer.tile:
+            label = in_tiles(tile_label, image_rgb, infer.tile, infer.tile_overlap or 0)
+            pool.submit(write_mask, outputs.path(record), label.cpu().numpy(), then=finish)
+            return
+        made = scores_of(image_rgb)
+        given = [tensor.cpu().numpy() for tensor in made] if workers else made
+        pool.submit(write_label, *given, own, size, outputs.path(record), then=finish)
 
     with WorkerPool(workers) as pool:
         try:
@@ -130,7 +152,7 @@ def _settings(options: Options, loaded: Any) -> Infer:
     from engine.config.load import to_plain
 
     config = to_plain(loaded.cfg.infer)
-    keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags")
+    keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags", "tile")
     given = {key: value for key in keys if (value := getattr(options, key)) not in (None, [])}
     if options.crf == "none":
         given["refiner"] = None
@@ -139,7 +161,11 @@ def _settings(options: Options, loaded: Any) -> Infer:
         given["refiner"] = config["refiner"] or {"name": "dense_crf", "preset": preset}
     elif options.crf:
         given["refiner"] = {"name": "dense_crf", "preset": options.crf}
-    return fill(Infer, config | given, "infer")
+    infer, tiles = fill(Infer, config | given, "infer"), loaded.cfg.data.get("tiles") or {}
+    infer.tile = infer.tile or tiles.get("side")
+    if infer.tile and infer.tile_overlap is None:
+        infer.tile_overlap = tiles.get("overlap", infer.tile // 4)
+    return infer
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils.device import constant
@@ -141,6 +141,22 @@ def read_image(path: str | Path, reading: Reading = AS_TYPED) -> Image.Image:
         except Exception as other:
             error = other
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture as `read_image` gives it; only the head of the file is read."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.height, image.width) if turned else image.size
+    except UnidentifiedImageError:
+        if not is_tiff(path):
+            raise UnreadableImageError(f"cannot read image {path}: it is of no known format") from None
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        return series.shape[series.axes.index("X")], series.shape[series.axes.index("Y")]
 
 
 def is_tiff(path: str | Path) -> bool:

@@ -53,9 +53,9 @@ class Data:
     val_set: str | None = option("val", "split that is scored during training; null: none")
     options: dict[str, Any] = option({}, "further arguments of data.source")
     generate: dict[str, Any] = option({}, "what tools/make_demo_data.py draws (configs/datasets/demo.yaml)")
-    bands: list[int] = option(
-        [],
-        "bands of a TIFF that are red, green and blue, or the grey one, counted from 1; []: all there are",
+    bands: list[int] | None = option(
+        None,
+        "bands of a TIFF that are red, green and blue, or the grey one, counted from 1; null: all there are",
         least=1,
     )
     value_range: list[float] | None = option(
@@ -64,6 +64,11 @@ class Data:
         "them); null: by type, 16 bits from 0 to 65535, floats from 0 to 1",
         length=2,
         least=-math.inf,
+    )
+    tiles: dict[str, Any] | None = option(
+        None,
+        "large images as overlapping tiles, such as {side: 512, overlap: 64, tags: mask} (docs/data.md); "
+        "null: whole images",
     )
     crop_size: int = option(448, "side of a training crop, pixels", least=1)
     scale_range: list[float] = option(
@@ -176,6 +181,14 @@ class Infer:
     )
     scales: list[float] = option([1.0, 1.25, 1.5], "image scales whose logits are merged")
     flip: bool = option(True, "add the mirrored image at every scale")
+    tile: int | None = option(
+        None,
+        "larger images are segmented in overlapping tiles of this side, pixels; null: as data.tiles says",
+        least=1,
+    )
+    tile_overlap: int | None = option(
+        None, "pixels that neighbours share; null: as data.tiles says, or a quarter of the tile"
+    )
     resample: str = option(
         "bilinear",
         "image scaling: bilinear (the network's input, as ViT programs do) or bicubic (the picture, as CNN "

@@ -224,3 +224,14 @@ def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
         os.utime(photos / "good.jpg", (1.6e9, 1.6e9))
         infer(checkpoint, out, infer=str(photos))
         assert read_mask(out / "good.png").shape == size[::-1]
+
+
+def test_large_photos_are_stitched_from_tiles(checkpoint, tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (48, 96, 3)).astype(np.uint8)
+    for name, part in (("whole", pixels), ("left", pixels[:, :48]), ("right", pixels[:, 48:])):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(part).save(tmp_path / "photos" / f"{name}.png")
+    overrides = ["data.tiles={side: 48, overlap: 0}"]
+    out = infer(checkpoint, tmp_path / "out", infer=str(tmp_path / "photos"), overrides=overrides)
+    whole, left, right = (read_mask(out / f"{name}.png") for name in ("whole", "left", "right"))
+    assert (whole == np.hstack([left, right])).all()

@@ -28,7 +28,7 @@ def tile_split(split: Split, side: int, overlap: int = 64, tags: str = "image") 
     """
     records: list[Record] = []
     for record in split.records:
-        width, height = picture_size(record.image)
+        width, height = picture_size(record.image, record.reading)
         if max(height, width) <= side:
             records.append(record)
             continue

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,6 +124,8 @@ def read_image(path: str | Path, reading: Reading = AS_TYPED) -> Image.Image:
         if reading != AS_TYPED:
             return _eight_bits(read_bands(path), None, reading)
         with Image.open(path) as image:
+            if is_tiff(path) and getattr(image, "n_frames", 1) > 1:  # bands as pages, or smaller versions
+                return _eight_bits(read_bands(path))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F" or image.mode.startswith("I"):
@@ -143,12 +146,13 @@ def read_image(path: str | Path, reading: Reading = AS_TYPED) -> Image.Image:
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
+def picture_size(path: str | Path, reading: Reading = AS_TYPED) -> tuple[int, int]:
     """Width and height of a picture as `read_image` gives it; only the head of the file is read."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            return (image.height, image.width) if turned else image.size
+            if reading == AS_TYPED or not is_tiff(path):
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                return (image.height, image.width) if turned else image.size
     except UnidentifiedImageError:
         if not is_tiff(path):
             raise UnreadableImageError(f"cannot read image {path}: it is of no known format") from None
@@ -156,7 +160,8 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
-        return series.shape[series.axes.index("X")], series.shape[series.axes.index("Y")]
+        rows, columns = _sides(series)
+        return series.shape[columns], series.shape[rows]
 
 
 def is_tiff(path: str | Path) -> bool:
@@ -177,10 +182,17 @@ def read_bands(path: str | Path) -> np.ndarray:
         series = file.series[0]
         if series.size > 6 * (Image.MAX_IMAGE_PIXELS or np.inf):
             raise ValueError(f"{series.size} values are more than a photo has")
-        # Bands may be the first axis, the last one, or pages of their own.
-        rows, columns = series.axes.index("Y"), series.axes.index("X")
-        values = np.moveaxis(series.asarray(), (rows, columns), (0, 1))
+        values = np.moveaxis(series.asarray(), _sides(series), (0, 1))
     return values.reshape(*values.shape[:2], -1)
+
+
+def _sides(series: Any) -> tuple[int, int]:
+    """The axes of rows and columns of a TIFF. Bands may be the first axis, the last one, or pages."""
+    if len(series.shape) == 3 and not set(series.axes) & set("SC"):
+        # Programs that write an array page by page may slice it the wrong way; images have few bands.
+        rows, columns = sorted(range(3), key=lambda axis: -series.shape[axis])[:2]
+        return min(rows, columns), max(rows, columns)
+    return series.axes.index("Y"), series.axes.index("X")
 
 
 def _eight_bits(values: np.ndarray, white: int | None = None, reading: Reading = AS_TYPED) -> Image.Image:

@@ -1,10 +1,21 @@
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
-from utils.image import PALETTE, denormalize, normalize, read_image, read_mask, rescale, write_mask
+from utils.image import (
+    PALETTE,
+    Reading,
+    denormalize,
+    normalize,
+    picture_size,
+    read_image,
+    read_mask,
+    rescale,
+    write_mask,
+)
 
 INDICES = np.array([[0, 1, 20], [255, 5, 0]], dtype=np.uint8)
 
@@ -110,6 +121,25 @@ def test_deep_pictures_are_scaled_by_their_type(tmp_path, dtype, white, channels
         imageio.imwrite(tmp_path / "a.tif", values)
         read = np.asarray(read_image(tmp_path / "a.tif"))
         assert read.shape == (4, 6, 3) and np.abs(read.astype(float) - 255 * share).max() <= 1
+
+
+@pytest.mark.parametrize("layout", ["contig", "separate", None])
+def test_bands_and_values_are_those_of_the_data_set(tmp_path, layout):
+    """Bands may be interleaved, planes or pages; the scale is the same for a dark and a bright image."""
+    for level in (300, 1500):
+        values = np.zeros((9, 12, 5), np.uint16)
+        values[..., 3], values[:4, :, 1], values[0, 0, 0] = level, 2300, 9000
+        stored = np.moveaxis(values, -1, 0) if layout == "separate" else values
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=layout)
+        read = np.asarray(read_image(tmp_path / "a.tif", Reading((4, 2, 1), (300, 2300)))).astype(int)
+        assert read.shape == (9, 12, 3) and (read[..., 0] == (level - 300) * 255 // 2000).all()
+        assert (read[:4, :, 1] == 255).all() and not read[4:, :, 1].any() and read[0, 0, 2] == 255
+        assert picture_size(tmp_path / "a.tif", Reading((4, 2, 1))) == (12, 9)
+    with pytest.raises(ValueError, match=r"5 bands: .* data\.bands"):
+        read_image(tmp_path / "a.tif")
+    for wrong in ((1, 2), (0, 1, 2), (1, 2, 6)):
+        with pytest.raises(ValueError, match=r"data\.bands"):
+            read_image(tmp_path / "a.tif", Reading(wrong))
 
 
 @pytest.mark.parametrize("values", [np.float32([[0, 200]]), np.float32([[np.nan, 0]]), np.int32([[0, 9]])])

@@ -36,7 +36,15 @@ class Photo(NamedTuple):
 
 
 def read_annotations(file: Path) -> dict[str, Photo]:
-    """Annotated image name -> its annotations, in ascending order of the image ids.
+    """Annotated images of COCO itself: `read_instances`, and the classes must be the 80."""
+    names, photos = read_instances(file)
+    if names != CLASS_NAMES:
+        raise ValueError(f"{file} has {len(names) - 1} other classes than the 80 of COCO")
+    return {name: photo for name, photo in photos.items() if photo.annotations}
+
+
+def read_instances(file: Path) -> tuple[tuple[str, ...], dict[str, Photo]]:
+    """Class names, background first, and image name -> its annotations, in ascending order of the ids.
 
     A name is that of the file, or its path where two folders have files of one name.
 
@@ -49,8 +57,7 @@ def read_annotations(file: Path) -> dict[str, Photo]:
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
         raise ValueError(f"{file} must have images, annotations and categories, as COCO's instances have")
     categories = {_number(c, "id", f"{file}, category"): str(c.get("name")) for c in content["categories"]}
-    if ("background", *(categories[k] for k in sorted(categories))) != CLASS_NAMES:
-        raise ValueError(f"{file} has {len(categories)} other classes than the 80 of COCO")
+    names = ("background", *(categories[k] for k in sorted(categories)))
     value_of = {category: value for value, category in enumerate(sorted(categories), start=1)}
 
     photos: dict[int, Photo] = {}
@@ -79,7 +86,7 @@ def read_annotations(file: Path) -> dict[str, Photo]:
     named = {key: path.as_posix() if stems[path.name] > 1 else path.name for key, path in paths.items()}
     if len(set(named.values())) < len(named):
         raise ValueError(f"{file} lists two images with the same file_name")
-    return {named[key]: photos[key] for key in sorted(photos) if photos[key].annotations}
+    return names, {named[key]: photos[key] for key in sorted(photos)}
 
 
 def _number(entry: Mapping[str, Any], key: str, place: str) -> int:

@@ -88,17 +88,22 @@ def tags_from_xml(
     tags = {}
     for name in names:
         path = Path(annotations) / f"{name}.xml"
-        try:
-            # Only direct children: the parts of a person (head, hand, foot) are nested objects.
-            objects = ElementTree.parse(path).getroot().findall("object")
-        except ElementTree.ParseError as error:
-            raise ValueError(f"annotation {path} is not valid XML: {error}") from error
-        present = {
-            (item.findtext("name") or "").strip()
-            for item in objects
-            if difficult or (item.findtext("difficult") or "0").strip() != "1"
-        }
+        present = objects_in_xml(path, difficult)
         if unknown := present - set(CLASS_NAMES[1:]):
             raise ValueError(f"annotation {path} has an object of the unknown class '{min(unknown)}'")
         tags[name] = [word for word in CLASS_NAMES[1:] if word in present]
     return tags
+
+
+def objects_in_xml(path: Path, difficult: bool = True) -> set[str]:
+    """Names of the objects that a VOC annotation holds."""
+    try:
+        # Only direct children: the parts of a person (head, hand, foot) are nested objects.
+        objects = ElementTree.parse(path).getroot().findall("object")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"annotation {path} is not valid XML: {error}") from error
+    return {
+        (item.findtext("name") or "").strip()
+        for item in objects
+        if difficult or (item.findtext("difficult") or "0").strip() != "1"
+    }

@@ -45,6 +45,7 @@ OWN_TESTS = (
     "tools/mine_objects.py",
     "tools/refine_labels.py",
     "tools/exchange_cams.py",
+    "tools/convert_data.py",
 )
 
 

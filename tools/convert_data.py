@@ -4,8 +4,8 @@
     python tools/convert_data.py --read folders --source photos --out data/custom
     python tools/convert_data.py --write yolo --source masks --names data/custom/class_names.txt --out yolo
 
-Reading writes ``tags.csv`` and ``class_names.txt``, ``masks/`` where all objects have shapes, and ``images``, a
-link to the folder of the images. Formats: coco (a JSON file), voc (folder of XML files, tags alone), labelme
+Reading writes ``tags.csv`` and ``class_names.txt``, ``masks/`` where all objects have shapes, and a link
+``images`` to the folder of the images. Formats: coco (a JSON file), voc (folder of XML files, tags alone), labelme
 (folder of JSON files), yolo (folder of text files, with --names data.yaml), folders (one for each class).
 
 Writing takes a folder of masks: coco writes ``instances.json`` of run-length codes, yolo a text file of
@@ -88,15 +88,10 @@ def adopt(options: Options) -> None:
     if with_masks:
         for name, image in progress_bar(found.items(), desc="masks", unit="image"):
             write_mask(options.out / "masks" / f"{name}.png", image.mask(sizes[name], classes))
-    print(
-        f"{options.out}: {len(tags)} images with tags of {len(names)} classes"
-        + (", with masks" if with_masks else "; some objects have no shape, so there are no masks")
-        + (
-            f"; {len(files) - len(tags)} images have no annotation (data.options.untagged)"
-            if len(files) > len(tags)
-            else ""
-        )
-    )
+    masks = "masks" if with_masks else "no masks, because some objects have no shape"
+    left = len(files) - len(tags)
+    more = f"; {left} images have no annotation (data.options.untagged)" if left else ""
+    print(f"{options.out}: {len(tags)} images with tags of {len(names)} classes, {masks}{more}")
 
 
 def export(options: Options) -> None:

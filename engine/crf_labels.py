@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_prob
 from ops.cam import background_score
 from ops.labels import merge_confident_labels
 from utils.cam_files import CamFile, ScoreFile, cam_path, label_path, load_cam, save_scores
+from utils.files import has_date, keep_date
 from utils.image import IGNORE_INDEX, write_mask
 from utils.logging import progress_bar
 from utils.worker import core_count
@@ -46,13 +48,17 @@ def run_job(
     images: Mapping[str, Record],
     processes: int | None,
 ) -> None:
-    """Call ``work`` for every image whose file is not there yet, in processes, or in threads beside a GPU.
+    """Call ``work`` for every image without a file of this image and .npz, in processes, or threads of a GPU.
 
     Args:
         images: by name.
         processes: on the CPU; None: one for each core.
     """
-    left = [record for name, record in images.items() if not path_of(job.out, name).is_file()]
+    files = {
+        name: (path_of(job.out, name), record.image, cam_path(job.source, name))
+        for name, record in images.items()
+    }
+    left = {name: record for name, record in images.items() if not has_date(*files[name])}
     on_gpu = torch.device(job.device).type == "cuda"
     wanted = 2 if on_gpu else processes if processes is not None else core_count()
     print(
@@ -64,8 +70,13 @@ def run_job(
         progress_bar(total=len(images), initial=done, desc="crf", unit="img") as bar,
         WorkerPool(min(wanted, len(left)), threads=on_gpu) as pool,
     ):
-        for record in left:
-            pool.submit(work, job, record, then=lambda _: bar.update())
+
+        def finish(name: str, _: None) -> None:
+            keep_date(*files[name])
+            bar.update()
+
+        for name, record in left.items():
+            pool.submit(work, job, record, then=partial(finish, name))
 
 
 def find_images(source: Path, folder: Path) -> dict[str, Record]:

@@ -12,6 +12,7 @@ from datasets.base import Record
 from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object
 from utils.cam_files import label_path
 from utils.drawing import SheetRow, sheet
+from utils.files import has_date, keep_date
 from utils.image import read_mask
 
 TILE = 96  # side of an object in the overview, pixels
@@ -19,19 +20,21 @@ TILES = 8  # objects of a class in the overview
 
 
 def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
-    """Cut the object out of one image unless its file is there; returns its class id, None without object."""
-    label = read_mask(label_path(labels, record.name))
-    image = record.read_image()
+    """Cut the object out of one image unless that is done; returns its class id, None without object."""
+    path = label_path(labels, record.name)
+    label, image = read_mask(path), record.read_image()
     if label.shape != (image.height, image.width):
         raise ValueError(
-            f"label {label_path(labels, record.name)} is {label.shape[1]} x {label.shape[0]} pixels, but its "
+            f"label {path} is {label.shape[1]} x {label.shape[0]} pixels, but its "
             f"image {record.image} is {image.width} x {image.height}"
         )
     item: MinedObject | None = extract_object(np.asarray(image), label, min_share, max_share)
     if item is None:
         return None
-    if not object_path(out, item.class_id, record.name).is_file():
+    cut = object_path(out, item.class_id, record.name)
+    if not has_date(cut, path, record.image):
         save_object(out, record.name, item)
+        keep_date(cut, path, record.image)
     return item.class_id
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from engine.scores.base import predicted_file
 from engine.scores.evaluation import Evaluation
 from engine.scores.records import provenance, short_name
 from utils.distributed import barrier, init_process_group, is_main
-from utils.files import claim_folder
+from utils.files import claim_folder, has_date, keep_date
 
 
 def load_inputs(options: CheckpointOptions) -> tuple[torch.device, LoadedMethod, Split]:
@@ -76,12 +75,15 @@ def _is_split(loaded: LoadedMethod, name: str) -> bool:
 
 
 class Outputs:
-    """A file for each image of a split, made with a checkpoint, and the scores of those with a mask.
+    """A file for each image of a split, and the scores of those with a mask.
 
     Args:
         protocol: id of the scores.
         path_of: where the file of an image is, `label_path` or `cam_path`.
-        settings: what decides the files, beside checkpoint, images and precision.
+        settings: what decides the files.
+        source: what the scores rest on (`provenance`).
+        reads: the file of an earlier step that an image's file is made from, beside the image.
+        ignored: what 255 in a label counts as (`Evaluation.add`).
 
     Raises:
         ValueError: the folder holds files made with other settings, or masks and tags disagree.
@@ -89,38 +91,68 @@ class Outputs:
 
     def __init__(
         self,
+        folder: Path,
+        split: Split,
+        protocol: str,
+        path_of: Callable[[Path, str], Path],
+        evaluation: Evaluation,
+        *,
+        settings: Mapping[str, Any],
+        source: Mapping[str, Any],
+        num_workers: int,
+        reads: Callable[[Record], Path] | None = None,
+        ignored: str = "error",
+    ) -> None:
+        self.folder, self.split, self.protocol, self.path_of = folder, split, protocol, path_of
+        self.evaluation, self.source = evaluation, source
+        self.num_workers, self.reads, self.ignored = num_workers, reads, ignored
+        # Of photos alone some may come or go: each result has the date of its photo instead.
+        self.is_bare = all(record.tags is None and record.mask is None for record in split.records)
+        data = {
+            "split": short_name(split),
+            "data_fingerprint": None if self.is_bare else split.fingerprint(),
+        }
+        self.settings = {"protocol": protocol, **data, **settings}
+        compare_masks_with_tags(split, may_lack_classes=True)
+        if is_main():
+            claim_folder(folder, self.settings)
+            print(f"output   {folder}   ({len(split)} images, protocol {protocol})")
+        barrier()
+
+    @classmethod
+    def of_checkpoint(
+        cls,
         options: ImageOptions,
         loaded: LoadedMethod,
         split: Split,
         protocol: str,
         path_of: Callable[[Path, str], Path],
         device: torch.device,
+        reads: Callable[[Record], Path] | None = None,
         **settings: Any,
-    ) -> None:
-        self.options, self.loaded, self.split, self.protocol = options, loaded, split, protocol
-        self.path_of, self.device = path_of, device
-        self.evaluation = Evaluation(
-            split, loaded.cfg.eval.scores, loaded.method.background_threshold, device=device
-        )
-        # Of photos alone some may come or go: each result has the date of its photo instead.
-        self.is_bare = all(record.tags is None and record.mask is None for record in split.records)
-        self.settings = {
-            "protocol": protocol,
-            "checkpoint_sha256": loaded.sha256,
-            "split": short_name(split),
-            "data_fingerprint": None if self.is_bare else split.fingerprint(),
-            "precision": options.precision,
-            "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
-            **settings,
-        }
-        name = re.sub("[^A-Za-z0-9.+-]+", "_", protocol).strip("_")[:100]
-        self.folder = options.out or loaded.path.parent / f"{loaded.path.stem}_{name}"
-        compare_masks_with_tags(split, may_lack_classes=True)
+    ) -> Outputs:
+        """What a checkpoint makes; ``settings`` decide the files, beside checkpoint, images and precision."""
         if is_main():
             print(loaded.describe())
-            claim_folder(self.folder, self.settings)
-            print(f"output   {self.folder}   ({len(split)} images, protocol {protocol})")
-        barrier()
+        name = re.sub("[^A-Za-z0-9.+-]+", "_", protocol).strip("_")[:100]
+        precision = {"precision": options.precision}
+        settings = {
+            "checkpoint_sha256": loaded.sha256,
+            "overrides": sorted(item for item in options.overrides if item.startswith("method.")),
+            **precision,
+            **settings,
+        }
+        return cls(
+            options.out or loaded.path.parent / f"{loaded.path.stem}_{name}",
+            split,
+            protocol,
+            path_of,
+            Evaluation(split, loaded.cfg.eval.scores, loaded.method.background_threshold, device=device),
+            settings=settings,
+            source={**provenance(loaded.cfg, split), **loaded.provenance(), **precision},
+            num_workers=options.num_workers,
+            reads=reads,
+        )
 
     def path(self, record: Record) -> Path:
         """The file of an image."""
@@ -138,44 +170,40 @@ class Outputs:
         """
 
         def finished(record: Record) -> bool:
-            is_there = is_up_to_date(self.path(record), record, self.is_bare)
-            return is_there and (others is None or others(record).is_file())
+            path, sources = self.path(record), self.sources(record)
+            is_current = has_date(path, *sources) if sources else path.is_file()
+            return is_current and (others is None or others(record).is_file())
 
         for_each_image(
             WeakSegDataset(self.split),
             lambda sample: work(sample, self.split.records[int(sample["index"])]),
             text=text,
-            num_workers=self.options.num_workers,
+            num_workers=self.num_workers,
             finished=finished,
             revisit=self.score,
         )
 
     def finish(self, record: Record) -> None:
         """The file of an image is written."""
-        if self.is_bare:
-            date = record.image.stat().st_mtime_ns
-            os.utime(self.path(record), ns=(date, date))
+        if sources := self.sources(record):
+            keep_date(self.path(record), *sources)
         self.score(record)
+
+    def sources(self, record: Record) -> list[Path]:
+        """The files whose dates tell whether the file of an image is still theirs."""
+        return [*([record.image] if self.is_bare else []), *([self.reads(record)] if self.reads else [])]
 
     def score(self, record: Record) -> None:
         """Add a file to the scores."""
-        path, threshold = self.path(record), self.loaded.method.background_threshold
-        self.evaluation.add(record, predicted_file(path, threshold, self.device))
+        prediction = predicted_file(self.path(record), self.evaluation.threshold, self.evaluation.device)
+        self.evaluation.add(record, prediction, self.ignored)
 
     def report(self) -> Path:
         """Print the scores and add them to ``scores.json``; returns the folder."""
-        source = {**provenance(self.loaded.cfg, self.split), **self.loaded.provenance()}
-        source["precision"] = self.options.precision
-        self.evaluation.reduce().report(self.folder, self.protocol, self.settings, source)
+        self.evaluation.reduce().report(self.folder, self.protocol, self.settings, self.source)
         return self.folder
 
 
 def is_up_to_date(path: Path, record: Record, is_bare: bool) -> bool:
-    """Whether the file of an image is there and, of photos alone, was made from this very photo.
-
-    It has the photo's date. One that took the place of a photo of the same date has a later change time.
-    """
-    if not path.is_file() or not is_bare:
-        return path.is_file()
-    made, photo = path.stat(), record.image.stat()
-    return made.st_mtime_ns == photo.st_mtime_ns and made.st_ctime_ns >= photo.st_ctime_ns
+    """Whether the file of an image is there and, of photos alone, was made from this very photo."""
+    return has_date(path, record.image) if is_bare else path.is_file()

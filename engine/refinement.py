@@ -5,13 +5,15 @@ n foreground classes of an image, (H, W) pixels.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from models.refiners.base import Refiner
 from ops.cam import normalize_cam
 from utils.cam_files import CamFile
-from utils.image import IGNORE_INDEX, resize
+from utils.image import IGNORE_INDEX, read_mask, resize
 
 CONFIDENCE = 0.7  # of a label, as in IRN; what is left are the other classes' equal shares
 
@@ -60,9 +62,31 @@ def refine_cam(refiner: Refiner, image_rgb: Tensor, cams: CamFile) -> CamFile:
     return CamFile(cams.class_ids, cam[0], None, cams.size)
 
 
-def only_tagged(label: Tensor, class_label: Tensor) -> Tensor:
+def read_label(path: Path, image_rgb: Tensor) -> Tensor:
+    """The label (H, W) of an image (3, H, W), on its device.
+
+    Raises:
+        ValueError: it has another size.
+    """
+    label = torch.from_numpy(read_mask(path)).to(image_rgb.device).long()
+    if label.shape != image_rgb.shape[1:]:
+        raise ValueError(f"{path} is {tuple(label.shape)}, its image {tuple(image_rgb.shape[1:])}")
+    return label
+
+
+def tagged_label(label: Tensor, class_label: Tensor | None) -> Tensor:
     """A label (H, W) with 255 in the place of classes that ``class_label`` (C,) rules out."""
+    if class_label is None:
+        return label
     allowed = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=label.device)
     allowed[0] = allowed[IGNORE_INDEX] = True
     allowed[1 : len(class_label) + 1] = class_label > 0
     return label.masked_fill(~allowed[label.long()], IGNORE_INDEX)
+
+
+def tagged_cams(cams: CamFile, class_label: Tensor | None) -> CamFile:
+    """The CAMs without those of classes that ``class_label`` (C,) rules out."""
+    if class_label is None:
+        return cams
+    kept = torch.isin(cams.class_ids, class_label.cpu().nonzero()[:, 0] + 1)
+    return CamFile(cams.class_ids[kept], cams.cam[kept], None, cams.size)

@@ -35,7 +35,7 @@ def run(options: Options) -> Path:
 
     from utils.cam_files import cam_path, save_cam
     from utils.exchange import NoClassError, load_foreign_cam
-    from utils.files import claim_folder, origin_of
+    from utils.files import claim_folder, has_date, keep_date, origin_of
 
     source, out = options.input, options.out
     names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.npy"))
@@ -44,9 +44,11 @@ def run(options: Options) -> Path:
     claim_folder(out, {"input": origin_of(source), "dtype": options.dtype})
     empty = []
     for name in tqdm(names, desc="convert", unit="file", dynamic_ncols=True):
-        if not cam_path(out, name).is_file():
+        path, theirs = cam_path(out, name), source / f"{name}.npy"
+        if not has_date(path, theirs):
             try:
-                save_cam(cam_path(out, name), load_foreign_cam(source / f"{name}.npy"), options.dtype)
+                save_cam(path, load_foreign_cam(theirs), options.dtype)
+                keep_date(path, theirs)
             except NoClassError:
                 empty.append(name)
     print(f"output   {out}   ({len(names) - len(empty)} files)")

@@ -56,7 +56,7 @@ def run(options: Options) -> Path:
     size = options.size or loaded.cfg.eval.size
     settings = {"size": size, "scales": scales, "stride": options.stride, "dtype": options.dtype}
     protocol = protocol_id("cam", short_name(split), scales)
-    outputs = Outputs(options, loaded, split, protocol, cam_path, device, **settings)
+    outputs = Outputs.of_checkpoint(options, loaded, split, protocol, cam_path, device, **settings)
 
     def work(sample: Sample, record: Record) -> None:
         image = normalize(sample["image"].to(device))[None]

@@ -104,7 +104,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
     settings = {**asdict(infer), "max_side": options.max_side}
     protocol = protocol_id("seg", short_name(split), infer.scales, infer.flip, refined, infer.tags)
-    outputs = Outputs(options, loaded, split, protocol, label_path, device, **settings)
+    outputs = Outputs.of_checkpoint(options, loaded, split, protocol, label_path, device, **settings)
     has_overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
     workers = refining_processes(options.crf_workers, refiner, device, len(split))
 

@@ -49,17 +49,23 @@ def run(options: Options) -> Path:
     method = loaded.method
     if not isinstance(method, Propagates):
         raise ValueError(f"{type(method).__name__} does not propagate CAMs")
+
+    def source_of(record: Record) -> Path:
+        return cam_path(options.cam, record.name)
+
     require_files(
-        (cam_path(options.cam, record.name) for record in split.records),
+        (source_of(record) for record in split.records),
         f"CAM files of {short_name(split)}",
         "finish tools/infer_cam.py on the same images",
     )
     crf = DenseCRF("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
-    outputs = Outputs(options, loaded, split, protocol, label_path, device, cam=origin_of(options.cam))
+    outputs = Outputs.of_checkpoint(
+        options, loaded, split, protocol, label_path, device, source_of, cam=origin_of(options.cam)
+    )
 
     def work(sample: Sample, record: Record) -> None:
-        cams, image_rgb = load_cam(cam_path(options.cam, record.name)), sample["image"].to(device)
+        cams, image_rgb = load_cam(source_of(record)), sample["image"].to(device)
         if len(cams.class_ids):
             cam = cams.cam if method.walk_stride == 1 or cams.strided is None else cams.strided
             with autocast(device, options.precision):

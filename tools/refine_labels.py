@@ -46,18 +46,25 @@ def run(options: Options) -> Path:
     import torch
     import yaml
 
-    from datasets.base import Record, Sample, WeakSegDataset
+    from datasets.base import Record, Sample
     from engine.data import data_config, load_split
-    from engine.inference import for_each_image, image_split
-    from engine.refinement import cam_to_refined_label, only_tagged, refine_cam, refine_label
-    from engine.scores.base import predicted_file
+    from engine.inference import image_split
+    from engine.outputs import Outputs
+    from engine.refinement import (
+        cam_to_refined_label,
+        read_label,
+        refine_cam,
+        refine_label,
+        tagged_cams,
+        tagged_label,
+    )
     from engine.scores.evaluation import Evaluation
     from engine.scores.records import provenance, short_name
     from engine.segmentation import inference_refiner
-    from utils.cam_files import CamFile, cam_path, label_path, load_cam, save_cam
-    from utils.distributed import barrier, init_process_group, is_main
-    from utils.files import claim_folder, origin_of, require_files
-    from utils.image import IGNORE_INDEX, read_mask, write_mask
+    from utils.cam_files import cam_path, label_path, load_cam, save_cam
+    from utils.distributed import init_process_group
+    from utils.files import origin_of, require_files
+    from utils.image import IGNORE_INDEX, write_mask
 
     device = init_process_group(options.device)
     config = yaml.safe_load(options.refiner) if isinstance(options.refiner, str) else options.refiner
@@ -66,75 +73,64 @@ def run(options: Options) -> Path:
     refiner, refined = inference_refiner(config, device, key="refiner")
     assert refiner is not None
 
-    cfg = None if options.images else data_config(options)
-    if cfg is None:
-        assert options.images is not None
+    if options.images:
+        cfg, scores = {}, ()
         split = image_split(options.images, [f"class_{k}" for k in range(IGNORE_INDEX)])
     else:
-        split = load_split(cfg.data, options.split or cfg.data.train_set)
+        cfg = data_config(options)
+        split, scores = load_split(cfg.data, options.split or cfg.data.train_set), cfg.eval.scores
     if options.tags and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: refine without tags")
     is_cam, to_cam = cam_path(options.input, split.records[0].name).is_file(), options.write == "cam"
     if to_cam and not is_cam:
         raise ValueError(f"{options.input} has no CAMs of these images")
-    source_of, result_of = (cam_path if is_cam else label_path), (cam_path if to_cam else label_path)
+
+    def source_of(record: Record) -> Path:
+        return (cam_path if is_cam else label_path)(options.input, record.name)
+
     require_files(
-        (source_of(options.input, record.name) for record in split.records),
+        (source_of(record) for record in split.records),
         f"labels or CAM files of split '{split.name}'",
         "finish the stage that makes them, or name other images with --split",
     )
-    threshold = (cfg or {}).get("method", {}).get("background_threshold", 0.5)
+    threshold = cfg.get("method", {}).get("background_threshold", 0.5)
     threshold = float(threshold if options.threshold is None else options.threshold)
 
     origin = origin_of(options.input)
     before = origin.get("protocol", "").split("/")[2:]
     steps = [*before, *(["tags"] if options.tags else []), refined]
-    protocol = f"{'cam' if to_cam else 'pseudo'}/{short_name(split)}/{'+'.join(steps)}"
-    settings = {"protocol": protocol, "input": origin, "refiner": config, "tags": options.tags}
-    settings |= {"write": options.write} | ({"threshold": threshold} if is_cam and not to_cam else {})
-    if is_main():
-        claim_folder(options.out, settings)
-        print(f"output   {options.out}   ({len(split)} images, protocol {protocol})")
-    barrier()
-    scores = () if cfg is None else cfg.eval.scores
-    evaluation = Evaluation(split, scores, threshold, device)
+    settings = {"input": origin, "refiner": config, "tags": options.tags, "write": options.write}
+    settings |= {"threshold": threshold} if is_cam and not to_cam else {}
+    outputs = Outputs(
+        options.out,
+        split,
+        f"{'cam' if to_cam else 'pseudo'}/{short_name(split)}/{'+'.join(steps)}",
+        cam_path if to_cam else label_path,
+        Evaluation(split, scores, threshold, device),
+        settings=settings,
+        source=provenance(cfg, split),
+        num_workers=options.num_workers,
+        reads=source_of,
+        ignored="background",
+    )
 
-    def work(sample: Sample) -> None:
-        record, image_rgb = split.records[int(sample["index"])], sample["image"].to(device) / 255
-        own, source = refiner.of_image(record.name), source_of(options.input, record.name)
+    def work(sample: Sample, record: Record) -> None:
+        image_rgb, own = sample["image"].to(device) / 255, refiner.of_image(record.name)
+        tags = sample["class_label"].to(device) if options.tags else None
         if is_cam:
-            cams = load_cam(source)
-            if options.tags:
-                kept = torch.isin(cams.class_ids, sample["class_label"].nonzero()[:, 0] + 1)
-                cams = CamFile(cams.class_ids[kept], cams.cam[kept], None, cams.size)
-            if to_cam:
-                save_cam(cam_path(options.out, record.name), refine_cam(own, image_rgb, cams))
-                return add(record)
-            label = cam_to_refined_label(own, image_rgb, cams, threshold)
+            cams = tagged_cams(load_cam(source_of(record)), tags)
+        if to_cam:
+            save_cam(outputs.path(record), refine_cam(own, image_rgb, cams))
+        elif is_cam:
+            write_mask(outputs.path(record), cam_to_refined_label(own, image_rgb, cams, threshold))
         else:
-            label = torch.from_numpy(read_mask(source)).to(device).long()
-            if label.shape != image_rgb.shape[1:]:
-                raise ValueError(f"{source} is {tuple(label.shape)}, its image {tuple(image_rgb.shape[1:])}")
-            label = only_tagged(label, sample["class_label"].to(device)) if options.tags else label
-            label = refine_label(own, image_rgb, label)
-        write_mask(label_path(options.out, record.name), label.to(torch.uint8))
-        return add(record)
-
-    def add(record: Record) -> None:
-        prediction = predicted_file(result_of(options.out, record.name), threshold, device)
-        evaluation.add(record, prediction, "background")
+            label = tagged_label(read_label(source_of(record), image_rgb), tags)
+            write_mask(outputs.path(record), refine_label(own, image_rgb, label))
+        outputs.finish(record)
 
     with torch.no_grad():
-        for_each_image(
-            WeakSegDataset(split),
-            work,
-            text="refine",
-            num_workers=options.num_workers,
-            finished=lambda record: result_of(options.out, record.name).is_file(),
-            revisit=add,
-        )
-    evaluation.reduce().report(options.out, protocol, settings, provenance(cfg, split))
-    return options.out
+        outputs.make(work, "refine")
+    return outputs.report()
 
 
 if __name__ == "__main__":

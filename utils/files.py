@@ -91,6 +91,25 @@ def require_files(paths: Iterable[Path], what: str, advice: str) -> None:
         problem(FileNotFoundError(f"{lacking}; {advice}"))
 
 
+def keep_date(result: Path, *sources: Path) -> None:
+    """Give a finished file the date of what it was made from, the latest of several."""
+    date = max(source.stat().st_mtime_ns for source in sources)
+    os.utime(result, ns=(date, date))
+
+
+def has_date(result: Path, *sources: Path) -> bool:
+    """Whether `keep_date` was called for these very sources.
+
+    A source of another date, even an older one, says no. So does one that took the place of a source of the
+    same date: its change time is later.
+    """
+    if not result.is_file():
+        return False
+    made, given = result.stat(), [source.stat() for source in sources]
+    is_latest = made.st_mtime_ns == max(source.st_mtime_ns for source in given)
+    return is_latest and made.st_ctime_ns >= max(source.st_ctime_ns for source in given)
+
+
 def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Mark ``folder`` as made with ``settings``, or check that it was.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,21 @@ def test_worker_processes_write_the_same_files_and_finished_ones_stay(folder):
     call(crf, options(path, processes=1))
     assert {file.name: file.read_bytes() for file in (path / "out").glob("*.png")} == expected
     assert (path / "out" / "a.png").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("replaced", ["images/a.png", "cam/a.npz"])
+def test_what_was_replaced_is_done_again_whatever_its_date(folder, replaced):
+    path, _ = folder
+    call(crf, options(path))
+    written = {file: file.read_bytes() for file in (path / "out").glob("*.png")}
+    (path / replaced).write_bytes((path / replaced.replace("a.", "c.")).read_bytes())
+    date = 3e9 if replaced == "images/a.png" else 1.6e9
+    for file in ("images/a.png", "cam/a.npz"):
+        os.utime(path / file, (date, date))
+    (path / "out/a.png").write_bytes(b"old")
+    call(crf, options(path))
+    assert (path / "out/a.png").read_bytes() != b"old"
+    assert (path / "out/b.png").read_bytes() == written[path / "out/b.png"]
 
 
 def test_other_settings_do_not_mix_with_finished_files(folder):

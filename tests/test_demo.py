@@ -3,24 +3,26 @@
 import json
 import re
 import sys
+from functools import partial
 
 import pytest
 
+from engine.pool import WorkerPool
 from scripts import demo
 
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
-    root = tmp_path_factory.mktemp("demo")
+@pytest.fixture
+def arguments(tmp_path):
     return [
-        f"out={root / 'out'}", f"data.root={root / 'data'}", "data.generate.train=8", "data.generate.test=4",
+        f"out={tmp_path / 'out'}", f"data.root={tmp_path / 'data'}", "data.generate.train=8", "data.generate.test=4",
         "data.generate.image_size=48", "data.crop_size=48", "data.num_workers=0", "eval.size=48",
         "train.steps=2", "train.batch_size=4", "train.checkpoint_every=1", "method.backbone.width=32",
         "method.backbone.depth=4", "method.backbone.heads=2",
     ]  # fmt: skip
 
 
-def test_demo_ends_with_a_table_and_a_page(arguments, monkeypatch, capsys):
+def test_demo_ends_with_a_table_and_a_page_and_repeats_nothing(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("utils.worker.core_count", lambda: 1)
     monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
     demo.main()
     shown = capsys.readouterr().out
@@ -39,15 +41,19 @@ def test_demo_ends_with_a_table_and_a_page(arguments, monkeypatch, capsys):
     pictures = re.findall(r'<img src="([^"]+)"', page)
     assert len(pictures) == 2 * len(records) and all((out / picture).is_file() for picture in pictures)
 
-
-def test_second_run_does_nothing_again(arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
-    demo.main()
-    out = demo.Path(arguments[0].removeprefix("out="))
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")}
     monkeypatch.setattr("engine.validation.validate", None)  # nothing is scored again
     demo.main()
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.pth")} != {}
+
+
+def test_methods_train_side_by_side(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("utils.worker.core_count", lambda: 4)
+    monkeypatch.setattr("engine.pool.WorkerPool", partial(WorkerPool, threads=True))
+    monkeypatch.setattr(demo, "_named_run", lambda name, out, overrides: asked.append((name, *overrides)))
+    demo.train_side_by_side(demo.CONFIGS, tmp_path, ["seed=1"])
+    assert sorted(asked) == sorted((name, "train.threads=1", "seed=1") for name in demo.CONFIGS)
 
 
 def test_a_pipeline_is_no_demo(arguments, monkeypatch):

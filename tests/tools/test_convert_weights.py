@@ -21,14 +21,15 @@ from tools import convert_weights
 from utils.weights import rename_keys
 
 
-@pytest.fixture
-def published(tmp_path):
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published") / "theirs.pth"
     method = ToCo(21, {"name": "deit_tiny_patch16_224"}).eval()
     state = author_state(method, Formula())
     state["module.encoder.head.bias"] = torch.zeros(1000)
     method.load_state_dict({own: value for own, value in zip(method.state_dict(), state.values())})
-    torch.save(state, tmp_path / "theirs.pth")
-    return method, tmp_path / "theirs.pth"
+    torch.save(state, path)
+    return method, path
 
 
 @pytest.mark.parametrize("target", ["methods.vit_base.SingleStageViT", "methods.toco.ToCo"])

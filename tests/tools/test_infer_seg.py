@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,13 +17,12 @@ from engine.scores.base import confusion_matrix
 from engine.scores.miou import Miou
 from engine.scores.records import read_scores
 from engine.segmentation import segment_scores, write_label
-from tests.processes import TIMEOUT, free_port, launch
+from tests.processes import TIMEOUT, in_a_group, launch, start
 from tests.stages import call
 from tools import infer_seg
 from utils.image import PALETTE, read_image, read_mask
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def infer(path, out, **options):
@@ -85,14 +83,12 @@ def test_folder_of_other_settings_is_refused(plain, checkpoint):
         infer(checkpoint, plain.parent)  # a folder with images that no run made
 
 
+def one_of_the_processes(_rank, *arguments):
+    infer(*arguments)
+
+
 def test_two_processes_give_the_same_labels_and_score(plain, checkpoint, tmp_path):
-    script = str(ROOT / "run_evaluate_seg_voc.sh")
-    positions = ["tools/infer_seg.py", "2", free_port(), "cpu", str(checkpoint)]
-    done = subprocess.run(
-        ["bash", script, *positions, "--out", "out", "--num_workers", "0"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    in_a_group(one_of_the_processes, checkpoint, tmp_path / "out")
     for file in plain.glob("*.png"):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
     (record,) = read_scores(tmp_path / "out")
@@ -204,17 +200,23 @@ def test_large_photo_is_segmented_small(checkpoint, infer, seen, tmp_path):
     assert read_mask(tmp_path / "label.png").shape == (96, 64)
 
 
+def from_the_command_line(arguments, errors):
+    with errors.open("w") as sys.stderr:
+        sys.argv = ["infer_seg.py", *arguments]
+        infer_seg.main()
+
+
 def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
     """Its loader's workers hear no stop signal, and must not keep the tool alive."""
-    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos, out, errors = tmp_path / "photos", tmp_path / "out", tmp_path / "errors"
     photos.mkdir()
     (photos / "bad.jpg").write_bytes(b"no picture")
     Image.effect_noise((40, 32), 80).convert("RGB").save(photos / "good.jpg")
-    command = [sys.executable, str(ROOT / "tools" / "infer_seg.py"), "--model_path", str(checkpoint)]
-    command += ["--infer", str(photos), "--out", str(out), "--device", "cpu"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "1 of 2 images: cannot read image" in done.stderr
-    assert "bad.jpg" in done.stderr and "RuntimeError" not in done.stderr
+    words = ["--model_path", str(checkpoint), "--infer", str(photos), "--out", str(out), "--device", "cpu"]
+    process = start(from_the_command_line, words, errors)
+    process.join(TIMEOUT)
+    assert process.exitcode == 2 and "1 of 2 images: cannot read image" in errors.read_text()
+    assert "bad.jpg" in errors.read_text() and "RuntimeError" not in errors.read_text()
     written = (out / "good.png").stat().st_mtime_ns
     (photos / "bad.jpg").unlink()
     infer(checkpoint, out, infer=str(photos))

@@ -226,6 +226,7 @@ def test_undefined_ratios_stay_visible():
 
     (record,) = json.loads(json.dumps(evaluation.records({"seg": "seg/x/ss"}, {}, {}), allow_nan=False))
     score = record["score"]
+    assert record["protocol"] == "seg/x/ss" and "threshold" not in record
     assert (
         score["per_class"]["class 2"]["confusion"] == "inf" and score["per_class"]["class 4"]["iou"] is None
     )
@@ -234,6 +235,15 @@ def test_undefined_ratios_stay_visible():
     assert score["miou"] == miou.mean and torch.equal(
         Miou(names(5)).values(matrix_of(score)).per_class["iou"].isnan(), miou.per_class["iou"].isnan()
     )
+
+
+def test_record_of_a_cam_says_its_threshold():
+    prediction = ImagePrediction()
+    prediction.add_cam("cam", torch.ones(1, 2, 2), torch.tensor([1]), (2, 2), 0.3)
+    evaluation = Evaluation(Split("test", names(2), (Record("0", None, None, ()),)), ["miou"], threshold=0.3)
+    evaluation.update({"name": "0", "mask": torch.ones(2, 2, dtype=torch.int64)}, prediction)
+    (record,) = evaluation.records({"cam": "cam/x/ms"}, {}, {})
+    assert record["protocol"] == "cam/x/ms@0.30" and record["threshold"] == 0.3
 
 
 def test_pairs_name_where_the_pixels_of_a_class_went():

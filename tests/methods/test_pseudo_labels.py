@@ -77,6 +77,14 @@ def test_crops_match_reference_values(case):
     case.compare("crop_abs_sums", crops[:, :, 2].abs().sum((2, 3)).T, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("count, exactly", [(3, True), (4, False)])
+def test_crops_take_candidates_as_long_as_there_are_enough(count, exactly):
+    candidates = torch.zeros(1, 12, 12, dtype=torch.bool)
+    candidates[0, [2, 5, 9], [3, 5, 9]] = True
+    corners = crop_positions(candidates, 4, count, lambda _, n: torch.arange(n))[0]
+    assert (sorted(corners.tolist()) == [[0, 1], [3, 3], [7, 7]]) == exactly and len(corners) == count
+
+
 def test_crops_need_room():
     with pytest.raises(ValueError, match="8 crops of 30 pixels"):
         crop_positions(torch.ones(1, 32, 32, dtype=torch.bool), 30, 8, lambda n: n[:, None])

@@ -14,7 +14,8 @@ from scripts import demo
 @pytest.fixture
 def arguments(tmp_path):
     return [
-        f"out={tmp_path / 'out'}", f"data.root={tmp_path / 'data'}", "data.generate.train=8", "data.generate.test=4",
+        f"out={tmp_path / 'out'}", f"data.root={tmp_path / 'data'}",
+        "data.generate.train=8", "data.generate.test=4",
         "data.generate.image_size=48", "data.crop_size=48", "data.num_workers=0", "eval.size=48",
         "train.steps=2", "train.batch_size=4", "train.checkpoint_every=1", "method.backbone.width=32",
         "method.backbone.depth=4", "method.backbone.heads=2",

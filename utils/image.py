@@ -302,7 +302,7 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
             f"cannot write {path}: a mask must be (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
         )
     image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(PALETTE.flatten().tolist())
+    image.putpalette(voc_palette())
     with atomic_file(Path(path)) as file:
         image.save(file, format="PNG")
 
@@ -316,3 +316,8 @@ def _voc_palette() -> np.ndarray:
 
 
 PALETTE = _voc_palette()
+
+
+def voc_palette() -> list[int]:
+    """The 256 colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ..."""
+    return PALETTE.flatten().tolist()

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from datasets.base import Record
 from datasets.context_decoupling import MinedObject, extract_object, object_path, save_object
 from utils.cam_files import label_path
-from utils.drawing import SheetRow, sheet
 from utils.files import has_date, keep_date
 from utils.image import read_mask
 
 TILE = 96  # side of an object in the overview, pixels
 TILES = 8  # objects of a class in the overview
+NAMES = 150  # pixels beside them for the name of the class
 
 
 def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
@@ -40,16 +40,15 @@ def mine(record: Record, labels: Path, out: Path, min_share: float, max_share: f
 
 def overview(bank: Path, objects: Mapping[int, list[str]], class_names: Sequence[str]) -> Image.Image:
     """The first objects of every class on grey, a class per row."""
-    rows = []
-    for class_id, names in objects.items():
-        tiles: list[np.ndarray | None] = []
-        for name in names[:TILES]:
+    step, font = TILE + 4, ImageFont.load_default(14)
+    canvas = Image.new("RGB", (NAMES + TILES * step, len(objects) * step), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, (class_id, names) in enumerate(objects.items()):
+        draw.text((4, row * step), f"{class_names[class_id]}\nobjects: {len(names)}", "black", font)
+        for column, name in enumerate(names[:TILES]):
             with Image.open(object_path(bank, class_id, name)) as picture:
                 picture.thumbnail((TILE, TILE))
                 tile = Image.new("RGB", (TILE, TILE), "grey")
                 tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2), picture)
-                tiles.append(np.asarray(tile))
-        tiles += [None] * (TILES - len(tiles))
-        count = f"{len(names)} object{'' if len(names) == 1 else 's'}" if names else "no object"
-        rows.append(SheetRow(class_names[class_id], tiles, note=count))
-    return sheet(rows, [""] * TILES, class_names, width=TILE)
+            canvas.paste(tile, (NAMES + column * step, row * step))
+    return canvas

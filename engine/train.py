@@ -18,17 +18,21 @@ from engine.checkpoint import BEST, LAST, Checkpoint
 from engine.checks import check_training, unreached
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
+from engine.details import tag_pairs
 from engine.method import build_method
 from engine.optim import build_optimizer, decayed_by_layer, poly_warmup_factor
+from engine.report import REPORT, refresh, write_report
 from engine.run_folder import find_start, foreign_start, run_folder
+from engine.runs import INFO
 from engine.scores.records import provenance, write_scores
+from engine.seen import record_seen
 from engine.trainer import Trainer
 from engine.validation import protocols, validate
 from methods.base import Method, Predicts
 from models.backbones import layer_scales, whole_crop
 from utils.build import suggest
 from utils.distributed import init_process_group, is_main, rank, world_size
-from utils.files import alone_in
+from utils.files import alone_in, write_json
 from utils.logging import LOGGER, setup_logging, warn_once
 from utils.seed import seed_everything, seed_process
 
@@ -57,6 +61,10 @@ def _train(
     # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
     is_scored = cfg.data.val_set and isinstance(method, Predicts)
     val_split = load_split(cfg.data, cfg.data.val_set) if is_scored else None
+    source = provenance(cfg, train_split) if is_main() else {}
+    if is_main():
+        about = {"class_names": train_split.class_names, "pairs": tag_pairs(train_split)}
+        write_json(work_dir / INFO, {**source, **about})
     foreign, optim = foreign_start(cfg), to_plain(cfg.optim)
     course = {key: optim.pop(key) for key in ("warmup_steps", "warmup_ratio", "power")}
     decay_steps = optim.pop("decay_steps") or cfg.train.steps
@@ -74,10 +82,11 @@ def _train(
         header={
             "config": to_plain(cfg),
             "class_names": list(train_split.class_names),
-            "provenance": provenance(cfg, train_split) if is_main() else {},
+            "provenance": source,
             "resumed_from": str(foreign) if foreign else None,
         },
         validate=_validation(cfg, method, val_split, device, work_dir) if val_split else None,
+        report=partial(refresh, work_dir),
         select=cfg.eval.select,
     )
     if start is not None:
@@ -87,6 +96,8 @@ def _train(
     if start is not None:
         LOGGER.info(f"resume   {start.path} at step {trainer.step}")
     trainer.fit()
+    if is_main() and not val_split:
+        write_report([work_dir], work_dir / REPORT)
     best = trainer.progress.best
     found = "" if best is None else f", best {cfg.eval.select} {best:.2f} in {BEST}"
     LOGGER.info(f"done: {work_dir / LAST}{found}")
@@ -155,6 +166,8 @@ def _validation(
         if is_main():
             records = result.records(protocols(method, split.name), settings, made_by)
             write_scores(work_dir, records)
+            drawn = {"size": cfg.eval.size, "device": device, "precision": cfg.train.precision}
+            record_seen(work_dir, result, method, dataset, step=step, **drawn)
         LOGGER.info(
             f"val    {step}  {means}  (mIoU %, {int(result.images)} images of {split.name}; "
             f"{cfg.eval.size} px squares, seg single scale, CAM background threshold "

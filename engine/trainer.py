@@ -49,6 +49,7 @@ class Trainer:
         options: the ``train`` section of a config.
         header: what every checkpoint carries besides the state (config, class names).
         validate: called every ``eval_every`` steps; returns scores by name, all in percent.
+        report: called by the main process when the scores of a step are written.
         select: which of those scores picks ``best.pth``.
     """
 
@@ -63,11 +64,12 @@ class Trainer:
         device: torch.device,
         header: Mapping[str, Any],
         validate: Callable[[Method, int], dict[str, float]] | None = None,
+        report: Callable[[MetricsWriter, int], None] | None = None,
         select: str = "seg",
     ) -> None:
         self.method, self.optimizer, self.schedule, self.batches = method, optimizer, schedule, batches
         self.options, self.work_dir, self.device, self.header = options, work_dir, device, header
-        self.validate, self.progress = validate, Progress(select=select)
+        self.validate, self.report, self.progress = validate, report, Progress(select=select)
         self.losses, self.metrics = Means(device), Means(device)  # since the last log line
         self.stopping = Stopping()
         self.ema = None
@@ -278,6 +280,8 @@ class Trainer:
         with self.stopping.at_once():
             scores = self.validate(self.average or self.method, self.step)
         writer.write(self.step, {"val": scores})
+        if self.report is not None and is_main():
+            self.report(writer, self.step)
         progress.scored, progress.scores = self.step, scores
         score = scores[progress.select]
         if math.isfinite(score) and (progress.best is None or score > progress.best):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets.base import Batch, Sample, WeakSegDataset
 from datasets.loader import eval_loader
+from engine.details import Details
 from engine.scores.base import OUTPUTS, ImagePrediction
 from engine.scores.evaluation import SCORES, Evaluation
 from engine.scores.records import protocol_id
@@ -49,6 +50,7 @@ def validate(
     device = torch.device(device)
     evaluation = Evaluation(dataset.split, scores, method.background_threshold, device)
     evaluation.scores = [score for score in evaluation.scores if score.validates]
+    evaluation.details = Details(dataset.split, device)
     loader = eval_loader(dataset, num_workers, shard(len(dataset)))
     bar = progress_bar(loader, desc="validate", unit="img", leave=False, disable=not (progress and is_main()))
     was_training = method.training
@@ -70,8 +72,8 @@ def validate(
 
 
 def predicted_image(method: Method, out: Prediction, i: int, sample: Sample) -> ImagePrediction:
-    """Image ``i`` of a prediction at the size of its mask; CAMs need the tags in ``sample``."""
-    size = sample["mask"].shape
+    """Image ``i`` of a prediction at the size of ``sample["image"]``; CAMs need its tags."""
+    size = sample["image"].shape[-2:]
     found = ImagePrediction(class_logits=out.class_logits[i])
     if "class_label" in sample:
         class_ids = sample["class_label"].nonzero()[:, 0] + 1

@@ -10,7 +10,6 @@ What is finished is not done again; an interrupted demo continues.
 from __future__ import annotations
 
 import contextlib
-import html
 import io
 import json
 import re
@@ -34,11 +33,6 @@ CONFIGS = tuple(METHODS)[:3]
 SPLITS = {"test": "contexts as in training", "test_shuffled": "contexts shuffled"}
 COLUMNS = ("cam_miou", "aux_cam_miou", "seg_miou")
 HEADER = ["mIoU %", "CAM", "shuffled", "gap", "aux CAM", "shuffled", "seg", "shuffled", "tag F1", "FP/TP"]
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>tag2mask demo</title><style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
-pre { background: #f4f4f4; padding: 1em; overflow-x: auto }  img { max-width: 100% }
-figure { margin: 1em 0 2em }  figcaption { color: #666 }</style>
-"""
 
 
 def main() -> None:
@@ -48,6 +42,7 @@ def main() -> None:
         print(__doc__)
         return
     from engine.config.load import load_config, project_path
+    from engine.report import REPORT, write_report
     from tools import make_demo_data
 
     folders = [item.removeprefix("out=") for item in arguments if item.startswith("out=")]
@@ -76,9 +71,9 @@ def main() -> None:
     table = results_table(records)
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
     (out / "scores.json").write_text(json.dumps(records, indent=1))
-    (out / "report.html").write_text(report(table, records, out), encoding="utf-8")
+    page = write_report([folder_of(name, out) for name in names], out / REPORT, "tag2mask demo", table)
     minutes = (time.monotonic() - started) / 60
-    print(f"\n{table}\n\npictures and numbers: {out / 'report.html'}   ({minutes:.1f} minutes)")
+    print(f"\n{table}\n\npictures and numbers: {page}   ({minutes:.1f} minutes)")
 
 
 def folder_of(name: str, out: Path) -> Path:
@@ -97,10 +92,11 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
     from engine.config.load import load_config
     from engine.data import load_split
     from engine.inference import load_method
-    from engine.scores.records import provenance
+    from engine.report import REPORT, write_report
+    from engine.scores.records import provenance, write_scores
+    from engine.seen import record_seen
     from engine.train import run as train
     from engine.validation import protocols, validate
-    from tools import visualize
 
     folder, finished = folder_of(name, out), finished_file(name, out)
     given = [f"run_name=demo/{folder.name}", f"work_dir={folder}", "data.val_set=null"]
@@ -115,18 +111,22 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
         split = load_split(cfg.data, split_name)
         dataset = WeakSegDataset(split, with_mask=True)
         scored = validate(loaded.method, dataset, size=size, device="cpu", batch_size=8, num_workers=workers)
-        entries = scored.records(protocols(loaded.method, split_name), {}, {})
+        source = provenance(cfg, split)
+        made_by = {**source, **loaded.provenance()}
+        entries = scored.records(protocols(loaded.method, split_name), {"size": size}, made_by)
+        write_scores(folder, entries)
+        drawn = {"step": loaded.step, "size": size, "device": "cpu"}
+        record_seen(folder, scored, loaded.method, dataset, **drawn)
         record[split_name] = {
             "images": int(scored.images),
             "size": size,
-            "provenance": provenance(cfg, split),
+            "provenance": source,
             "protocols": [entry["protocol"] for entry in entries],
             "tag_f1": 100 * scored.results["tag_f1"][""].mean,
             **{f"{output}_miou": 100 * values.mean for output, values in scored.results["miou"].items()},
             **{f"{output}_confusion": values.mean for output, values in scored.results["confusion"].items()},
         }
-        pictures = {"infer": split_name, "count": 6, "out": folder / "sheets"}
-        visualize.run(visualize.Options(model_path=checkpoint, device="cpu", **pictures))
+    write_report([folder], folder / REPORT)
     finished.write_text(json.dumps(record, indent=1))
     return record
 
@@ -185,19 +185,6 @@ def results_table(records: list[dict[str, Any]]) -> str:
         "objects on contexts drawn without them. CAM and\nFP/TP: true tags, scales and threshold of the "
         "config; seg: single scale, no CRF. Masks only score."
     )
-
-
-def report(table: str, records: list[dict[str, Any]], out: Path) -> str:
-    """A page with the table and the sheets of every method."""
-    parts = [PAGE, f"<h1>tag2mask demo</h1>\n<pre>{html.escape(table)}</pre>"]
-    for record in records:
-        about = f"{record['config']}, {record['steps']} steps"
-        parts.append(f"<h2>{html.escape(record['method'])}</h2>\n<p>{html.escape(about)}</p>")
-        for path in sorted((folder_of(record["config"], out) / "sheets").glob("*.png")):
-            title = SPLITS["test_shuffled" if "shuffled" in path.name else "test"]
-            picture = f'<img src="{path.relative_to(out)}" alt="{title}">'
-            parts.append(f"<figure>{picture}<figcaption>{title}</figcaption></figure>")
-    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,13 @@ def assert_same_run(folder, plain, tolerance=1e-5):
     torch.testing.assert_close(weights, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_a_run_leaves_a_report(plain):
+    """Written after the validation of the last step, with what it saw and no warning."""
+    assert "toco" in (plain / "report.html").read_text().lower()
+    assert json.loads((plain / "seen" / "test.json").read_text())["step"] == 4
+    assert "warning" not in (plain / "run.log").read_text()
+
+
 def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path):
     in_a_group(one_of_the_processes, demo, tmp_path / "run", size=4)
     assert_same_run(tmp_path / "run", plain)

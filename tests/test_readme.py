@@ -44,6 +44,8 @@ OWN_TESTS = (
     "tools/crf.py",
     "tools/mine_objects.py",
     "tools/refine_labels.py",
+    "tools/report.py",
+    "tools/runs.py",
     "tools/exchange_cams.py",
     "tools/convert_data.py",
 )

@@ -1,11 +1,10 @@
-"""Sheets for the eye: image, truth, CAM, auxiliary CAM, pseudo label and prediction side by side, classes by
-colour; for SeCo also the local crops that it decomposes the image into, with their category tags.
+"""What a checkpoint sees in some images, as a page: truth, CAMs, pseudo label, prediction, errors; for SeCo
+also the local crops that it decomposes an image into, with their category tags.
 
-    python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12 --out sheets
+    python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12
     python tools/visualize.py --model_path logs/my_run/last.pth --names 2007_000033 --labels crf:crf
 
-What is not there (masks, a decoder, tags) is left out. CAMs are those of the image's tags; each pixel has the
-colour of its strongest class, as strong as the activation.
+What is not there (masks, a decoder, tags) is left out. CAMs are those of the image's tags.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config.common import CheckpointOptions
 from engine.config.options import command_line, option
 
-TITLES = ("image", "truth", "CAM", "auxiliary CAM", "pseudo label", "prediction", "crops and their tags")
-
 
 @dataclass(kw_only=True)
 class Options(CheckpointOptions):
@@ -32,61 +29,49 @@ class Options(CheckpointOptions):
         None, "images to show, separated by commas; default: --count of them, evenly spread over the split"
     )
     count: int = option(12, "number of images")
-    rows: int = option(6, "images per sheet", least=1)
     size: int | None = option(None, "side of the square that the network sees; default: eval.size", least=1)
-    labels: list[str] = option([], "further columns from folders of label images: TITLE:FOLDER")
-    out: Path | None = option(None, "output folder; default: sheets/ beside the checkpoint")
+    labels: list[str] = option([], "label images to compare with, also several: TITLE:FOLDER")
+    out: Path | None = option(None, "output folder; default: pictures/ beside the checkpoint")
 
 
 def run(options: Options) -> Path:
-    """Draw the sheets; returns their folder."""
+    """Write ``report.html`` to a folder; returns its path."""
+    import torch
+
     from datasets.base import WeakSegDataset
     from engine.outputs import load_inputs
-    from engine.panels import crop_tiles, panels_of, see
+    from engine.report import REPORT, write_report
+    from engine.seen import draw, encoded, write_seen
+    from methods.base import Predicts
     from utils.cam_files import label_path
-    from utils.drawing import SheetRow, label_overlay, sheet, write_picture
     from utils.image import read_mask
     from utils.logging import progress_bar
 
     device, loaded, split = load_inputs(options)
-    dataset = WeakSegDataset(split)
-    folders = _label_folders(options.labels)
-    columns, rows = [*TITLES, *folders], []
-    size = options.size or loaded.cfg.eval.size
+    if not isinstance(loaded.method, Predicts):
+        raise ValueError(f"{type(loaded.method).__name__} predicts nothing to draw")
+    dataset, folders, samples = WeakSegDataset(split), _label_folders(options.labels), []
+    size, step = options.size or loaded.cfg.eval.size, loaded.step or 0
     chosen = _chosen(split, options.names, options.count)
     for index in progress_bar(chosen, desc="draw", unit="img", leave=False):
-        record, image_rgb = split.records[index], dataset[index]["image"].to(device)
-        seen = see(loaded, record, image_rgb, size)
-        panels, classes = panels_of(loaded, record, image_rgb, seen)
-        if (crops := crop_tiles(loaded, image_rgb, seen)) is not None:
-            panels["crops and their tags"] = crops
+        sample = draw(loaded.method, dataset, index, step=step, size=size, device=device)
         for title, folder in folders.items():
-            path = label_path(folder, record.name)
+            path = label_path(folder, sample["name"])
             if path.is_file():
-                panels[title] = label_overlay(panels["image"], read_mask(path))
-        tags = record.tags
-        note = "" if tags is None else "tags: " + (", ".join(split.class_names[k] for k in tags) or "none")
-        rows.append((record.name, panels, classes, note))
-
-    shown = [column for column in columns if any(column in panels for _, panels, _, _ in rows)]
-    out = options.out or loaded.path.parent / "sheets"
-    for number, start in enumerate(range(0, len(rows), options.rows), start=1):
-        lines = [
-            SheetRow(name, [panels.get(column) for column in shown], classes, note)
-            for name, panels, classes, note in rows[start : start + options.rows]
-        ]
-        path = out / f"{loaded.path.stem}_{Path(split.name).stem}_{number:02d}.png"
-        write_picture(path, sheet(lines, shown, split.class_names))
-        print(path)
-    return out
+                sample["maps"][title] = encoded(torch.from_numpy(read_mask(path)))
+        samples.append(sample)
+    out = options.out or loaded.path.parent / "pictures"
+    write_seen(out, split, {"step": step, "threshold": loaded.method.background_threshold}, samples)
+    page = write_report([out], out / REPORT, str(loaded.path))
+    print(page)
+    return page
 
 
 def _chosen(split: Any, names: str | None, count: int) -> list[int]:
-    import numpy as np
+    from engine.seen import spread
 
     if names is None:
-        count = min(count, len(split))
-        return [int(i) for i in np.linspace(0, len(split) - 1, count).round()] if count else []
+        return sorted(spread(len(split), count))
     index_of = {record.name: i for i, record in enumerate(split.records)}
     unknown = [name for name in names.split(",") if name not in index_of]
     if unknown:

@@ -127,6 +127,12 @@ class MetricsWriter:
                 if isinstance(value, (int, float)):
                     self._tensorboard.add_scalar(key.replace(".", "/"), value, step)
 
+    def draw(self, step: int, pictures: Mapping[str, Any]) -> None:
+        """Show pictures (H, W, 3) uint8 in TensorBoard."""
+        if self._tensorboard is not None:
+            for name, picture in pictures.items():
+                self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+
     def close(self) -> None:
         """Close both records."""
         if self._file is not None:

@@ -20,8 +20,10 @@ from engine.config.load import load_config, project_path
 from engine.pipeline import stamp
 from engine.pipeline.pictures import draw_stage
 from engine.pipeline.plan import Plan, make_plans
+from engine.report import REPORT, write_report
 from engine.scores.records import read_scores
 from engine.scores.tables import text_table
+from engine.seen import SEEN
 from utils.distributed import all_reduce_sum, barrier, init_process_group, is_main
 from utils.files import alone_in, write_atomic
 from utils.logging import LOGGER, setup_logging
@@ -55,8 +57,9 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                 if is_main():
                     # The images that it worked on, or else those of the first training.
                     if images := next((p.images for p in (plan, *plans[:number]) if p.images), None):
-                        folders = {p.name: p.folder for p in plans[:number]}
-                        draw_stage(folders, images, work_dir / "pictures", device)
+                        draw_stage(plan.folder, images, device)
+                        drawn = [p.folder for p in plans[:number] if (p.folder / SEEN).is_dir()]
+                        write_report(drawn, work_dir / REPORT, work_dir.name)
                     stamp.finish(plan.folder)
                     LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
             _wait_for(plan.folder)
@@ -64,7 +67,7 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
         table = text_table(["Stage", "state", "protocol", "mIoU %"], rows)
         if is_main():
             write_atomic(work_dir / "table.txt", (table + "\n").encode())
-        LOGGER.info(f"\n{table}\n\npictures of every stage: {work_dir / 'pictures'}")
+        LOGGER.info(f"\n{table}\n\nreport of every stage: {work_dir / REPORT}")
     return work_dir
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.seen import SEEN
 from utils.files import FILES, read_json, write_json
 from utils.logging import LOGGER
 from utils.mappings import differences
@@ -94,6 +95,7 @@ def _listing(folder: Path, suffixes: Sequence[str] = ()) -> str:
         for path in folder.rglob("*")
         if (path.suffix in suffixes if suffixes else path.is_file())
         and path.name not in (STAMP, "scores.json")
+        and path.parent.name != SEEN
         and not path.name.startswith(".")
     )
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]

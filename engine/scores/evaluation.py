@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from datasets.base import Record, Split
-from engine.scores.base import ImagePrediction, Sample, Values, create_score, plain
+from engine.details import Details
+from engine.scores.base import ImagePrediction, Sample, Score, Values, create_score, plain
 from engine.scores.records import short_name, write_scores
 from engine.scores.tables import number
 from utils.distributed import all_reduce_sum, is_main
@@ -32,6 +33,7 @@ class Evaluation:
     ) -> None:
         self.split, self.threshold, self.device = split, threshold, device
         self.scores = [create_score(name, split.class_names, device) for name in names]
+        self.details: Details | None = None  # of a validation
         self.images = torch.zeros((), dtype=torch.int64, device=device)
         self.truth = torch.zeros(IGNORE_INDEX + 1, dtype=torch.int64, device=device)  # pixels by mask value
 
@@ -72,7 +74,7 @@ class Evaluation:
             self._check(f"{output} prediction", sample, wrong.sum())
         self.images += 1
         self.truth += pixels
-        for score in self.scores:
+        for score in self.counters:
             score.update(sample, prediction)
 
     def _check(self, what: str, sample: Sample, wrong: Tensor) -> None:
@@ -82,9 +84,14 @@ class Evaluation:
                 f"{self.split.num_classes} classes: is it an index image of this data set?"
             )
 
+    @property
+    def counters(self) -> list[Score | Details]:
+        """All that sees every image."""
+        return [*self.scores, *([self.details] if self.details else [])]
+
     def reduce(self) -> Evaluation:
         """Add the counts of all processes, once; a collective call. Returns itself."""
-        for tensor in (self.images, self.truth, *(x for score in self.scores for x in score.tensors())):
+        for tensor in (self.images, self.truth, *(x for score in self.counters for x in score.tensors())):
             tensor.copy_(all_reduce_sum(tensor))
         return self
 

@@ -126,7 +126,7 @@ def test_stages_run_in_order_and_only_once(toy):
 
 def test_picture_of_a_stage_shows_the_images_that_it_worked_on(toy, monkeypatch):
     drawn = {}
-    draw = lambda folders, split, *_: drawn.update({[*folders][-1]: split.name})  # noqa: E731
+    draw = lambda folder, split, *_: drawn.update({folder.name: split.name})  # noqa: E731
     monkeypatch.setattr(pipeline, "draw_stage", draw)
     toy.run()
     assert drawn == {"first": "train", "second": "train", "apart": "test", "third": "train"}
@@ -436,7 +436,8 @@ def test_whole_pipeline_runs(odd_images, tmp_path, monkeypatch, capsys):
 def assert_complete(run, config, arguments, rounds):
     """Every stage has left a picture and every round its scores."""
     stages = {stage.name for stage in load_stages(config, arguments)}
-    assert {path.stem for path in (run / "pictures").iterdir()} == stages
+    assert {path.parent.parent.name for path in run.glob("*/seen/*.json")} == stages
+    assert (run / "report.html").is_file()
     table = (run / "table.txt").read_text()
     for protocol in ("cam/train/", "pseudo/train/walk", "seg/test/ss+flip"):
         assert table.count(protocol) >= rounds

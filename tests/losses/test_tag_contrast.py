@@ -116,10 +116,11 @@ def test_batches_without_a_class_are_finite(tag):
     assert (lil == 0) == (tag == MIXED)
 
 
-def test_rows_whose_bracket_is_not_negative_are_dropped():
+@pytest.mark.parametrize("temperature", [0.5, 1.55])  # far above 0, and 0.5
+def test_rows_whose_bracket_is_not_negative_are_dropped(temperature):
     query = torch.tensor([[1.0, 0.0]])
     keys, tags = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]), torch.tensor([1, 1, 2])
-    loss, _ = local_to_local_contrast(query, keys, tags[:1], tags, 0.5)
+    loss, _ = local_to_local_contrast(query, keys, tags[:1], tags, temperature)
     assert loss == 0
 
 

@@ -81,7 +81,7 @@ def test_crops_match_reference_values(case):
 def test_crops_take_candidates_as_long_as_there_are_enough(count, exactly):
     candidates = torch.zeros(1, 12, 12, dtype=torch.bool)
     candidates[0, [2, 5, 9], [3, 5, 9]] = True
-    corners = crop_positions(candidates, 4, count, lambda _, n: torch.arange(n))[0]
+    corners = crop_positions(candidates, 4, count, lambda n: torch.arange(count)[None])[0]
     assert (sorted(corners.tolist()) == [[0, 1], [3, 3], [7, 7]]) == exactly and len(corners) == count
 
 

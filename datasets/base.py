@@ -69,7 +69,14 @@ class Record:
     def read_mask(self) -> np.ndarray:
         """The ground truth (H, W) of an image that has one."""
         assert self.mask is not None
-        mask = read_mask(self.mask)
+        return self._cut(read_mask(self.mask))
+
+    def read_context(self) -> np.ndarray:
+        """The contexts (H, W) of an image that has a map of them."""
+        assert self.context is not None
+        return self._cut(read_mask(self.context))
+
+    def _cut(self, mask: np.ndarray) -> np.ndarray:
         if self.window is None:
             return mask
         top, left, bottom, right = self.window
@@ -135,6 +142,7 @@ class WeakSegDataset(Dataset[Sample]):
         transform: sample -> sample. All it draws from torch's global generator belongs to the sample's seed,
             whichever process or worker loads the sample; that generator is left as it was.
         with_mask: load the masks too.
+        mask_key: what a sample calls its mask: ``mask`` to score with, ``pseudo_label`` to learn from.
         on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
             place, decided by the seed, and counts it in ``skipped``. In evaluation it is always an error.
         label_dir: folder of labels that an earlier stage made. Label images ``<name>.png`` become
@@ -149,15 +157,17 @@ class WeakSegDataset(Dataset[Sample]):
         with_mask: bool = False,
         on_error: str = "raise",
         label_dir: Path | None = None,
+        mask_key: str = "mask",
     ) -> None:
         self.split = split
         self.transform = transform
         self.with_mask = with_mask
         self.on_error = on_error
+        self.mask_key = mask_key
         self.labels = None if label_dir is None else _label_files(split, label_dir)
         untagged = [record.name for record in split.records if transform and record.tags is None]
         unmasked = [record.name for record in split.records if with_mask and record.mask is None]
-        for names, what in ((untagged, "tags to train on"), (unmasked, "ground-truth mask to score with")):
+        for names, what in ((untagged, "tags to train on"), (unmasked, "ground-truth mask")):
             if names:
                 images = some(names, len(split), "images")
                 raise ValueError(f"{images} of split '{split.name}' have no {what}")
@@ -209,9 +219,9 @@ class WeakSegDataset(Dataset[Sample]):
             sample["pseudo_label"] = checked_mask(label, self.labels[index], record, image, self.split)
         if self.with_mask:
             assert record.mask is not None
-            sample["mask"] = checked_mask(record.read_mask(), record.mask, record, image, self.split)
+            sample[self.mask_key] = checked_mask(record.read_mask(), record.mask, record, image, self.split)
             if record.context is not None:
-                sample["context"] = torch.from_numpy(read_mask(record.context)).long()
+                sample["context"] = torch.from_numpy(record.read_context()).long()
         return sample
 
     def _load_or_replace(self, index: int, sample_seed: int) -> Sample:

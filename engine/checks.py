@@ -33,11 +33,15 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
     if not method.loss_weights:
         raise ValueError("method.loss_weights is empty: nothing would be trained")
     name, label_dir = type(method).__name__, cfg["data"]["label_dir"]
+    learn_from = cfg["data"].get("learn_from")
     if isinstance(method, LearnsFromLabels):
-        if not label_dir:
-            raise ValueError(f"{name} learns from labels: set data.label_dir to a folder of {method.labels}")
-    elif label_dir:
-        raise ValueError(f"{name} learns from tags and does not use labels: set data.label_dir to null")
+        if bool(label_dir) == bool(learn_from):
+            raise ValueError(
+                f"{name} learns from labels: set either data.label_dir to a folder of {method.labels}, or "
+                "data.learn_from=masks"
+            )
+    elif label_dir or learn_from:
+        raise ValueError(f"{name} learns from tags: set data.label_dir and data.learn_from to null")
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
 
 

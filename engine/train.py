@@ -113,6 +113,8 @@ def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDatas
             whole_crop(method, data.crop_size, "data.crop_size"), tuple(data.scale_range)
         ),
         label_dir=project_path(data.label_dir) if data.label_dir else None,
+        with_mask=data.learn_from == "masks",
+        mask_key="pseudo_label",
     )
     options = dict(data.context_decoupling)
     folder = options.pop("bank")

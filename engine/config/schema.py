@@ -88,6 +88,11 @@ class Data:
         "folder of labels that an earlier stage made (docs/pipelines.md); null: train on tags alone",
         reads=True,
     )
+    learn_from: str | None = option(
+        None,
+        "masks: train on the ground truth instead of label_dir (docs/pipelines.md, bounds); null: no",
+        choices=("masks",),
+    )
     context_decoupling: ContextDecoupling = field(default_factory=ContextDecoupling)
 
 

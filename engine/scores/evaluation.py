@@ -16,7 +16,7 @@ from engine.scores.base import ImagePrediction, Sample, Score, Values, create_sc
 from engine.scores.records import short_name, write_scores
 from engine.scores.tables import number
 from utils.distributed import all_reduce_sum, is_main
-from utils.image import IGNORE_INDEX, read_mask
+from utils.image import IGNORE_INDEX
 
 SCORES = ("miou", "confusion", "tag_f1", "cam_sweep")
 
@@ -56,7 +56,7 @@ class Evaluation:
                 prediction.labels[output] = label.masked_fill(label == IGNORE_INDEX, 0)
         sample = {"name": record.name, "mask": mask}
         if record.context is not None:
-            sample["context"] = torch.from_numpy(read_mask(record.context)).long().to(self.device)
+            sample["context"] = torch.from_numpy(record.read_context()).long().to(self.device)
         self.update(sample, prediction)
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from datasets.base import Record, Split, WeakSegDataset, collate
+from datasets.transforms import PlainView
 from datasets.voc import voc_split
 from utils.image import write_mask
 
@@ -115,3 +116,10 @@ def test_real_photos_load(voc20_mini):
         sample = data[index]
         classes = set(sample["mask"].unique().tolist()) - {0, 255}
         assert classes == set(split.records[index].tags)
+
+
+def test_true_masks_may_be_learned_from(split):
+    """The supervised upper bound: a mask moves with its image like any other label."""
+    sample = WeakSegDataset(split, PlainView(16), with_mask=True, mask_key="pseudo_label")[2]
+    inside = sample["pseudo_label"][sample["pseudo_label"] != 255]
+    assert "mask" not in sample and len(inside) and (inside == 2).all()

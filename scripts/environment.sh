@@ -1,6 +1,7 @@
 # Sourced by run_*.sh. `use_python` puts a Python that has the packages into $PYTHON; `use_python FILE_OR_PACKAGE...`
 # also makes .venv and installs them when they are missing. An environment of one's own is used as it is, if it is
 # active (venv, conda) or named in $PYTHON, and has the packages (and the modules in $TEST_MODULES).
+# TORCH_INDEX=URL names the index that a new .venv takes torch and torchvision from, such as that of the CPU builds.
 
 TEST_MODULES=${TEST_MODULES:-}
 
@@ -60,6 +61,12 @@ use_python() {
       echo "$base cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)" >&2
       exit 2
     fi
+  fi
+  # Before the other packages, which then keep the build that is there.
+  if [ -n "${TORCH_INDEX:-}" ]; then
+    local torch
+    torch=$(grep -E '^torch(vision)?[^a-z]' requirements.txt)
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --index-url "$TORCH_INDEX" $torch
   fi
   "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
   printf '%s' "$wanted" | cksum >> "$stamp"

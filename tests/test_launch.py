@@ -310,6 +310,21 @@ def test_what_a_python_lacks(tmp_path):
     assert done.stdout == "no_such_module, no-such-package"
 
 
+def test_torch_may_come_from_an_index_of_its_own(tmp_path):
+    (tmp_path / "requirements.txt").write_text("torch>=2.6\ntorchvision>=0.21\nnumpy>=1.26\n")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "TORCH_INDEX": "INDEX"}
+    command = ["bash", "-ec", f"source {ROOT}/scripts/environment.sh; use_python -r requirements.txt"]
+    for _ in range(2):  # what is installed stays
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    _, first, second = (tmp_path / "calls").read_text().splitlines()
+    assert first.endswith("--index-url INDEX torch>=2.6 torchvision>=0.21")
+    assert second.endswith("-r requirements.txt") and "INDEX" not in second
+
+
 def test_help_shows_what_a_command_would_use(monkeypatch, capsys):
     """Without data."""
     monkeypatch.setattr(sys, "argv", ["scripts/train_voc.py", "--help"])

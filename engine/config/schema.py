@@ -163,7 +163,9 @@ class Optim:
 class Eval:
     """Validation during training."""
 
-    size: int = option(448, "validation resizes images to a square of this side, pixels", least=1)
+    size: int = option(
+        "${data.crop_size}", "validation resizes images to a square of this side, pixels", least=1
+    )
     scores: list[str] = option(
         ["miou", "confusion", "tag_f1", "cam_sweep"],
         "files of engine/scores, of which boundary_f is another one",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.pairs import PixelPairs
+from utils.device import to_device
 from utils.distributed import global_mean
 from utils.image import IGNORE_INDEX
 from utils.precision import full_precision
@@ -94,7 +95,7 @@ def pair_displacement_loss(displacement: Tensor, label: PairLabel, pairs: PixelP
         displacement = displacement.float()
         source, destination = pairs.source(displacement), pairs.destination(displacement)
         difference = source[..., None, :] - destination  # (B, 2, P, N)
-        offset = pairs.directions.T[:, :, None].to(difference)  # (2, P, 1)
+        offset = to_device(pairs.directions.T[:, :, None].float(), difference.device)  # (2, P, 1)
         return {
             "dp_fg": _masked_mean((difference - offset).abs(), label.fg_pos[:, None]),
             "dp_bg": _masked_mean(difference.abs(), label.bg_pos[:, None]),

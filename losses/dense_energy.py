@@ -7,6 +7,8 @@ of the shrunk maps, N = h*w.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,7 +94,7 @@ class _GatedBilateralEnergy(torch.autograd.Function):
         batch = len(probs)
         inside = inside.to(probs.dtype)
         gate = (inside - probs.amax(1)).clamp_(min=0)
-        gate = torch.where(unlabelled, 1.0, gate)
+        gate = gate.masked_fill(unlabelled, 1.0)
         segment = (probs * inside[:, None]).flatten(2).transpose(1, 2).contiguous()  # (B, N, K)
         chunk = max(1, MAX_PIXELS // segment.shape[1])
         filtered = [
@@ -116,6 +118,7 @@ class _GatedBilateralEnergy(torch.autograd.Function):
         return grad_probs.transpose(1, 2).reshape(ctx.shape), None, None, None, None, None
 
 
+@lru_cache(maxsize=8)
 def _nearest_index(size: int, out_size: int, device: torch.device) -> Tensor:
     """Source pixels of nearest-neighbour resizing, as F.interpolate chooses them."""
     index = torch.arange(size, dtype=torch.float32, device=device)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.device import positions
 from utils.distributed import global_mean
 from utils.precision import full_precision
 
@@ -47,12 +47,12 @@ def mask_loss(
         (B,) losses of the images: means over all pixels, ignored ones (which add 0) included, as published.
     """
     with full_precision(seg_logits):
-        b, k = seg_logits.shape[:2]
+        k = seg_logits.shape[1]
         loss = F.cross_entropy(seg_logits.float(), pseudo_label, ignore_index=ignore_index, reduction="none")
         ignored = pseudo_label == ignore_index
         label = pseudo_label.masked_fill(ignored, k)  # one bin more, for what is ignored
-        bins = label + (k + 1) * torch.arange(b, device=label.device)[:, None, None]
-        count = torch.bincount(bins.flatten(), minlength=b * (k + 1)).view(b, k + 1)[:, :k].float()
+        classes = positions(k, label.device)[:, None]
+        count = (label.flatten(1)[:, None] == classes).sum(2).float()  # (B, K)
         total = count.sum(1, keepdim=True)
         weight = F.pad((total - count) / (1 + total), (0, 1))  # (B, K + 1), 0 for what is ignored
         complete = (count > 0).sum(1) == class_label.sum(1) + 1

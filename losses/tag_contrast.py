@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from utils.device import positions
 from utils.distributed import all_reduce_sum, global_mean
 from utils.precision import full_precision
 
@@ -62,15 +63,16 @@ def local_to_local_contrast(
         number = copies.sum()
 
         with torch.no_grad():
-            mean = (logits * positive * copies).sum(1) / number
-            below = (copies * (logits * positive < mean[:, None])).sum(1)
+            alike = logits * positive
+            mean = (alike * copies).sum(1) / number
+            below = (copies * (alike < mean[:, None])).sum(1)
             revised = below / (number - below + 1e-6) > revise_ratio
             counted = copies * (positive & ~revised[:, None])
             # The authors drop entries whose exponential is 1: the maximum, and what was set to zero.
-            is_maximum = logits == 0
-            pairs = all_reduce_sum((counted * ~is_maximum).sum())
+            differs = logits != 0
+            pairs = all_reduce_sum((counted * differs).sum())
 
-        spread = (logits.exp() * (copies * (is_tagged & (key_tags != MIXED) & ~is_maximum))).sum(1)
+        spread = (logits.exp() * (copies * (is_tagged & (key_tags != MIXED) & differs))).sum(1)
         score = (logits * counted).sum(1) - number * (spread + eps).log()
         counts = (spread > 0) & (score < 0) & (pairs > 0)
         loss = -torch.where(counts, score, 0).mean() / pairs.clamp(min=1)
@@ -93,7 +95,7 @@ def local_to_global_contrast(
     """
     with full_precision(query):
         logits = query.float() @ prototypes.float().T / temperature  # (R, C)
-        class_ids = torch.arange(1, len(prototypes) + 1, device=query_tags.device)
+        class_ids = positions(len(prototypes) + 1, query_tags.device)[1:]
         is_class = query_tags[:, None] == class_ids  # (R, C)
         in_batch = all_reduce_sum(is_class.any(0).int()) > 0
         # log(S + eps) in logarithms: prototypes that were never updated have no fixed length, so exp could

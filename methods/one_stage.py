@@ -115,7 +115,7 @@ class OneStage(SingleStageCNN):
 
         mask = logits.new_zeros(())  # and no work while its weight is 0
         if self.loss_weight("mask", step):
-            pseudo_label = self.pseudo_ground_truth(image, masks, class_label)  # (B, H, W)
+            pseudo_label = self.pseudo_ground_truth(image, masks, class_label, batch.get("most_classes"))
             seg_logits = resize(logits, image.shape[-2:], align_corners=True)
             mask = mask_loss(seg_logits, pseudo_label, class_label).mean()
         metrics = {"fg": mean_foreground(masks.detach(), class_label).mean()}
@@ -128,9 +128,11 @@ class OneStage(SingleStageCNN):
         return self.pseudo_ground_truth(image, self.network(image).softmax(1), class_label)
 
     @torch.no_grad()
-    def pseudo_ground_truth(self, image: Tensor, masks: Tensor, class_label: Tensor) -> Tensor:
+    def pseudo_ground_truth(
+        self, image: Tensor, masks: Tensor, class_label: Tensor, most: Tensor | None = None
+    ) -> Tensor:
         """The target (B, H, W) int64 that the masks (B, K, h, w) of an image give after refinement."""
-        present = present_classes(class_label)
+        present = present_classes(class_label, most)
         return confident_label(
             self.refine(image, masks, present),
             F.pad(present.class_ids, (1, 0)),  # channel 0 is the background

@@ -191,8 +191,7 @@ class SeCo(ContrastiveViT):
     @torch.no_grad()
     def update_prototypes(self, cls_token: Tensor, class_label: Tensor) -> None:
         """Move prototypes towards the class tokens (B, D) of images with a single class."""
-        single = class_label.sum(1) == 1
-        labels = torch.where(single, class_label.argmax(1), MIXED)
+        labels = class_label.argmax(1).masked_fill(class_label.sum(1) != 1, MIXED)
         with full_precision(cls_token):
             tokens, labels = gather_batch(cls_token.float()), gather_batch(labels)
             self.prototypes.copy_(moved_prototypes(self.prototypes, tokens, labels, self.prototype_momentum))
@@ -225,9 +224,9 @@ def category_tags(
     parts = cut(torch.stack([classes, weight.long()], 1), positions, size).flatten(3)  # (V, B, 2, s*s)
     shown, weight = parts.unbind(2)
     tags = single_class(shown)
-    tags = torch.where(tags == 0, MIXED, tags)  # uncertain pixels alone
+    tags = tags.masked_fill(tags == 0, MIXED)  # uncertain pixels alone
     tags = tags.masked_fill(weight.sum(-1) / size**2 <= threshold, 0)  # (V, B)
-    whole = torch.where(whole == 0, 1 if follow == "program" else MIXED, whole)
+    whole = whole.masked_fill(whole == 0, 1 if follow == "program" else MIXED)
     return torch.cat([whole.expand(2, -1), tags]).T
 
 
@@ -235,7 +234,7 @@ def single_class(classes: Tensor) -> Tensor:
     """The only class number > 0 along the last dimension; 0 where there is none, -1 for several."""
     highest = classes.amax(-1)
     lowest = classes.masked_fill(classes == 0, IGNORE_INDEX).amin(-1)
-    return torch.where((highest == lowest) | (highest == 0), highest, MIXED)
+    return highest.masked_fill((highest != lowest) & (highest != 0), MIXED)
 
 
 def project(head: ProjectionHead, global_tokens: Tensor, local_tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from methods.one_stage import OneStage
 from models.blocks import FixedStatisticsNorm, ImagePooling, conv_norm_relu, kaiming
+from utils.device import constant
 from utils.precision import full_precision
 
 
@@ -116,7 +117,7 @@ class FlowAlignment(nn.Module):
             height, width = flow.shape[1:3]
             y, x = (torch.linspace(-1, 1, n, device=flow.device) for n in (height, width))
             regular = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-            place = regular + flow / flow.new_tensor([width, height])
+            place = regular + flow / constant((width, height), flow.device)
             if torch.are_deterministic_algorithms_enabled():  # grid_sample's gradient has no such form
                 return sample_corners(deep.float(), place).to(deep.dtype)
             return F.grid_sample(deep.float(), place, align_corners=True).to(deep.dtype)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.device import positions
+
 
 def momentum_copy(module: nn.Module) -> nn.Module:
     """A copy that no optimiser changes; ``update_momentum_copy`` does."""
@@ -31,7 +33,7 @@ def moved_prototypes(prototypes: Tensor, tokens: Tensor, labels: Tensor, momentu
     # All at once: a token is damped once more by every later token of its class.
     later = (labels[:, None] == labels).triu(1).sum(1)
     share = (1 - momentum) * momentum**later  # (N,)
-    rows = torch.arange(len(prototypes), device=labels.device)
+    rows = positions(len(prototypes), labels.device)
     is_class = (labels[:, None] == rows).to(tokens.dtype)  # (N, C)
     kept = momentum ** is_class.sum(0)  # (C,)
     return F.normalize(kept[:, None] * prototypes + (is_class * share[:, None]).T @ tokens, dim=1)
@@ -46,7 +48,7 @@ def enqueue_(queue: Tensor, tags: Tensor, pointer: Tensor, keys: Tensor, key_tag
     """
     size, number = len(queue), len(keys)
     kept = min(number, size)
-    places = (pointer + torch.arange(number - kept, number, device=keys.device)) % size
+    places = (pointer + positions(number, keys.device)[number - kept :]) % size
     queue.index_copy_(0, places, keys[-kept:])
     tags.index_copy_(0, places, key_tags[-kept:, None])
     pointer.add_(number).remainder_(size)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from utils.device import to_device
+from utils.device import positions, to_device
 
 
 def raw_draws(count: int, generator: torch.Generator) -> Tensor:
@@ -30,22 +30,21 @@ def first_of_permutation(draws: Tensor, n: Tensor) -> Tensor:
     Returns:
         (B, V) int64, different numbers in each row.
     """
-    step = torch.arange(draws.shape[1], device=draws.device)
+    count, step = draws.shape[1], positions(draws.shape[1], draws.device)
     place = step + draws % (n[:, None] - step)  # (B, V)
     # What is at place k when step k takes it: the start of the chain of steps that put it there.
-    before = _last_step_at(place, step.expand_as(place))
-    origin = torch.where(before < 0, step, before)
-    for _ in range(draws.shape[1].bit_length()):
+    before = _steps_until(place, step.expand_as(place))
+    origin = torch.where(before == 0, step, before - 1)
+    for _ in range((count - 1).bit_length()):
         origin = origin.gather(1, origin)
-    last = _last_step_at(place, place)
-    return torch.where(last < 0, place, origin.gather(1, last.clamp(min=0)))
+    last = _steps_until(place, place)
+    return torch.where(last == 0, place, origin.gather(1, (last - 1).clamp(min=0)))
 
 
-def _last_step_at(place: Tensor, asked: Tensor) -> Tensor:
-    """(B, V): the last step before step k that exchanged the place ``asked`` (B, V) of it; -1 for none."""
-    step = torch.arange(place.shape[1], device=place.device)
-    hit = (place[:, None] == asked[:, :, None]) & (step < step[:, None])  # (B, k, earlier step)
-    return torch.where(hit, step, -1).amax(2)
+def _steps_until(place: Tensor, asked: Tensor) -> Tensor:
+    """(B, V): 1 + the last step before step k that exchanged the place ``asked`` (B, V) of it; 0 for none."""
+    hit = (place[:, None] == asked[:, :, None]).tril(-1)  # (B, k, earlier step)
+    return (hit * positions(1 + place.shape[1], place.device)[1:]).amax(2)
 
 
 def random_order(n: Tensor, count: int, generators: Iterable[torch.Generator]) -> Tensor:
@@ -85,10 +84,10 @@ def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[T
     return torch.stack([flat // columns, flat % columns], -1)
 
 
-def cut(maps: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Crops (V, B, M, s, s) of maps (B, M, H, W) at top-left corners ``positions`` (B, V, 2)."""
-    rows, columns = positions.transpose(0, 1).unbind(-1)  # (V, B)
-    side = torch.arange(size, device=maps.device)
-    image = torch.arange(len(maps), device=maps.device)[None, :, None, None]
+def cut(maps: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Crops (V, B, M, s, s) of maps (B, M, H, W) at their top-left ``corners`` (B, V, 2)."""
+    rows, columns = corners.transpose(0, 1).unbind(-1)  # (V, B)
+    side = positions(size, maps.device)
+    image = positions(len(maps), maps.device)[None, :, None, None]
     crops = maps[image, :, (rows[..., None] + side)[..., None], (columns[..., None] + side)[..., None, :]]
     return crops.movedim(-1, 2)  # the indexed dimensions come first

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.cam import PresentClasses, best_class
+from utils.device import positions
 from utils.image import IGNORE_INDEX, resize
 
 
@@ -41,13 +42,16 @@ def region_mask(cam: Tensor, class_label: Tensor, low_threshold: float, high_thr
     return region.masked_fill_(score <= low_threshold, 0).masked_fill_(score >= high_threshold, 2)
 
 
+def outside_box(valid_box: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, H, W) bool, False inside of ``valid_box`` (B, 4; y0, y1, x0, x1, half-open)."""
+    place, box = positions(max(size), valid_box.device), valid_box.unflatten(1, (2, 2))
+    outside = (place < box[..., :1]) | (place >= box[..., 1:])  # (B, 2, longer side)
+    return outside[:, 0, : size[0], None] | outside[:, 1, None, : size[1]]
+
+
 def ignore_outside_box(label: Tensor, valid_box: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Set labels (B, H, W) outside of ``valid_box`` (B, 4; y0, y1, x0, x1, half-open) to ``ignore_index``."""
-    y0, y1, x0, x1 = valid_box.to(label.device).long()[:, :, None, None].unbind(1)
-    rows = torch.arange(label.shape[1], device=label.device)[None, :, None]
-    columns = torch.arange(label.shape[2], device=label.device)[None, None, :]
-    inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
-    return label.masked_fill(~inside, ignore_index)
+    return label.masked_fill(outside_box(valid_box.to(label.device), label.shape[1:]), ignore_index)
 
 
 def box_on_tokens(valid_box: Tensor, patch_size: int) -> Tensor:
@@ -114,8 +118,8 @@ def merge_confident_labels(foreground_run: Tensor, background_run: Tensor, ignor
 
     Background of the strict run is ignored, unless the lax run agrees: then it is background.
     """
-    merged = torch.where(foreground_run == 0, ignore_index, foreground_run)
-    return torch.where((foreground_run == 0) & (background_run == 0), 0, merged)
+    unsure = foreground_run == 0
+    return foreground_run.masked_fill(unsure, ignore_index).masked_fill(unsure & (background_run == 0), 0)
 
 
 def merge_readings(scores: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.device import constant
+from utils.device import constant, positions
 
 # float32 holds integers up to 2^24; beyond a quarter of it the position inside a simplex is rounding noise.
 MAX_COORDINATE = 2.0**22
@@ -49,6 +50,7 @@ def bilateral_features(
     return planar.transpose(1, 2)
 
 
+@lru_cache(maxsize=4)
 def _planar_features(
     height: int, width: int, sigma_xy: float | tuple[float, float], device: torch.device | str
 ) -> Tensor:
@@ -132,8 +134,10 @@ class PermutohedralLattice:
 
     def blur(self, points: Tensor, adjoint: bool = False) -> Tensor:
         """Add half of both neighbours along every axis in turn; (M + 1, C) -> (M + 1, C)."""
-        for index in self.blur_index.flip(0) if adjoint else self.blur_index:
-            points = F.embedding_bag(index, points, mode="sum", per_sample_weights=self.blur_weight)
+        indices, weight = self.blur_index.flatten(1), self.blur_weight.flatten()
+        offset = torch.arange(0, len(weight), 3, dtype=indices.dtype, device=self.device)
+        for index in reversed(indices) if adjoint else indices:
+            points = F.embedding_bag(index, points, offset, mode="sum", per_sample_weights=weight)
         return points
 
     def slice(self, points: Tensor) -> Tensor:
@@ -165,7 +169,11 @@ class PermutohedralLattice:
         key = torch.arange(num_pixels).mul_(8 if packed else 0)
         for k, stride in enumerate(strides):
             key += (cell[k] - cell[k + 1]).long().sub_(int(low[k]) - 2).mul_(stride)
-        key += self._image_of(num_pixels) * (unit * math.prod(sizes)) if self.batch > 1 else 0
+        key += (
+            _image_of(self.batch, self.points_per_image, num_pixels, self.device) * (unit * math.prod(sizes))
+            if self.batch > 1
+            else 0
+        )
         # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank, from a table of all sets.
         subsets = range(1 << corners)
         sums = [sum(step for k, step in enumerate(steps) if chosen >> k & 1) for chosen in subsets]
@@ -211,19 +219,13 @@ class PermutohedralLattice:
         steps = F.pad(below[1:], (0, 1)) - F.pad(below[1:], (1, 0))
         key = ((digits - low[:, None] + 2).long() * below[1:, None]).sum(0)
         if self.batch > 1:
-            key = key + self._image_of(num_pixels) * below[0]
+            key = key + _image_of(self.batch, self.points_per_image, num_pixels, self.device) * below[0]
         # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank.
-        least = torch.arange(self.dim, -1, -1, dtype=torch.int8, device=self.device)
+        least = positions(corners, self.device).flip(0)
         keys = key - ((rank > least[:, None, None]) * steps[:, None]).sum(1)  # (D, P)
         keys, order = keys.flatten().sort(stable=True)
         row = order % num_pixels
         return keys, row, row * corners + order // num_pixels, steps
-
-    def _image_of(self, num_pixels: int) -> Tensor:
-        """The image (P,) of every pixel, those behind the last image's being the padding of each."""
-        rows = torch.arange(num_pixels, device=self.device)
-        last = self.batch * self.points_per_image
-        return torch.where(rows < last, rows // self.points_per_image, rows - last)
 
     def _check_range(self, cell: Tensor) -> None:
         """Refuse features whose keys would not fit."""
@@ -250,7 +252,7 @@ class PermutohedralLattice:
         if compact:
             start = first.nonzero().flatten().int()
         else:  # points that do not exist begin behind the last row
-            start = torch.searchsorted(vertex, torch.arange(total, device=self.device), out_int32=True)
+            start = torch.searchsorted(vertex, positions(total, self.device), out_int32=True)
             keys = F.pad(keys, (0, 1), value=2**62)
         weight = weight.t().contiguous()  # (P, D): `position` counts in this layout
         weight[num_rows:] = 0
@@ -285,6 +287,13 @@ class PermutohedralLattice:
         self.blur_weight = constant((1.0, 0.5, 0.5), self.device).repeat(num_points + 1, 1)
 
 
+@lru_cache(maxsize=2)
+def _image_of(batch: int, points_per_image: int, num_pixels: int, device: torch.device) -> Tensor:
+    """The image (P,) of every pixel, those behind the last image's being the padding of each."""
+    rows, last = torch.arange(num_pixels, device=device), batch * points_per_image
+    return torch.where(rows < last, rows // points_per_image, rows - last)
+
+
 class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, lattice, adjoint):  # type: ignore[no-untyped-def]
@@ -315,24 +324,24 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     corners = dim + 1
     inverse_std = float(np.float32(corners * math.sqrt(2 / 3)))
     scales = [float(np.float32(inverse_std / math.sqrt((k + 1) * (k + 2)))) for k in range(dim)]
+    scaled = features * constant(tuple(scales), features.device)[:, None]
     elevated = features.new_empty(corners, features.shape[1])
     total = torch.zeros_like(features[0])
     for k in range(dim, 0, -1):
-        scaled = features[k - 1] * scales[k - 1]
-        torch.sub(total, scaled * k, out=elevated[k])
-        total = total + scaled
+        torch.sub(total, scaled[k - 1] * k, out=elevated[k])
+        total = total + scaled[k - 1]
     elevated[0] = total
 
     reciprocal = float(np.float32(1 / corners))
     cell = (elevated * reciprocal).round_()
-    rank = _rank(elevated - corners * cell)
+    rank = _rank(torch.sub(elevated, cell, alpha=corners))  # the product is a whole number
     # The rounded coordinates may miss the plane of zero sum: walk back along those that were rounded most.
     rank += cell.sum(0).to(torch.int8)
-    wrap = (rank < 0).to(torch.int8) - (rank >= corners).to(torch.int8)
-    rank += corners * wrap
+    wrap = (rank < 0).view(torch.int8) - (rank >= corners).view(torch.int8)
+    rank.add_(wrap, alpha=corners)
     cell += wrap
     # Barycentric weights are differences of the sorted offsets.
-    ordered = _sort_columns((elevated - corners * cell) * reciprocal)
+    ordered = _sort_columns(torch.sub(elevated, cell, alpha=corners) * reciprocal)
     return cell, rank, torch.cat([ordered[:1] + (1 - ordered[-1:]), ordered.diff(dim=0)])
 
 

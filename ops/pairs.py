@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.device import positions, to_device
+
 
 def search_directions(radius: int) -> list[tuple[int, int]]:
     """Offsets (dy, dx) of the destinations: first to the right, then row by row, closer than the radius."""
@@ -73,12 +75,12 @@ class PixelPairs:
         rows, columns = self.grid((maps.shape[-2], maps.shape[-1]))
         # All shifted windows as one view: (..., r, 2r - 1, rows, columns).
         windows = maps.unfold(-2, rows, 1).unfold(-2, columns, 1)
-        dy, dx = offsets.to(maps.device).unbind(-1)
+        dy, dx = to_device(offsets, maps.device).unbind(-1)
         return windows[..., dy, dx + self.reach, :, :].flatten(-2)
 
     def source(self, maps: Tensor) -> Tensor:
         """Values (..., N) of maps (..., h, w) at the sources."""
-        return self.at(maps, self.directions.new_zeros(2))
+        return self.view(maps, (0, 0)).flatten(-2)
 
     def destination(self, maps: Tensor) -> Tensor:
         """Values (..., P, N) of maps (..., h, w) at the destinations."""
@@ -86,7 +88,7 @@ class PixelPairs:
 
     def indices(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Pixel numbers, row by row, of the sources (N,) and of the destinations (P, N)."""
-        numbers = _pixel_numbers(size)
+        numbers = _pixel_numbers(size, torch.device("cpu"))
         return self.source(numbers), self.destination(numbers)
 
 
@@ -114,12 +116,14 @@ class PathPairs(PixelPairs):
         The gradient goes to the pixel of the maximum, of several the one nearest to the destination.
         """
         with torch.no_grad():
-            index = torch.cat([self._path_argmax(maps, x.to(maps.device)) for x in self.paths], dim=-2)
+            index = torch.cat(
+                [self._path_argmax(maps, to_device(x, maps.device)) for x in self.paths], dim=-2
+            )
         return maps.flatten(-2).gather(-1, index.flatten(-2)).view_as(index)
 
     def _path_argmax(self, maps: Tensor, paths: Tensor) -> Tensor:
         """Pixel numbers (..., n, N) of the maxima on paths (n, L, 2), one point of all paths at a time."""
-        numbers = _pixel_numbers((maps.shape[-2], maps.shape[-1])).to(maps.device)
+        numbers = _pixel_numbers((maps.shape[-2], maps.shape[-1]), maps.device)
         first = paths[:, 0]
         best = self.at(maps, first)
         index = self.at(numbers, first).expand(best.shape)
@@ -130,5 +134,5 @@ class PathPairs(PixelPairs):
         return index
 
 
-def _pixel_numbers(size: tuple[int, int]) -> Tensor:
-    return torch.arange(size[0] * size[1]).view(size)
+def _pixel_numbers(size: tuple[int, int], device: torch.device) -> Tensor:
+    return positions(size[0] * size[1], device).view(size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -14,8 +14,14 @@ def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+@lru_cache(maxsize=256)
+def positions(n: int, device: torch.device) -> Tensor:
+    """0, 1, ..., n - 1, made once for each device; not to be changed."""
+    return torch.arange(n, device=device)
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device; a GPU copies it from pinned memory, for which nobody waits."""
-    if device.type == "cuda":
+    if device.type == "cuda" and values.device != device:
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

@@ -106,7 +106,8 @@ def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Te
     """
     if is_distributed():
         count = all_reduce_sum(count if isinstance(count, Tensor) else total.new_tensor(count))
-    return total * world_size() / (count + offset)
+        total = total * world_size()
+    return total / (count + offset)
 
 
 def gather_batch(value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.refiners.base import Refiner
-from utils.device import constant
+from utils.device import constant, positions
 from utils.image import resize
 from utils.precision import full_precision
 
@@ -78,12 +78,17 @@ def _propagate_rows(
 ) -> Tensor:
     """``propagate`` as a product with a sparse matrix: one operation an iteration, as a GPU needs."""
     b, m, h, w = maps.shape
-    first = torch.arange(b, device=maps.device)[:, None, None] * (h * w)  # each image's first row
+    first = positions(b, maps.device)[:, None, None] * (h * w)  # each image's first row
     index = (neighbour_index((h, w), tuple(offsets), maps.device).T + first).flatten(0, 1)  # (B*H*W, K)
     weight = affinity.flatten(2).transpose(1, 2).reshape(index.shape)
     rows = maps.flatten(2).transpose(1, 2).reshape(-1, m)
+    index, offset, weight = (
+        index.flatten(),
+        positions(len(rows), maps.device) * len(offsets),
+        weight.flatten(),
+    )
     for _ in range(iterations):
-        rows = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight)
+        rows = F.embedding_bag(index, rows, offset, mode="sum", per_sample_weights=weight)
     return rows.view(b, h, w, m).movedim(-1, 1)
 
 
@@ -185,5 +190,6 @@ class PAR(LocalFilter):
 
     def position_affinity(self, image: Tensor) -> Tensor:
         """Weights (K,) that depend on the distance of the neighbours alone."""
-        length = constant(tuple(math.hypot(dy, dx) for dy, dx in self.offsets), image.device)
-        return torch.softmax(-((length / (length.std() + 1e-8) / self.softness) ** 2), 0)
+        length = torch.tensor([math.hypot(dy, dx) for dy, dx in self.offsets])
+        weights = torch.softmax(-((length / (length.std() + 1e-8) / self.softness) ** 2), 0)
+        return constant(tuple(weights.tolist()), image.device)

@@ -5,8 +5,10 @@ B images, L labels or classes, H W pixels, h w nodes of the walk (a quarter of t
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from bench.run import Options
+from datasets.base import Record, Split, WeakSegDataset, collate
+from engine.config.load import load_config, to_plain
+from engine.method import build_method
+from engine.optim import build_optimizer
+from engine.scores.base import ImagePrediction
+from engine.scores.evaluation import Evaluation
+from engine.trainer import batch_to_device
 from losses.dense_energy import dense_energy_loss
+from methods.base import Method
 from models.refiners.dense_crf import DenseCRF
 from models.refiners.random_walk import propagate_to_edge
 from ops.lattice import PermutohedralLattice, bilateral_features
@@ -147,4 +158,80 @@ def dense_walk(cam: Tensor, edge: Tensor, exp_times: int, squaring: bool = False
     return walked.view(cam.shape)
 
 
-PARTS = {"crf": crf_calls, "energy": energy_calls, "walk": walk_calls}
+def train_calls(options: Options) -> Calls:
+    """A step of a training, with every loss on: its forward pass, with the backward pass, and all of it."""
+    method, samples = training(options)
+    method.to(options.device).train()
+    batch = batch_to_device(
+        collate([samples[i, i] for i in range(options.batch)]), torch.device(options.device)
+    )
+    cfg = to_plain(load_config(options.config).optim)
+    kept = {key: cfg[key] for key in ("name", "lr", "weight_decay", "momentum")}
+    optimizer = build_optimizer(method.parameter_groups(), **kept)
+
+    def forward() -> Tensor:
+        losses, _ = method(batch, LATE)
+        return torch.stack([method.loss_weight(name, LATE) * loss for name, loss in losses.items()]).sum()
+
+    def backward() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        forward().backward()
+
+    def step() -> None:
+        backward()
+        optimizer.step()
+
+    return {"forward": forward, "forward, backward": backward, "step": step}
+
+
+def data_calls(options: Options) -> Calls:
+    """The views of a sample of a training from a decoded photo, and torchvision's standard crop of it."""
+    _, samples = training(options)
+    read = samples.read((0, 0))
+    standard = v2.Compose([v2.RandomResizedCrop(448), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return {
+        "views of a sample": lambda: [samples.transformed(dict(read)) for _ in range(options.batch)],
+        "torchvision, one crop": lambda: [standard(read["image"]) for _ in range(options.batch)],
+    }
+
+
+def training(options: Options) -> tuple[Method, WeakSegDataset]:
+    """The method of a config for ``labels`` classes, drawn, and its samples of generated photos."""
+    cfg = load_config(options.config)
+    method = build_method(cfg, options.labels, pretrained=False)
+    folder = Path(tempfile.mkdtemp())
+    records = []
+    for i, photo in enumerate(photos(options).cpu()):
+        path = folder / f"{i}.png"
+        Image.fromarray((255 * photo).round().byte().permute(1, 2, 0).numpy()).save(path)
+        tags = sorted({1 + i % (options.labels - 1), 1 + (i + 1) % (options.labels - 1)})
+        records.append(Record(str(i), path, None, tuple(tags)))
+    split = Split("photos", tuple(str(k) for k in range(options.labels)), tuple(records))
+    transform = method.train_transform(cfg.data.crop_size, tuple(cfg.data.scale_range))
+    return method, WeakSegDataset(split, transform)
+
+
+def evaluate_calls(options: Options) -> Calls:
+    """The scores of a validation for a label image, and a confusion matrix by NumPy."""
+    names, size = [str(k) for k in range(options.labels)], options.size
+    evaluation = Evaluation(
+        Split("masks", tuple(names), (Record("0", Path(), None, None),)), ("miou", "confusion")
+    )
+    mask, label = (coarse(options, options.labels)[0].argmax(0) for _ in range(2))
+    mask[: size[0] // 20] = 255
+    sample = {"name": "0", "mask": mask}
+
+    def numpy() -> np.ndarray:
+        truth, found = mask.numpy(), label.numpy()
+        kept = truth != 255
+        return np.bincount(truth[kept] * options.labels + found[kept], minlength=options.labels**2)
+
+    return {"scores": lambda: evaluation.update(sample, ImagePrediction({"seg": label})), "NumPy": numpy}
+
+
+LATE = 10**6  # a step at which every loss has its last weight
+PARTS = {"crf": crf_calls, "energy": energy_calls, "walk": walk_calls} | {
+    "train": train_calls,
+    "data": data_calls,
+    "evaluate": evaluate_calls,
+}

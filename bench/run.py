@@ -1,18 +1,25 @@
-"""Measure parts of the project against each other and against the compiled originals.
+"""Measure parts of the project against each other and against alternatives: a table, and JSON.
 
-    python bench/run.py --part crf --labels 21 --threads 2
-    python bench/run.py --part energy --size 224 224 --batch 4 --image photo.jpg
-    python bench/run.py --part walk --labels 3 --squaring
+    python bench/run.py train --config configs/seco/demo.yaml --out seco.json
+    python bench/run.py crf --labels 21 --threads 2
+    python bench/run.py energy --size 224 224 --batch 4 --image photo.jpg
+    python bench/run.py walk --labels 3 --squaring
 
-The numbers are medians of ``torch.utils.benchmark``. The originals take part where they can be imported:
-``pydensecrf`` (pip install pydensecrf2) for crf, rloss's ``bilateralfilter`` for energy.
+Seconds are medians of ``torch.utils.benchmark``; operations are those of torch that are no views. The share
+is of the device's own rate in products of two 1024 x 1024 matrices, in the same run. Originals take part
+where they can be imported: ``pydensecrf`` (pip install pydensecrf2), rloss's ``bilateralfilter``.
 """
 
 from __future__ import annotations
 
+import json
+import platform
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,7 +30,13 @@ from engine.config.options import command_line, option
 class Options:
     """What is measured, and on what."""
 
-    part: str = option("crf", "what to measure", choices=("crf", "energy", "walk"))
+    part: str = option(
+        "crf",
+        "what to measure",
+        choices=("train", "crf", "energy", "walk", "data", "evaluate"),
+        positional=True,
+    )
+    config: str = option("configs/seco/demo.yaml", "training whose step or samples are measured")
     labels: int = option(21, "labels of the maps, classes of the walk", least=1)
     size: list[int] = option([375, 500], "height and width, pixels", length=2, least=1)
     batch: int = option(1, "images in a call", least=1)
@@ -35,6 +48,7 @@ class Options:
     threads: int = option(1, "CPU threads", least=1)
     seconds: float = option(5.0, "time for each measurement")
     device: str = option("cpu", "cpu or cuda")
+    out: Path | None = option(None, "JSON file for the numbers; default: none")
 
 
 def run(options: Options) -> dict[str, float]:
@@ -45,14 +59,60 @@ def run(options: Options) -> dict[str, float]:
     from bench.calls import PARTS
 
     torch.manual_seed(0)
-    calls = PARTS[options.part](options)
-    medians = {}
-    for name, call in calls.items():
+    torch.set_num_threads(options.threads)
+
+    def median(call: Callable[[], Any]) -> float:
         timer = Timer("call()", globals={"call": call}, num_threads=options.threads)
-        medians[name] = timer.blocked_autorange(min_run_time=options.seconds).median
-        ratio = medians[name] / next(iter(medians.values()))
-        print(f"{name:20} {medians[name]:9.3f} s   {ratio:6.2f}", flush=True)
-    return medians
+        return timer.blocked_autorange(min_run_time=options.seconds).median
+
+    matrix = torch.rand(1024, 1024, device=options.device)
+    rate = 2 * 1024**3 / median(lambda: matrix @ matrix)
+    heads = ("seconds", "images/s", "operations", "waits", "GFLOP", "share", "MiB", "ratio")
+    print(f"{rate / 1e9:.0f} GFLOP/s in products of matrices\n{'':24}" + "".join(f"{h:>11}" for h in heads))
+    found: dict[str, dict[str, float]] = {}
+    for name, call in PARTS[options.part](options).items():
+        row = found[name] = counted(call, options.device)
+        seconds = row["seconds"] = median(call)
+        row |= {"images/s": options.batch / seconds, "share": row["GFLOP"] * 1e9 / seconds / rate}
+        row["ratio"] = seconds / next(iter(found.values()))["seconds"]
+        print(f"{name:24}" + "".join(f"{row[h]:11.4g}" for h in heads), flush=True)
+    if options.out:
+        about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+        about |= {"options": {key: str(value) for key, value in vars(options).items()}}
+        if options.device != "cpu":
+            about["machine"] = torch.cuda.get_device_name(options.device)
+        options.out.write_text(json.dumps({**about, "matrix_flops": rate, "measured": found}, indent=1))
+    return {name: row["seconds"] for name, row in found.items()}
+
+
+def counted(call: Callable[[], Any], device: str) -> dict[str, float]:
+    """What one call does: operations, floating-point operations, waits for a GPU, and its memory in MiB."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Operations(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.number += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    on_gpu = device != "cpu"
+    call()  # what is made once is there
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as waits, FlopCounterMode(display=False) as flops:
+        warnings.simplefilter("always")
+        with Operations() as operations:
+            call()
+    memory = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else float("nan")
+    if on_gpu:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in waits if "synchroniz" in str(warning.message)]
+    gflop = flops.get_total_flops() / 1e9
+    return {"operations": operations.number, "GFLOP": gflop, "waits": len(waits), "MiB": memory}
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Trainer:
         self._named: set[str] = set()  # losses without a weight that the log named
         self._trained: torch.nn.Module = method
         if is_distributed():
-            # Without device_ids, which would move to the GPU what `_to_device` left on the CPU.
+            # Without device_ids, which would move to the GPU what `batch_to_device` left on the CPU.
             self._trained = DistributedDataParallel(method)
             # `save` shares the buffers. As an argument it has other names in other versions of torch.
             self._trained.broadcast_buffers = False  # type: ignore[assignment]
@@ -178,7 +178,7 @@ class Trainer:
         shown: Metrics = {}
         skipped = 0
         for part in range(parts):
-            batch = _to_device(next(batches), self.device)
+            batch = batch_to_device(next(batches), self.device)
             skipped += int(batch.get("skipped", 0))
             synced = part == parts - 1 or not is_distributed()
             with nullcontext() if synced else self._trained.no_sync():  # type: ignore[operator]
@@ -294,7 +294,8 @@ def _terms(values: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
+def batch_to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device, as far as it is computed with."""
     # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
     stay = {"sample_seed", "index", "skipped", "most_classes"}
     return {

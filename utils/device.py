@@ -14,7 +14,7 @@ def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def positions(n: int, device: torch.device) -> Tensor:
     """0, 1, ..., n - 1, made once for each device; not to be changed."""
     return torch.arange(n, device=device)

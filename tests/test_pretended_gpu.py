@@ -13,6 +13,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from engine import train
@@ -23,8 +24,11 @@ from engine.inference import load_method
 from engine.segmentation import multi_scale_segment
 from engine.trainer import Trainer
 from methods.base import Method, Predicts, Propagates
+from methods.seco import SeCo
+from methods.toco import ToCo
 from models.refiners.base import create_refiner
 from tests.checkpoints import demo_folder  # noqa: F401
+from tests.methods.demo import demo_batch, demo_method
 from tests.pretended_gpu import DEVICE, pretended_gpu
 from utils.cam_files import ScoreFile, label_path, save_scores
 from utils.image import read_mask
@@ -195,3 +199,16 @@ def test_what_fails_on_a_gpu_fails_here():
         assert sorted(where.split(" at ")[0] for where in gpu.syncs) == [
             "_local_scalar_dense", "boolean index", "copy from the host",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [ToCo, SeCo])
+def test_no_number_decides_what_a_step_does(kind, monkeypatch):
+    """Torch's own tensors without numbers go through the whole forward pass on ``cuda``."""
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr("ops.crops.to_device", lambda values, device: values.to(device))
+    method, batch = demo_method(kind), demo_batch() | {"most_classes": torch.tensor(2)}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        method.to(DEVICE)
+        on_host = ("sample_seed", "most_classes")
+        losses, _ = method({k: v if k in on_host else v.to(DEVICE) for k, v in batch.items()}, 10**6)
+    assert {loss.device for loss in losses.values()} == {DEVICE}

@@ -176,7 +176,10 @@ class PAR(LocalFilter):
 
     def __init__(self, *args: Any, position_weight: float = 0.01, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.position_weight = position_weight
+        length = torch.tensor([math.hypot(dy, dx) for dy, dx in self.offsets], device="cpu")
+        weights = torch.softmax(-((length / (length.std() + 1e-8) / self.softness) ** 2), 0)
+        # (K,) weights that depend on the distance of the neighbours alone.
+        self.position_affinity = tuple((position_weight * weights).tolist())
 
     @torch.no_grad()
     def affinity(self, image: Tensor) -> Tensor:
@@ -186,10 +189,4 @@ class PAR(LocalFilter):
             # Spread of the neighbours alone, without the pixel itself, per colour channel.
             scale = self.softness * (spread(views) + 1e-8)
             colour = torch.softmax(-over_channels(views, lambda x: ((x - image) / scale).square_()), 1)
-            return colour.add_(self.position_weight * self.position_affinity(image)[:, None, None])
-
-    def position_affinity(self, image: Tensor) -> Tensor:
-        """Weights (K,) that depend on the distance of the neighbours alone."""
-        length = torch.tensor([math.hypot(dy, dx) for dy, dx in self.offsets])
-        weights = torch.softmax(-((length / (length.std() + 1e-8) / self.softness) ** 2), 0)
-        return constant(tuple(weights.tolist()), image.device)
+            return colour.add_(constant(self.position_affinity, image.device)[:, None, None])

@@ -53,6 +53,7 @@ class Record:
     tags: tuple[int, ...] | None  # ascending class ids 1..C; () without objects; None: unknown
     reading: Reading = AS_TYPED  # how the file becomes RGB
     context: Path | None = None  # map of the contexts of a generated scene
+    has_background: bool = True  # without it 0 in a mask is a pixel that does not count
     window: tuple[int, int, int, int] | None = None  # top, left, bottom, right of a tile (datasets/tiles.py)
 
     def read_image(self) -> Image.Image:
@@ -69,7 +70,8 @@ class Record:
     def read_mask(self) -> np.ndarray:
         """The ground truth (H, W) of an image that has one."""
         assert self.mask is not None
-        return self._cut(read_mask(self.mask))
+        mask = self._cut(read_mask(self.mask))
+        return mask if self.has_background else np.where(mask == 0, np.uint8(IGNORE_INDEX), mask)
 
     def read_context(self) -> np.ndarray:
         """The contexts (H, W) of an image that has a map of them."""
@@ -125,6 +127,7 @@ class Split:
         lines = [
             f"{record.name}\t{record.tags}\t{_file_size(record.image)}\t{_file_size(record.mask)}"
             + ("" if record.reading == AS_TYPED else f"\t{record.reading}")
+            + ("" if record.has_background else "\tno background")
             for record in sorted(self.records, key=lambda record: record.name)
         ]
         text = "\n".join(["\t".join(self.class_names), *lines])

@@ -33,7 +33,8 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
         raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
     split: Split = build(spec, root=project_path(data["root"]), split=name)
     reading = reading_of(data)
-    split = replace(split, records=tuple(replace(record, reading=reading) for record in split.records))
+    known = {"reading": reading, "has_background": data.get("background") is not False}
+    split = replace(split, records=tuple(replace(record, **known) for record in split.records))
     if data.get("tiles"):
         split = build_part(tile_split, dict(data["tiles"]), split, key="data.tiles")
     return split

@@ -26,4 +26,7 @@ def build_method(cfg: DictConfig | Mapping[str, Any], num_classes: int, pretrain
             backbone.pop("weights", None)  # of open_clip
         backbone["pretrained"] = weights if weights in (None, "timm") else str(project_path(weights))
     import_class(spec["target"], Method)
-    return build(spec, num_classes=num_classes)
+    method: Method = build(spec, num_classes=num_classes)
+    if cfg.get("data", {}).get("background") is False:
+        method.drop_background()
+    return method

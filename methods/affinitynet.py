@@ -51,6 +51,8 @@ class AffinityNet(Method):
         exp_times: squarings of the transition matrix, so 2 ** exp_times steps; 8 in PSA, 6 in SEAM.
     """
 
+    needs_background = True
+
     labels = "label scores of tools/make_affinity_label.py"
     walk_stride = 1
 

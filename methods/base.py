@@ -44,6 +44,8 @@ class Method(nn.Module):
     """
 
     crf_preset = "toco"  # DenseCRF of the paper, which a plain --crf of tools/infer_seg.py takes
+    needs_background = False  # whether it cannot work where every pixel shows a class
+    has_background = True
 
     def __init__(
         self,
@@ -96,10 +98,21 @@ class Method(nn.Module):
             class_logits: (B, V, C) of the views.
             class_label: (B, C) true image tags where a protocol allows them: other classes are ruled out.
         """
-        if class_label is None:
+        if class_label is None and self.has_background:
             return scores
-        absent = F.pad(class_label, (1, 0), value=1) == 0
+        known = torch.ones_like(scores[:, 1:, 0, 0]) if class_label is None else class_label
+        absent = F.pad(known, (1, 0), value=float(self.has_background)) == 0
         return scores.masked_fill(absent[:, :, None, None], -torch.inf)
+
+    def drop_background(self) -> None:
+        """Label and predict no background, for data whose every pixel shows a class.
+
+        Raises:
+            ValueError: a method that is built on background.
+        """
+        if self.needs_background:
+            raise ValueError(f"{type(self).__name__} needs background: data.background=false is not for it")
+        self.has_background, self.background_threshold = False, -1.0
 
     def crf_probs(self, scores: Tensor) -> Tensor:
         """What the DenseCRF starts from, (B, K, H, W) in [0, 1], given finished scores."""

@@ -48,6 +48,8 @@ class ClipES(Method):
         cam_scales: image scales that CAMs are summed over; each image and its mirror image.
     """
 
+    needs_background = True
+
     crf_preset = "clip_es"
 
     def __init__(

@@ -42,6 +42,8 @@ class SingleStageCNN(Method):
         background_threshold, cam_scales: of ``Method``; CAMs are masks, means over scales and mirror images.
     """
 
+    needs_background = True
+
     crf_preset = "one_stage"
     LR_SCALES: Mapping[str, float] = LR_SCALES
 

@@ -42,6 +42,8 @@ class IRNet(Method):
             because the group norms see the padding too.
     """
 
+    needs_background = True
+
     labels = "label images of tools/make_affinity_label.py --mode irn"
     walk_stride = 4
 

@@ -57,6 +57,8 @@ class SEAM(Method):
         long_side, colour_jitter: of training images, see ``PooledCAMNetwork``.
     """
 
+    needs_background = True
+
     def __init__(
         self,
         num_classes: int,

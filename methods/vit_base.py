@@ -126,6 +126,10 @@ class SingleStageViT(Method):
                 F.conv2d(tokens.aux_tokens.float(), self.aux_classifier.weight.float()),
             )
 
+    def drop_background(self) -> None:
+        super().drop_background()
+        self.low_threshold = self.high_threshold = -1e4  # no score is below, no pixel is undecided
+
     def decoder_target(
         self, image: Tensor, prediction: Prediction, class_label: Tensor, step: int
     ) -> Tensor | None:

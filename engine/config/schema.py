@@ -65,6 +65,11 @@ class Data:
         length=2,
         least=-math.inf,
     )
+    background: bool | None = option(
+        None,
+        "false: every pixel shows a class, none is labelled or predicted as background, and 0 in masks does "
+        "not count; null: there is background",
+    )
     tiles: dict[str, Any] | None = option(
         None,
         "large images as overlapping tiles, such as {side: 512, overlap: 64, tags: mask} (docs/data.md); "

@@ -123,3 +123,11 @@ def test_true_masks_may_be_learned_from(split):
     sample = WeakSegDataset(split, PlainView(16), with_mask=True, mask_key="pseudo_label")[2]
     inside = sample["pseudo_label"][sample["pseudo_label"] != 255]
     assert "mask" not in sample and len(inside) and (inside == 2).all()
+
+
+def test_without_background_zero_does_not_count(split):
+    records = tuple(dataclasses.replace(record, has_background=False) for record in split.records)
+    whole = dataclasses.replace(split, records=records)
+    assert (WeakSegDataset(whole, with_mask=True)[3]["mask"] == 255).all()
+    assert (WeakSegDataset(whole, with_mask=True)[2]["mask"] == 2).all()
+    assert whole.fingerprint() != split.fingerprint()

@@ -62,7 +62,20 @@ class LoadedMethod:
         ]
         if self.source != "tag2mask" or self.unmatched:
             lines.append(f"         {len(self.unmatched)} unmatched keys")
-        return "\n".join([*lines, *(f"         {key}" for key in self.unmatched)])
+        lines += [f"         {key}" for key in self.unmatched]
+        return "\n".join(
+            [*lines, *([] if self.decoder_is_trained else ["         its decoder is untrained"])]
+        )
+
+    @property
+    def decoder_is_trained(self) -> bool:
+        """False while the loss of the decoder has never had weight; of converted weights nobody knows."""
+        name, weights = self.method.decoder_loss, self.method.loss_weights
+        if name is None or not self.step:
+            return True
+        schedule = weights.get(name)
+        steps = zip(schedule.starts, schedule.values) if schedule else ()
+        return any(weight and start < self.step for start, weight in steps)
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the weights, for a score record."""
@@ -210,7 +223,8 @@ def _load_published(
 def _load_state(method: Method, state: Mapping[str, Tensor], path: Path) -> list[str]:
     """Load weights by name and return the keys without a place; a missing or misshapen weight is an error."""
     own = method.state_dict()
-    if reason := unfit(own, state):
+    needed = {key: value for key, value in own.items() if not key.startswith(method.training_only)}
+    if reason := unfit(needed, state):
         raise ValueError(f"{path} does not fit its config: {reason}; was a method.* key overridden?")
     method.load_state_dict(state, strict=False)
     return [f"not used: {key}" for key in state if key not in own]

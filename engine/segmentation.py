@@ -14,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.tiles import in_tiles
+from engine.config.load import to_plain
+from engine.config.options import fill
 from engine.config.schema import Infer
+from engine.inference import LoadedMethod
 from methods.base import Method, Predicts
 from models.refiners.base import Refiner, create_refiner, refiner_options
 from utils.distributed import world_size
@@ -42,6 +46,47 @@ def inference_refiner(
     return refiner, getattr(refiner, "protocol", usual)
 
 
+def infer_section(loaded: LoadedMethod, given: Mapping[str, Any], crf: str | None = None) -> Infer:
+    """The ``infer`` section of a checkpoint's config with ``given`` values instead, tiles as in training.
+
+    Args:
+        crf: ``none``; ``config``, which is the section's refiner, or else the DenseCRF of the method's paper;
+            or a preset of it. None: as the section says.
+    """
+    config = to_plain(loaded.cfg.infer)
+    refiner = config["refiner"]
+    if crf == "config":
+        refiner = refiner or {"name": "dense_crf", "preset": loaded.method.crf_preset}
+    elif crf is not None:
+        refiner = None if crf == "none" else {"name": "dense_crf", "preset": crf}
+    infer = fill(Infer, {**config, **given, "refiner": refiner}, "infer")
+    tiles = loaded.cfg.data.get("tiles") or {}
+    infer.tile = infer.tile or tiles.get("side")
+    if infer.tile and infer.tile_overlap is None:
+        infer.tile_overlap = tiles.get("overlap", infer.tile // 4)
+    return infer
+
+
+def segment(
+    method: Method,
+    image_rgb: Tensor,
+    infer: Infer,
+    refiner: Refiner | None,
+    precision: str = "fp32",
+    max_side: int = 1024,
+    class_label: Tensor | None = None,
+) -> Tensor:
+    """The label (H, W) of an image, one above ``infer.tile`` in tiles; arguments as in `segment_scores`."""
+
+    def whole(pixels: Tensor) -> Tensor:
+        made = segment_scores(method, pixels, infer, precision, max_side, class_label)
+        return label_of(*made, refiner, pixels.shape[-2:])
+
+    if infer.tile and max(image_rgb.shape[-2:]) > infer.tile:
+        return in_tiles(whole, image_rgb, infer.tile, infer.tile_overlap or 0)
+    return whole(image_rgb)
+
+
 def segment_scores(
     method: Method,
     image_rgb: Tensor,
@@ -67,13 +112,18 @@ def segment_scores(
             canvas = zip(_pair(infer.pad_to), small, strict=True)
             room = [side / (max(infer.scales) * n) for side, n in canvas]
             small = [max(1, int(side * min(1.0, *room) + 1e-6)) for side in small]
-        if small != list(size):
-            image = F.interpolate(image.float(), small, mode="bilinear", antialias=True)
-            image = image.round().to(torch.uint8)
+        image = shrink(image, small)
     tags = None if class_label is None else class_label[None]
     with autocast(image.device, precision):
         scores = multi_scale_segment(method, normalize(image), infer, tags)
     return image, scores if infer.refiner is None else method.crf_probs(scores)
+
+
+def shrink(image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image (1, 3, H, W) uint8 at a smaller size, antialiased; untouched when the size is right."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image.float(), tuple(size), mode="bilinear", antialias=True).round().to(torch.uint8)
 
 
 def write_label(
@@ -94,10 +144,15 @@ def label_of(image: Tensor, scores: Tensor, refiner: Refiner | None, size: Seque
     """The refined label (H, W) of the given size, from `segment_scores`."""
     if refiner is not None:
         scores = refiner.refine(image / 255, scores)
-    label = scores.argmax(1).to(torch.uint8)
-    if label.shape[1:] != tuple(size):
-        label = F.interpolate(label[None], tuple(size), mode="nearest-exact")[0]
-    return label[0]
+    return enlarge(scores.argmax(1)[0], size)
+
+
+def enlarge(label: Tensor, size: Sequence[int]) -> Tensor:
+    """A label (h, w) at another size (H, W), as uint8."""
+    label = label.to(torch.uint8)
+    if label.shape == tuple(size):
+        return label
+    return F.interpolate(label[None, None], tuple(size), mode="nearest-exact")[0, 0]
 
 
 def multi_scale_segment(

@@ -46,6 +46,8 @@ class Method(nn.Module):
     crf_preset = "toco"  # DenseCRF of the paper, which a plain --crf of tools/infer_seg.py takes
     needs_background = False  # whether it cannot work where every pixel shows a class
     has_background = True
+    decoder_loss: str | None = None  # the loss without which the decoder learns nothing, if there is one
+    training_only: tuple[str, ...] = ()  # how the names of weights begin that no prediction needs
 
     def __init__(
         self,

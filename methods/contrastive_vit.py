@@ -49,6 +49,7 @@ class ContrastiveViT(SingleStageViT):
     """
 
     make_head: Callable[..., ProjectionHead] = ProjectionHead
+    training_only = ("proj_head.", "teacher_")
 
     def __init__(
         self,

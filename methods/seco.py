@@ -63,6 +63,7 @@ class SeCo(ContrastiveViT):
 
     crf_preset = "seco"
     make_head = key_head
+    training_only = (*ContrastiveViT.training_only, "prototypes", "queue")
 
     def __init__(
         self,

@@ -81,6 +81,7 @@ class SingleStageViT(Method):
         self.decoder = None
         if decoder is not None:
             self.decoder = create_decoder(decoder, width, num_classes, decoder_options)
+            self.decoder_loss = "seg"
 
     def network(self, image: Tensor) -> Output:
         """Logits and tokens of normalised images (B, 3, H, W)."""

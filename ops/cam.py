@@ -122,7 +122,7 @@ def summed_cam(
     for scale in (1.0, *(s for s in scales if s != 1.0)):
         scaled = image if scale == 1.0 else rescale(image, scale)
         maps, *others = activation(torch.cat([scaled, scaled.flip(-1)]))
-        of_image = of_image or [x[: len(image)] for x in others]
+        of_image = of_image or [x[: image.shape[0]] for x in others]
         with full_precision(image):
             upright, mirrored = maps.float().chunk(2)
             both = upright + mirrored.flip(-1)

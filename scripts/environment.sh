@@ -20,7 +20,7 @@ sys.version_info >= (3, 10) or sys.exit(1)
 from importlib.util import find_spec
 
 required = re.findall(r"^([\w-]+)", open("requirements.txt").read(), re.M)
-modules = {"pillow": "PIL", "pyyaml": "yaml"}
+modules = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
 print(*[name for name in [*sys.argv[1:], *required] if find_spec(modules.get(name.lower(), name)) is None], sep=", ", end="")
 PY
 }

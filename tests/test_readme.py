@@ -48,6 +48,9 @@ OWN_TESTS = (
     "tools/runs.py",
     "tools/exchange_cams.py",
     "tools/convert_data.py",
+    "tools/export.py",
+    "tools/voc_submission.py",
+    "tools/app.py",
 )
 
 
@@ -124,6 +127,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
     trained = str(world["runs"][81 if "coco" in script else 21])
     known = {"photo.jpg": world["root"] / "photo.jpg", "my_names.txt": world["root"] / "my_names.txt"}
     known["~/.infer_seg"] = out / "completion"
+    known |= {f"data/custom/{name}": world["custom"] / name for name in ("images", "tags.csv")}
     words = [trained if w.endswith(".pth") else str(known.get(w, w)) for w in words]
     if script == "tools/evaluate.py":
         return _evaluation(words, world, out)

@@ -3,8 +3,7 @@
     python tools/convert_weights.py --model_path toco_vit_base.pth --out weights/toco_vit_base.pth
 
 Inference tools read published checkpoints as they are; conversion is for going on from them: with
-``method.target=methods.toco.ToCo`` the projection heads, which only training needs, are kept too. An
-``--out`` that ends in ``.safetensors`` gets the weights alone, under our names.
+``method.target=methods.toco.ToCo`` the projection heads, which only training needs, are kept too.
 
 The ImageNet weights of ResNet-38d exist as a file of MXNet, which need not be installed to convert it:
 
@@ -35,7 +34,7 @@ class Options:
         meaning="checkpoint of the authors' program (.pth, .safetensors), or MXNet's ResNet-38d (.params)",
         reads=True,
     )
-    out: Path = option(meaning="file to write: .pth (a checkpoint) or .safetensors (weights alone)")
+    out: Path = option(meaning="file to write, .pth or .safetensors")
     overrides: list[str] = option([], "changes of the config that is stored with the weights")
 
 
@@ -62,19 +61,12 @@ def run(options: Options) -> Path:
     loaded = load_method(options.model_path, "cpu", options.overrides)
     print(loaded.describe())
     state = loaded.method.state_dict()
-    if out.suffix == ".pth":
-        config = to_plain(loaded.cfg)
-        save_checkpoint(
-            out,
-            {
-                "model": state,
-                "config": config,
-                "class_names": list(loaded.class_names),
-                "step": loaded.step or 0,
-            },
-        )
-    else:
-        save_weights(state, out)
+    about = {
+        "config": to_plain(loaded.cfg),
+        "class_names": list(loaded.class_names),
+        "step": loaded.step or 0,
+    }
+    save_checkpoint(out, {"model": state, **about})
     print(f"written  {out} ({len(state)} tensors)")
     return out
 

@@ -14,13 +14,12 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config.common import ImageOptions
-from engine.config.options import command_line, fill, option
-from engine.config.schema import Infer
+from engine.config.options import command_line, option
 from models.refiners.presets import PRESETS
 
 
@@ -72,18 +71,16 @@ def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> N
 
 def run(options: Options, num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
     """Segment and score; returns the output folder."""
-    from torch import Tensor
-
     from datasets.base import Record, Sample
-    from datasets.tiles import in_tiles
     from engine.inference import is_photo
     from engine.outputs import Outputs, load_inputs
     from engine.pool import WorkerPool
     from engine.scores.records import protocol_id, short_name
     from engine.segmentation import (
+        infer_section,
         inference_refiner,
-        label_of,
         refining_processes,
+        segment,
         segment_scores,
         write_label,
     )
@@ -98,7 +95,9 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
             f"{options.model_path} has {classes} classes with background, this tool is for {num_classes}: "
             f"use {other}"
         )
-    infer = _settings(options, loaded)
+    keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags", "tile")
+    given = {key: value for key in keys if (value := getattr(options, key)) not in (None, [])}
+    infer = infer_section(loaded, given, options.crf)
     refiner, refined = inference_refiner(infer.refiner, device)
     if infer.tags and not split.has_tags:
         raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
@@ -123,18 +122,13 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
         tags = sample["class_label"].to(device) if infer.tags else None
         own = None if refiner is None else refiner.of_image(record.name)
 
-        def scores_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            return segment_scores(method, pixels, infer, options.precision, options.max_side, tags)
-
-        def tile_label(pixels: Tensor) -> Tensor:
-            return label_of(*scores_of(pixels), own, pixels.shape[-2:])
-
+        precision, max_side = options.precision, options.max_side
         size, image_rgb = image_rgb.shape[-2:], image_rgb.to(device)
         if infer.tile and max(size) > infer.tile:
-            label = in_tiles(tile_label, image_rgb, infer.tile, infer.tile_overlap or 0)
+            label = segment(method, image_rgb, infer, own, precision, max_side, tags)
             pool.submit(write_mask, outputs.path(record), label.cpu().numpy(), then=finish)
             return
-        made = scores_of(image_rgb)
+        made = segment_scores(method, image_rgb, infer, precision, max_side, tags)
         given = [tensor.cpu().numpy() for tensor in made] if workers else made
         pool.submit(write_label, *given, own, size, outputs.path(record), then=finish)
 
@@ -145,27 +139,6 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
             pool.drain()  # those that could be read
             raise
     return outputs.report()
-
-
-def _settings(options: Options, loaded: Any) -> Infer:
-    """The ``infer`` section with what the command line says instead."""
-    from engine.config.load import to_plain
-
-    config = to_plain(loaded.cfg.infer)
-    keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags", "tile")
-    given = {key: value for key in keys if (value := getattr(options, key)) not in (None, [])}
-    if options.crf == "none":
-        given["refiner"] = None
-    elif options.crf == "config":
-        preset = loaded.method.crf_preset
-        given["refiner"] = config["refiner"] or {"name": "dense_crf", "preset": preset}
-    elif options.crf:
-        given["refiner"] = {"name": "dense_crf", "preset": options.crf}
-    infer, tiles = fill(Infer, config | given, "infer"), loaded.cfg.data.get("tiles") or {}
-    infer.tile = infer.tile or tiles.get("side")
-    if infer.tile and infer.tile_overlap is None:
-        infer.tile_overlap = tiles.get("overlap", infer.tile // 4)
-    return infer
 
 
 if __name__ == "__main__":

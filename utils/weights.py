@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -12,13 +13,14 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from utils.files import atomic_file
 
 FORMAT = "tag2mask/1"
+ABOUT = "tag2mask"  # in the metadata of a .safetensors file: all but the weights of a checkpoint, as JSON
 
 
 def file_digest(path: Path) -> str:
@@ -33,6 +35,8 @@ def file_digest(path: Path) -> str:
 def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = None) -> None:
     """Write ``state`` so that the file at ``path`` is complete at every moment, whenever the process dies.
 
+    A ``.safetensors`` file holds the weights ``model`` and, in its metadata, the plain values.
+
     Args:
         keep: the new name of the file that was there. For a moment there is nothing at ``path``.
     """
@@ -40,13 +44,23 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = No
         stale.unlink(missing_ok=True)
     try:
         with atomic_file(path) as file:
-            torch.save({"format": FORMAT, **state}, file)
+            if path.suffix == ".safetensors":
+                file.write(_as_safetensors({"format": FORMAT, **state}))
+            else:
+                torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
             if keep is not None and path.exists():
                 os.replace(path, keep)
     except (OSError, RuntimeError) as error:  # a full disk
         raise OSError(f"cannot write {path} ({error}); what was there before is kept") from error
+
+
+def _as_safetensors(state: Mapping[str, Any]) -> bytes:
+    about = json.dumps({key: value for key, value in state.items() if key != "model"})
+    # Copies, because the format refuses tensors that share memory.
+    tensors = {key: value.clone().contiguous() for key, value in state["model"].items()}
+    return safetensors_torch.save(tensors, {ABOUT: about})
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -64,7 +78,10 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     damaged = f"{path} is damaged or not a checkpoint"
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            with safe_open(path, "pt") as file:
+                about = (file.metadata() or {}).get(ABOUT)
+            weights = safetensors_torch.load_file(path)
+            return weights if about is None else {**json.loads(about), "model": weights}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not (found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))):

@@ -108,7 +108,9 @@ def _plain_positions(net: VisionTransformer, patches: Tensor) -> Tensor:
         antialias=False,
     )
     x = patches.flatten(1, 2)
-    prefix = [token.expand(len(x), -1, -1) for token in (net.cls_token, net.reg_token) if token is not None]
+    prefix = [
+        token.expand(x.shape[0], -1, -1) for token in (net.cls_token, net.reg_token) if token is not None
+    ]
     if net.no_embed_class:
         return net.pos_drop(torch.cat([*prefix, x + positions], 1))
     return net.pos_drop(torch.cat([*prefix, x], 1) + positions)

@@ -118,7 +118,7 @@ class ViT(PlainViT, VisionTransformer):
         """Class token and embedded patches (B, D, h, w) with their positions, (B, 1 + hw, D)."""
         size = patches.shape[-2], patches.shape[-1]
         patches = patches.flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches], 1)
+        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1)
         return x + resize_pos_embed(self.pos_embed, self.patch_embed.grid_size, size)
 
 
@@ -150,7 +150,7 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], size: tuple[int, 
     Plain bicubic interpolation to a target size. timm resizes with antialiasing, another kernel even when
     enlarging.
     """
-    if tuple(grid) == tuple(size):
+    if not torch.compiler.is_exporting() and tuple(grid) == tuple(size):  # an exported grid has any size
         return pos_embed
     patches = to_map(pos_embed[:, 1:], tuple(grid))
     patches = F.interpolate(patches, size=size, mode="bicubic", align_corners=False)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from engine.data import reading_of
 from engine.inference import LoadedMethod, load_method
 from engine.refinement import cam_to_refined_label
 from engine.scores.records import protocol_id
@@ -57,6 +58,7 @@ class Predictor:
         if not isinstance(loaded.method, Predicts):
             raise ValueError(f"{loaded.path}: {type(loaded.method).__name__} predicts nothing by itself")
         self.loaded, self.method, self.names, self.label = loaded, loaded.method, loaded.class_names, label
+        self.reading = reading_of(loaded.cfg.data)
         self.device = next(self.method.parameters()).device
         self.infer = infer_section(loaded, {"tags": False}, "config" if crf else None)
         self.refiner, self.refined = inference_refiner(self.infer.refiner, self.device)
@@ -82,7 +84,7 @@ class Predictor:
             FileNotFoundError, UnreadableImageError: there is no such photo, or it cannot be read.
             ValueError: an array of another kind, or a tag that is no class.
         """
-        image_rgb = torch.from_numpy(_pixels(image)).permute(2, 0, 1).to(self.device)
+        image_rgb = torch.from_numpy(self.pixels(image)).permute(2, 0, 1).to(self.device)
         size = image_rgb.shape[1:]
         class_label = None if tags is None else self._class_label(tags)
         out = self._see(image_rgb, class_label)
@@ -103,6 +105,20 @@ class Predictor:
         area = {name: float(share) for name, share in zip(self.names, shares, strict=True) if share}
         shown = [self.names[k] for k in class_ids.tolist()]
         return Masks(label, self.names, _ranked(area), _ranked(score), dict(zip(shown, maps)), protocol)
+
+    def pixels(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 of what `predict` takes; files are read as those of the training were."""
+        if isinstance(image, (str, Path)):
+            image = read_image(image, self.reading)
+        elif isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image).convert("RGB")
+        pixels = np.array(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise ValueError(
+                "an image must be a path, a Pillow image, or an (H, W, 3) array of uint8, got "
+                f"{pixels.dtype} {pixels.shape}"
+            )
+        return pixels
 
     def _see(self, image_rgb: Tensor, class_label: Tensor | None) -> Prediction:
         """Classes and CAMs of a photo, as a square of ``eval.size`` pixels like in training's validation."""
@@ -154,21 +170,6 @@ def tag2mask(
         overrides: ``key=value`` changes of the checkpoint's config, such as ``infer.scales=[1.0]``.
     """
     return Predictor(load_method(checkpoint, default_device(device), overrides), label, crf)
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 of whatever `Predictor.predict` takes."""
-    if isinstance(image, (str, Path)):
-        image = read_image(image)
-    elif isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    pixels = np.array(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ValueError(
-            f"an image must be a path, a Pillow image, or an (H, W, 3) array of uint8, got {pixels.dtype} "
-            f"{pixels.shape}"
-        )
-    return pixels
 
 
 def _ranked(values: dict[str, float]) -> dict[str, float]:

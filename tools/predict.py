@@ -85,16 +85,14 @@ def run(options: Options) -> Path:
 
 def _predict(model: Any, path: Path, tags: Sequence[str] | None, folder: Path, name: str) -> dict[str, Any]:
     """Write the files of a photo; returns its record."""
-    import numpy as np
-
     from utils.drawing import outlined_overlay, write_picture
     from utils.files import read_json, write_json
-    from utils.image import read_image, write_mask
+    from utils.image import write_mask
 
     about = folder / f"{name}.json"
     if about.is_file() and (other := read_json(about).get("image")) != str(path):
         raise FileExistsError(f"{path}: {about} is the result of {other}, choose another --out")
-    image = np.array(read_image(path))
+    image = model.pixels(path)
     masks = model.predict(image, tags)
     record = {
         "format": "tag2mask-prediction/1",

@@ -34,6 +34,12 @@ def seco(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def program(seco):
+    """The same as a program of torch.export."""
+    return call(export, {"model_path": seco, "out": seco.with_name("model.pt2")})
+
+
 def test_weights_alone_are_a_checkpoint(seco, tmp_path):
     out = call(export, {"model_path": seco, "out": tmp_path / "model.safetensors"})
     assert not [key for key in load_file(out) if re.search("teacher|queue|prototype|proj_head", key)]
@@ -56,19 +62,19 @@ def test_no_prediction_reads_what_only_training_needs(seco):
         assert torch.equal(a, b)
 
 
-def test_program_takes_other_sizes(seco, tmp_path):
-    out = call(export, {"model_path": seco, "out": tmp_path / "model.pt2"})
-    program, graph = torch.export.load(out).module(), Graph(load_method(seco, "cpu"))
-    for a, b in zip(program(graph.sample(1, 3, 5)), graph(graph.sample(1, 3, 5)), strict=True):
+def test_program_takes_other_sizes(seco, program):
+    read, graph = torch.export.load(program).module(), Graph(load_method(seco, "cpu"))
+    for a, b in zip(read(graph.sample(1, 3, 5)), graph(graph.sample(1, 3, 5)), strict=True):
         torch.testing.assert_close(a, b)
     with pytest.raises(FileExistsError):
-        call(export, {"model_path": seco, "out": out})
+        call(export, {"model_path": seco, "out": program})
 
 
-def test_example_of_the_page_runs_onnx(seco, tmp_path, monkeypatch, capsys):
+def test_example_of_the_page_runs_onnx(seco, program, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("engine.graph.exported", lambda graph: torch.export.load(program))  # made once
     Image.effect_noise((61, 43), 80).convert("RGB").save("photo.jpg")
     call(export, {"model_path": seco, "out": "model.onnx"})
     (example,) = re.findall(r"```python\n(import numpy.*?)```", PAGE.read_text(), flags=re.DOTALL)

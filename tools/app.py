@@ -41,7 +41,8 @@ def build(model_path: Path, device: str = "auto", overrides: Sequence[str] = ())
     import gradio as gr
 
     from engine.predictor import Predictor, tag2mask
-    from utils.drawing import cam_overlay, outlined_overlay
+    from utils.drawing import cam_overlay
+    from utils.outlines import outlined_overlay
 
     plain = tag2mask(model_path, device=device, overrides=overrides)
     models = {False: plain, True: Predictor(plain.loaded, plain.label, crf=True)}

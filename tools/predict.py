@@ -85,9 +85,10 @@ def run(options: Options) -> Path:
 
 def _predict(model: Any, path: Path, tags: Sequence[str] | None, folder: Path, name: str) -> dict[str, Any]:
     """Write the files of a photo; returns its record."""
-    from utils.drawing import outlined_overlay, write_picture
+    from utils.drawing import write_picture
     from utils.files import read_json, write_json
     from utils.image import write_mask
+    from utils.outlines import outlined_overlay
 
     about = folder / f"{name}.json"
     if about.is_file() and (other := read_json(about).get("image")) != str(path):

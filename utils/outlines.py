@@ -1,4 +1,4 @@
-"""A mask over its photo for people: outlines, names, a legend, and colours that colour-blind people tell apart."""
+"""A mask over its photo: outlines, names, a legend, and colours that colour-blind people tell apart."""
 
 from __future__ import annotations
 

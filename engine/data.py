@@ -33,8 +33,9 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
         raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
     split: Split = build(spec, root=project_path(data["root"]), split=name)
     reading = reading_of(data)
-    known = {"reading": reading, "has_background": data.get("background") is not False}
-    split = replace(split, records=tuple(replace(record, **known) for record in split.records))
+    has_background = data.get("background") is not False
+    records = (replace(record, reading=reading, has_background=has_background) for record in split.records)
+    split = replace(split, records=tuple(records))
     if data.get("tiles"):
         split = build_part(tile_split, dict(data["tiles"]), split, key="data.tiles")
     return split

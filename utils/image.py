@@ -6,6 +6,7 @@ H, W: pixels. Images are RGB; masks hold class indices (0 background, 255 ignore
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -171,11 +172,13 @@ def is_tiff(path: str | Path) -> bool:
 
 def read_bands(path: str | Path) -> np.ndarray:
     """The values (H, W, N) of the bands of a picture, as its file has them."""
-    if not is_tiff(path):
-        with Image.open(path) as image:
+    with suppress(UnidentifiedImageError), Image.open(path) as image:
+        is_grey = image.mode in ("L", "F") or image.mode.startswith("I")
+        # Pillow makes 8 bits of deep colours, but decompresses more kinds of grey TIFF.
+        if not is_tiff(path) or (is_grey and getattr(image, "n_frames", 1) == 1):
             turned = ImageOps.exif_transpose(image)
             values = np.asarray(turned.convert("RGB") if image.mode == "P" else turned)
-        return values.reshape(*values.shape[:2], -1)
+            return values.reshape(*values.shape[:2], -1)
     import tifffile
 
     with tifffile.TiffFile(path) as file:

@@ -1,4 +1,3 @@
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 import tifffile
@@ -118,9 +117,16 @@ def test_deep_pictures_are_scaled_by_their_type(tmp_path, dtype, white, channels
     """A dark frame stays darker than a bright one, whatever its own maximum is."""
     for share in (0.002, 0.25, 1.0):
         values = np.full((4, 6, *channels), share * white).astype(dtype)
-        imageio.imwrite(tmp_path / "a.tif", values)
+        tifffile.imwrite(tmp_path / "a.tif", values)
         read = np.asarray(read_image(tmp_path / "a.tif"))
         assert read.shape == (4, 6, 3) and np.abs(read.astype(float) - 255 * share).max() <= 1
+
+
+def test_a_compressed_grey_tiff_has_the_range_of_its_data_set(tmp_path):
+    values = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "a.tif", compression="tiff_lzw")
+    read = np.asarray(read_image(tmp_path / "a.tif", Reading((), (0, 4095))))
+    assert (read == (values.astype(int) * 255 // 4095)[..., None]).all()
 
 
 @pytest.mark.parametrize("layout", ["contig", "separate", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def custom_split(
     tags: str | None = "tags.csv",
     class_names: str | Sequence[str] | None = None,
     val_fraction: float = 0.1,
+    group: str | None = None,
     untagged: str = "error",
 ) -> Split:
     """One split of a folder of images with tags.
@@ -45,6 +47,8 @@ def custom_split(
         class_names: file below root whose line k names mask value k, or a list; null: the tags' words,
             sorted.
         val_fraction: share of the images in ``val`` where there are no lists.
+        group: regular expression for the start of a name: images for which it finds the same text, such as
+            tiles or frames of one recording, are in the same split. null: each image by itself.
         untagged: what an image does that the tags file does not name: ``error``, ``no_object`` (it shows no
             class), ``leave_out`` (it is in no split) or ``unknown`` (kept, for inference only).
     """
@@ -59,7 +63,7 @@ def custom_split(
     aliases = _aliases(files)
     known = _known_tags(root / tags, classes, aliases) if tags is not None else {}
 
-    names = _names_of(root, split, lists, files, aliases, val_fraction)
+    names = _names_of(root, split, lists, files, aliases, val_fraction, group)
     without = [name for name in names if name not in known]
     if without and tags is not None and untagged == "error":
         lacking = f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}"
@@ -110,6 +114,7 @@ def _names_of(
     files: Mapping[str, Path],
     aliases: Mapping[str, str],
     val_fraction: float,
+    group: str | None,
 ) -> list[str]:
     if lists is not None or split.endswith(".txt"):
         path = find_list(root, lists or "", split)
@@ -125,7 +130,11 @@ def _names_of(
             f"unknown split '{split}': use train, val or all, or write lists and set data.options.lists"
         )
     # The same number in [0, 1) on every machine.
-    uniform = {name: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in files}
+    uniform = {}
+    for name in files:
+        start = re.match(group, name) if group else None
+        key = start[0] if start else name
+        uniform[name] = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
     return [name for name in files if (uniform[name] < val_fraction) == (split == "val")]
 
 

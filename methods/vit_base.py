@@ -149,7 +149,9 @@ class SingleStageViT(Method):
             # Cut to whole grey levels, as the authors do: the colour spread of flat areas depends on it.
             image_rgb = denormalize(image.float()).clamp(0, 255).floor() / 255
             label = refined_label(self.refiner.refine_all, image_rgb, cam, present, *thresholds)
-        return ignore_outside_box(label, valid_box)
+        label = ignore_outside_box(label, valid_box)
+        # Without background an image without tags shows nothing that is known.
+        return label if self.has_background else label.masked_fill(label == 0, IGNORE_INDEX)
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         return PlainView(crop_size, scale_range)

@@ -140,6 +140,17 @@ def test_custom_splits_are_disjoint_complete_and_stable(tmp_path):
     assert {r.name for r in fewer.records} == names["val"] - {"0"}
 
 
+def test_images_of_a_group_are_in_one_split(tmp_path):
+    for k in range(60):
+        picture(tmp_path / "images" / f"{k // 6}_{k}.png")
+    options = {"tags": None, "class_names": ["cat"], "val_fraction": 0.4, "group": "[^_]+"}
+    train, val = (
+        {r.name.partition("_")[0] for r in custom_split(tmp_path, split, **options).records}
+        for split in ("train", "val")
+    )
+    assert train and val and not train & val
+
+
 def test_custom_lists(own):
     text(own / "lists" / "train.txt", "my dog.bmp\ndeep/c\n")
     assert [r.name for r in custom_split(own, "train", lists="lists").records] == ["my dog", "deep/c"]

@@ -26,6 +26,8 @@ def test_no_pixel_is_background(name):
         present, box = present_classes(class_label), torch.tensor([[0, 48, 0, 40]])
         label = method.pseudo_label(image, present.select(out.cam), present, box)
         assert set(label[..., :40].unique().tolist()) <= {1, 4} and (label[..., 40:] == 255).all()
+        present = present_classes(torch.zeros_like(class_label))  # nothing is known of this image
+        assert (method.pseudo_label(image, present.select(out.cam), present, box) == 255).all()
 
 
 def test_methods_built_on_background_refuse():

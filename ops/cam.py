@@ -124,7 +124,7 @@ def summed_cam(
         maps, *others = activation(torch.cat([scaled, scaled.flip(-1)]))
         of_image = of_image or [x[: image.shape[0]] for x in others]
         with full_precision(image):
-            upright, mirrored = maps.float().chunk(2)
+            upright, mirrored = maps.float().unflatten(0, (2, -1))
             both = upright + mirrored.flip(-1)
             sized = [F.interpolate(both, size=size, mode="bilinear", align_corners=False) for size in sizes]
         totals = [t.add_(m) for t, m in zip(totals, sized)] if totals else sized

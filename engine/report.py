@@ -110,7 +110,7 @@ def score_rows(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
             for key in ("last", "best"):
                 if (value := percent(records.get(key))) is not None:
                     row[key].append(value)
-    for (protocol, group), row in sorted(found.items()):
+    for (protocol, group), row in sorted(found.items(), key=lambda item: (item[0][0], item[1]["colour"])):
         if not row["last"]:
             continue
         mean, half = interval(row["last"])

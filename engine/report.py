@@ -269,7 +269,7 @@ def tag_errors(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
 
 def config_differences(groups: Mapping[str, Sequence[Run]]) -> list[tuple[str, list[str]]]:
     """Keys in which the configs of groups differ, with the value of each."""
-    configs = [dict(leaves(runs[0].config)) for runs in groups.values()]
+    configs = [dict(leaves(runs[0].config)) for runs in groups.values() if runs[0].config]
     keys = dict.fromkeys(key for config in configs for key in config)
     skipped = ("run_name", "work_dir", "seed")
     rows = [(key, [str(config.get(key, "-")) for config in configs]) for key in keys if key not in skipped]

@@ -172,7 +172,7 @@ def confusion_matrix(mask: Tensor, label: Tensor, num_classes: int) -> Tensor:
         mask, label: equal shapes of integers; classes 0..K - 1, and 255 in the mask.
     """
     # A joint histogram of bytes needs no selection of pixels, which costs more than the counting.
-    pair = mask.to(torch.int32).mul_(IGNORE_INDEX + 1).add_(label)
+    pair = torch.add(label.long(), mask.long(), alpha=IGNORE_INDEX + 1)
     pairs = torch.bincount(pair.flatten(), minlength=(IGNORE_INDEX + 1) ** 2)
     return pairs.view(IGNORE_INDEX + 1, -1)[:num_classes, :num_classes]
 

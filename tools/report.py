@@ -32,6 +32,8 @@ def run(options: Options) -> Path:
     """Write the page; returns its path."""
     from engine.report import REPORT, write_report
 
+    if not options.runs:
+        raise ValueError("name one or more run folders; tools/runs.py lists them")
     folder = options.runs[0] if len(options.runs) == 1 else Path()
     path = write_report(options.runs, options.out or folder / REPORT, options.title)
     print(path)

@@ -13,6 +13,7 @@ from engine import report
 from engine.report import Chart, limits, place, refresh, ticks, write_report
 from engine.runs import load_run
 from engine.seen import chosen, encoded, overlays
+from tools import report as report_tool
 from utils.logging import MetricsWriter
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -27,6 +28,12 @@ def test_page_needs_the_run_folder_alone_and_shows_names_as_text(make_run, split
     assert "&lt;b&gt;cat" in page and "<b>cat" not in page and "</script><img" not in page
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page) and "from 4: seg 0.1" in page
     assert page.count("weight 0 so far") == 1
+
+
+def test_page_without_a_run_is_an_error(tmp_path):
+    for folders, error in (([], ValueError), ([tmp_path], FileNotFoundError)):
+        with pytest.raises(error, match="run folder"):
+            report_tool.run(report_tool.Options(runs=folders))
 
 
 def test_every_image_has_its_numbers_and_its_change(make_run):

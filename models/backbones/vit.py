@@ -87,7 +87,7 @@ class ViT(PlainViT, VisionTransformer):
 
     def forward(self, image: Tensor) -> Tokens:
         size = max(image.shape[-2] // self.patch_size, 1), max(image.shape[-1] // self.patch_size, 1)
-        x = self.embed(image)
+        x = self.with_positions(self.patch_embed.proj(whole_patches(image, self.patch_size)))
         aux = x
         for i, block in enumerate(self.blocks):
             x = block(x)

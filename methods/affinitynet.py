@@ -53,7 +53,7 @@ class AffinityNet(Method):
 
     needs_background = True
 
-    labels = "label scores of tools/make_affinity_label.py"
+    labels = "label scores of tools/crf.py"
     walk_stride = 1
 
     def __init__(
@@ -170,7 +170,7 @@ class AffinityView:
         if "scores" not in arrays:
             raise ValueError(
                 f"image '{sample['name']}' has no label scores: set data.label_dir to a folder that "
-                "tools/make_affinity_label.py made"
+                "tools/crf.py made"
             )
         scores = torch.as_tensor(arrays["scores"]).float()
         image = self.jitter(sample["image"])

@@ -44,7 +44,7 @@ class IRNet(Method):
 
     needs_background = True
 
-    labels = "label images of tools/make_affinity_label.py --mode irn"
+    labels = "label images of tools/crf.py --recipe irn"
     walk_stride = 4
 
     def __init__(

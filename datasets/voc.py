@@ -73,14 +73,10 @@ def voc_split(
     return Split(list_file.stem, classes, tuple(records))
 
 
-def tags_from_xml(
-    annotations: str | Path, names: Iterable[str], difficult: bool = True
-) -> dict[str, list[str]]:
+def tags_from_xml(annotations: str | Path, names: Iterable[str]) -> dict[str, list[str]]:
     """Image name -> names of the classes that its VOC annotation ``<name>.xml`` holds, in class order.
 
-    Args:
-        difficult: whether objects that are marked difficult count as present. The tag table that the field
-            shares counts them; so does this project.
+    Objects that are marked difficult count, as in the tag table that the field shares.
 
     Raises:
         ValueError: a file that is not XML, or an object of an unknown class.
@@ -88,22 +84,18 @@ def tags_from_xml(
     tags = {}
     for name in names:
         path = Path(annotations) / f"{name}.xml"
-        present = objects_in_xml(path, difficult)
+        present = objects_in_xml(path)
         if unknown := present - set(CLASS_NAMES[1:]):
             raise ValueError(f"annotation {path} has an object of the unknown class '{min(unknown)}'")
         tags[name] = [word for word in CLASS_NAMES[1:] if word in present]
     return tags
 
 
-def objects_in_xml(path: Path, difficult: bool = True) -> set[str]:
+def objects_in_xml(path: Path) -> set[str]:
     """Names of the objects that a VOC annotation holds."""
     try:
         # Only direct children: the parts of a person (head, hand, foot) are nested objects.
         objects = ElementTree.parse(path).getroot().findall("object")
     except ElementTree.ParseError as error:
         raise ValueError(f"annotation {path} is not valid XML: {error}") from error
-    return {
-        (item.findtext("name") or "").strip()
-        for item in objects
-        if difficult or (item.findtext("difficult") or "0").strip() != "1"
-    }
+    return {(item.findtext("name") or "").strip() for item in objects}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
 from datasets.lists import some
-from datasets.tags import read_tags
 from datasets.voc import CLASS_NAMES, tags_from_xml
 from utils.files import require_files, write_atomic
 from utils.image import read_mask, write_mask
@@ -68,26 +66,17 @@ def read_sbd(path: Path) -> np.ndarray:
     return mask.astype(np.uint8)
 
 
-def image_tags(root: Path, names: list[str], difficult: bool) -> dict[str, list[str]]:
+def image_tags(root: Path, names: list[str]) -> dict[str, list[str]]:
     """Tags of every image from its annotation; without one from its mask, and a warning says so."""
     annotated = names_in(root / "Annotations", "*.xml")
     if without := [name for name in names if name not in annotated]:
         warn_once(f"{some(without, len(names), 'images')} have no XML annotation; their masks give the tags")
     present = progress_bar([name for name in names if name in annotated], desc="annotations", unit="image")
-    tags = tags_from_xml(root / "Annotations", present, difficult=difficult)
+    tags = tags_from_xml(root / "Annotations", present)
     for name in without:
         values = np.unique(read_mask(root / "SegmentationClassAug" / f"{name}.png"))
         tags[name] = [CLASS_NAMES[k] for k in values if 0 < k < len(CLASS_NAMES)]
     return {name: tags[name] for name in names}
-
-
-def compare_tags(ours: Mapping[str, Sequence[str]], reference: Path) -> None:
-    """Raise a ValueError where another table of tags differs."""
-    theirs = {name: [CLASS_NAMES[k] for k in ids] for name, ids in read_tags(reference, CLASS_NAMES).items()}
-    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    print(f"compared tags with {reference}: {len(different)} of {len(theirs)} images differ")
-    if different:
-        raise ValueError(f"tags differ from {reference}: {some(different, len(theirs), 'images')}")
 
 
 def names_in(folder: Path, pattern: str) -> set[str]:

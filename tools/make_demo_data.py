@@ -2,7 +2,6 @@
 
     python tools/make_demo_data.py                                       what configs/datasets/demo.yaml says
     python tools/make_demo_data.py --out data/demo_080 strength=0.8      another folder, another option
-    python tools/make_demo_data.py --overwrite strength=0.8              replace a set of other options
 
 Options of the scenes are those of `datasets.demo.scene.SceneOptions`. A set that is already there is left
 alone; one that was interrupted is continued.
@@ -26,7 +25,6 @@ class Options:
 
     config: str = option("datasets/demo.yaml", "config whose data.generate describes the scenes")
     out: Path | None = option(None, "folder of the data set; default: data.root of the config")
-    overwrite: bool = option(False, "replace a set of other options")
     workers: int | None = option(
         None, "processes that draw; default: one for each core, at most 8", free=True, least=1
     )
@@ -43,7 +41,7 @@ def run(options: Options) -> dict[str, Any]:
     cfg = load_config(options.config, [f"data.generate.{item}" for item in options.overrides])
     scenes = build(to_plain(cfg)["data"]["generate"])
     root = options.out or project_path(cfg.data.root)
-    meta = write_dataset(root, scenes, overwrite=options.overwrite, workers=options.workers)
+    meta = write_dataset(root, scenes, workers=options.workers)
     counts = ", ".join(f"{split} {scenes.count(split)}" for split in SPLITS)
     print(f"demo data in {root}: {counts} images of {len(scenes.classes)} classes, {meta['fingerprint']}")
     return meta

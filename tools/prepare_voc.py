@@ -30,12 +30,6 @@ class Options:
     sbd: Path | None = option(
         None, "folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug", reads=True
     )
-    ignore_difficult: bool = option(
-        False, "objects marked difficult give no tag; the field's tag table counts them as present"
-    )
-    compare: Path | None = option(
-        None, "file of tags to compare with, such as cls_labels_onehot.npy", reads=True
-    )
     any_counts: bool = option(False, "accept a part of VOC")
 
 
@@ -45,7 +39,7 @@ def run(options: Options) -> dict[str, int]:
     from datasets.lists import check_counts, read_list, some
     from datasets.tags import write_tags
     from datasets.voc import CLASS_NAMES, voc_split
-    from datasets.voc_masks import compare_tags, convert_sbd, copy_masks, image_tags, names_in, trainaug_names
+    from datasets.voc_masks import convert_sbd, copy_masks, image_tags, names_in, trainaug_names
     from utils.files import require_files, write_atomic
     from utils.logging import warn_once
 
@@ -69,7 +63,7 @@ def run(options: Options) -> dict[str, int]:
     images = [root / "JPEGImages" / f"{name}.jpg" for name in [*trainaug, *val]]
     require_files(images, "images", "unpack VOCtrainval_11-May-2012.tar again")
 
-    tags = image_tags(root, sorted({*trainaug, *val}), not options.ignore_difficult)
+    tags = image_tags(root, sorted({*trainaug, *val}))
     write_tags(root / "tags.csv", tags)
     for split in ("trainaug", "val"):
         compare_masks_with_tags(voc_split(root, split))
@@ -77,8 +71,6 @@ def run(options: Options) -> dict[str, int]:
     print("trainaug images per class: " + ", ".join(f"{name} {count}" for name, count in per_class.items()))
     if untagged := [name for name, words in tags.items() if not words]:
         warn_once(f"{some(untagged, len(tags), 'images')} have no object")
-    if options.compare:
-        compare_tags(tags, options.compare)
     counts = {"train": len(train), "val": len(val), "trainaug": len(trainaug)}
     if (root / LISTS / "test.txt").is_file():
         counts["test"] = len(read_list(root / LISTS / "test.txt"))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -32,13 +31,10 @@ CHUNK = 50  # images that a process draws at a time
 Item = tuple[str, str, int]  # name, split and index of an image
 
 
-def write_dataset(
-    root: Path, options: SceneOptions, *, overwrite: bool = False, workers: int | None = None
-) -> dict[str, Any]:
+def write_dataset(root: Path, options: SceneOptions, *, workers: int | None = None) -> dict[str, Any]:
     """Write all splits in VOC layout below ``root``, or what is missing of them.
 
     Args:
-        overwrite: replace a set that was generated with other options.
         workers: processes that draw; None: one per core, at most 8.
 
     Returns:
@@ -52,16 +48,11 @@ def write_dataset(
     if found is None and any((root / folder).exists() for folder in (IMAGES, MASKS, LISTS)):
         raise FileExistsError(f"{root} holds another data set (no meta.json): choose another folder")
     if found is not None and (changed := differences({key: found.get(key, {}) for key in head}, head)):
-        if not overwrite:
-            raise FileExistsError(
-                f"{root} was generated with other options ({', '.join(changed)}): --overwrite replaces it, "
-                "--out FOLDER writes elsewhere"
-            )
-        # In this order a crash leaves an unfinished set of the old options, never a mixture.
-        write_json(root / "meta.json", {key: found[key] for key in head if key in found})
-        for folder in (MASKS, IMAGES, CONTEXT_MAPS, LISTS):
-            shutil.rmtree(root / folder, ignore_errors=True)
-    elif found is not None and found.get("fingerprint"):
+        raise FileExistsError(
+            f"{root} was generated with other options ({', '.join(changed)}): delete it, or choose another "
+            "folder with --out"
+        )
+    if found is not None and found.get("fingerprint"):
         return found
     write_json(root / "meta.json", head)  # before any image, so that an interrupted run is recognised as ours
 

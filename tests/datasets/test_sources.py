@@ -83,7 +83,6 @@ def test_tags_from_xml(tmp_path):
         "<object><name>cat</name><difficult>1</difficult></object><object><name>person</name></object></annotation>",
     )
     assert tags_from_xml(tmp_path, ["a"]) == {"a": ["cat", "person"]}
-    assert tags_from_xml(tmp_path, ["a"], difficult=False) == {"a": ["person"]}
     text(tmp_path / "b.xml", "<annotation><object><name>head</name></object></annotation>")
     with pytest.raises(ValueError, match=r"b\.xml.*unknown class 'head'"):
         tags_from_xml(tmp_path, ["b"])

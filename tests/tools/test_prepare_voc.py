@@ -80,11 +80,6 @@ def test_sbd_release_gives_masks_list_and_tags(voc, capsys):
     assert "EXPECTED 10582" in capsys.readouterr().out
 
 
-def test_difficult_objects_can_be_left_out(voc):
-    prepare(voc, ignore_difficult=True)
-    assert "s2,cat\n" in (voc / "tags.csv").read_text()
-
-
 def test_running_again_keeps_finished_masks_but_those_of_voc_are_its_own(voc):
     """Archives in circulation hold SBD's masks of VOC's images too."""
     prepare(voc)
@@ -125,24 +120,12 @@ def test_image_without_annotation_takes_the_tags_of_its_mask(voc, caplog):
 def test_part_of_voc_is_an_error_unless_accepted(voc, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"train 2 instead of 1464, .* trainaug 4 instead of 10582"):
         prepare(voc, any_counts=False)
-    monkeypatch.setattr(sys, "argv", ["prepare_voc.py", "--root", str(voc), "--ignore_difficult"])
+    monkeypatch.setattr(sys, "argv", ["prepare_voc.py", "--root", str(voc)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(prepare_voc.__file__, run_name="__main__")
     assert end.value.code == 2
     assert "ValueError: incomplete" in capsys.readouterr().err
-    assert (voc / "tags.csv").read_text().count("bird") == 0  # the only one is difficult
-
-
-def test_comparison_with_another_table_of_tags(voc, tmp_path, capsys):
-    table = tmp_path / "cls_labels_onehot.npy"
-    onehot = {name: np.array([word in words for word in CLASS_NAMES[1:]]) for name, words in TAGS.items()}
-    np.save(table, onehot)
-    prepare(voc, compare=table)
-    assert "0 of 5" in capsys.readouterr().out
-    onehot["t1"] = onehot["t2"]
-    np.save(table, onehot)
-    with pytest.raises(ValueError, match=r"1 of 5 images \(t1\)"):
-        prepare(voc, compare=table)
+    assert (voc / "tags.csv").read_text().count("bird") == 1  # a difficult one
 
 
 def test_wrong_files_and_folders_are_named(voc, tmp_path):

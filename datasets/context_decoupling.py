@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.base import LABELS, Sample, WeakSegDataset
-from utils.files import atomic_file, read_json, require_files, write_json
-from utils.image import IGNORE_INDEX
+from datasets.base import LABELS, Record, Sample, WeakSegDataset
+from utils.cam_files import label_path
+from utils.files import atomic_file, has_date, keep_date, read_json, require_files, write_json
+from utils.image import IGNORE_INDEX, read_mask
 from utils.seed import sample_generator
 
 MAX_DEGREE = 90  # of the rotation, either way
@@ -52,6 +53,25 @@ def extract_object(
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     return MinedObject(int(classes[0]), image_rgb[box], mask[box])
+
+
+def mine_object(record: Record, labels: Path, out: Path, min_share: float, max_share: float) -> int | None:
+    """Cut the object out of one image unless that is done; returns its class id, None without object."""
+    path = label_path(labels, record.name)
+    label, image = read_mask(path), record.read_image()
+    if label.shape != (image.height, image.width):
+        raise ValueError(
+            f"label {path} is {label.shape[1]} x {label.shape[0]} pixels, but its "
+            f"image {record.image} is {image.width} x {image.height}"
+        )
+    item = extract_object(np.asarray(image), label, min_share, max_share)
+    if item is None:
+        return None
+    cut = object_path(out, item.class_id, record.name)
+    if not has_date(cut, path, record.image):
+        save_object(out, record.name, item)
+        keep_date(cut, path, record.image)
+    return item.class_id
 
 
 class ObjectBank:

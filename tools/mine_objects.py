@@ -40,18 +40,16 @@ class Options(DataOptions):
 
 
 def run(options: Options) -> Path:
-    """Make the bank; returns its folder, which also holds ``overview.jpg``."""
+    """Make the bank; returns its folder."""
     from tqdm import tqdm
 
     from datasets.base import Record
-    from datasets.context_decoupling import write_index
+    from datasets.context_decoupling import mine_object, write_index
     from engine.data import data_config, load_split
-    from engine.objects import mine, overview
     from engine.pool import WorkerPool
     from engine.scores.records import short_name
     from engine.scores.tables import text_table
     from utils.cam_files import label_path
-    from utils.drawing import write_picture
     from utils.files import claim_folder, origin_of, require_files
 
     labels = options.labels
@@ -86,7 +84,7 @@ def run(options: Options) -> Path:
 
         for record in split.records:
             pool.submit(
-                mine, record, labels, out, options.min_share, options.max_share,
+                mine_object, record, labels, out, options.min_share, options.max_share,
                 then=lambda class_id, record=record: count(record, class_id),
             )  # fmt: skip
     write_index(out, split.class_names, objects)
@@ -96,7 +94,6 @@ def run(options: Options) -> Path:
     print(f"objects  {total} out of {len(split)} images in {out}")
     if empty := [split.class_names[k] for k, names in objects.items() if not names]:
         print(f"no objects of {len(empty)} classes ({', '.join(empty)}): they are never pasted")
-    write_picture(out / "overview.jpg", overview(out, objects, split.class_names))
     return out
 
 

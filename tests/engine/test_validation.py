@@ -110,12 +110,6 @@ def test_untagged_images_count_for_the_segmentation_only(split):
     assert list(matrices(result)) == ["seg"] and list(result.percent()) == ["seg"]
 
 
-def test_data_without_masks_is_a_clear_error(split):
-    unlabelled = Split("val", NAMES, (Record("a", split.records[0].image, None, (1,)),))
-    with pytest.raises(ValueError, match="no ground-truth mask"):
-        WeakSegDataset(unlabelled, with_mask=True)
-
-
 def test_masks_that_ignore_every_object_end_a_training_before_it_begins(split):
     """Masks of 0 and 255: the score would be that of background, and high."""
     compare_masks_with_tags(split)

@@ -7,31 +7,44 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.config.options import command_line, option
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What is compared."""
+
+    what: str = option(meaning="what to compare", choices=("losses", "weights"), positional=True)
+    first: Path = option(meaning="a run folder", positional=True)
+    second: Path = option(meaning="another one", positional=True)
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
+    """Those of every logged step."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
-def main(what: str, first: Path, second: Path) -> None:
-    if what == "losses":
-        pairs = zip(losses(first), losses(second), strict=True)
+def run(options: Options) -> None:
+    """Print the largest difference; exits with 1 where it is not allowed."""
+    from utils.weights import load_checkpoint
+
+    if options.what == "losses":
+        pairs = zip(losses(options.first), losses(options.second), strict=True)
         largest = max(abs(a[name] - b[name]) for a, b in pairs for name in a)
         allowed = 1e-4
     else:
-        a, b = (
-            torch.load(x / "last.pth", map_location="cpu", weights_only=False)["model"]
-            for x in (first, second)
-        )
+        a, b = (load_checkpoint(x / "last.pth")["model"] for x in (options.first, options.second))
         largest, allowed = max((a[key].double() - b[key].double()).abs().max().item() for key in a), 0.0
-    print(f"largest difference of {what}: {largest:.2g} ({allowed:g} allowed)")
+    print(f"largest difference of {options.what}: {largest:.2g} ({allowed:g} allowed)")
     if not largest <= allowed:
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:]))
+    command_line(Options, run, __doc__)

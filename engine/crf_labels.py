@@ -1,10 +1,11 @@
-"""Labels out of CAMs by DenseCRF, many images at once.
+"""Labels out of CAMs or probabilities by DenseCRF, many images at once.
 
 K labels, n classes without background, H x W the image, h x w the stored maps.
 """
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,14 @@ def write_label(job: Job, record: Record) -> None:
     write_mask(label_path(job.out, record.name), named(label, cams.label_ids))
 
 
+def write_label_of_probs(job: Job, record: Record) -> None:
+    """The label image of a file of probabilities."""
+    class_ids, probs = read_probs(cam_path(job.source, record.name))
+    image_rgb = read_pixels(record, job.device)
+    probs = job.crf.refine(image_rgb[None] / 255, enlarge(probs, image_rgb)[None])[0]
+    write_mask(label_path(job.out, record.name), named(probs.argmax(0), class_ids))
+
+
 def write_scores(job: Job, record: Record) -> None:
     """A score file: the probabilities with much and with little background."""
     cams, image_rgb = load_cam(cam_path(job.source, record.name)), read_pixels(record, job.device)
@@ -137,6 +146,33 @@ def named(label: Tensor, class_ids: Tensor) -> np.ndarray:
     table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
     table[: len(class_ids)] = class_ids.to(table)
     return table[label].cpu().numpy()
+
+
+def read_probs(path: Path) -> tuple[Tensor, Tensor]:
+    """Class ids (K,) and probabilities (K, h, w).
+
+    Raises:
+        ValueError: a file without them, or with values outside of [0, 1].
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            probs = arrays["probs"]
+            ids = arrays["class_ids"] if "class_ids" in arrays else np.arange(len(probs))
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} has no array 'probs' (K, h, w), or is damaged ({error})") from error
+    if probs.ndim != 3 or probs.dtype.kind != "f" or len(probs) < 2 or ids.shape != probs.shape[:1]:
+        raise ValueError(
+            f"{path}: probs must be floats (K, h, w) of background and classes with K class ids, got "
+            f"{probs.dtype} {probs.shape} and {ids.shape}"
+        )
+    if probs.min() < 0 or not 0 < probs.max() <= 1 + 1e-3:
+        raise ValueError(
+            f"{path}: probs must be in [0, 1], got {probs.min():.3g} to {probs.max():.3g}: take the "
+            "softmax of logits first"
+        )
+    if len(set(ids.tolist()) & set(range(255))) < len(ids):
+        raise ValueError(f"{path}: class ids must be K different integers in 0..254, got {ids.tolist()}")
+    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()
 
 
 def cam_probs(job: Job, image_rgb: Tensor, cams: CamFile) -> list[Tensor]:

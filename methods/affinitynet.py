@@ -53,7 +53,7 @@ class AffinityNet(Method):
 
     needs_background = True
 
-    labels = "label scores of tools/crf.py"
+    labels = "label scores of tools/make_affinity_label.py"
     walk_stride = 1
 
     def __init__(
@@ -170,7 +170,7 @@ class AffinityView:
         if "scores" not in arrays:
             raise ValueError(
                 f"image '{sample['name']}' has no label scores: set data.label_dir to a folder that "
-                "tools/crf.py made"
+                "tools/make_affinity_label.py made"
             )
         scores = torch.as_tensor(arrays["scores"]).float()
         image = self.jitter(sample["image"])

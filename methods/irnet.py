@@ -44,7 +44,7 @@ class IRNet(Method):
 
     needs_background = True
 
-    labels = "label images of tools/crf.py --recipe irn"
+    labels = "label images of tools/make_affinity_label.py --mode irn"
     walk_stride = 4
 
     def __init__(

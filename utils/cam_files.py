@@ -92,7 +92,7 @@ def save_scores(path: Path, file: ScoreFile) -> None:
 
 def load_scores(path: Path) -> ScoreFile:
     """Read a score file; raises as `load_cam`."""
-    with open_arrays(path, "score file", "tools/crf.py") as arrays:
+    with open_arrays(path, "score file", "tools/make_affinity_label.py") as arrays:
         return ScoreFile(
             class_ids=torch.from_numpy(arrays["class_ids"]).long(),
             scores=torch.from_numpy(arrays["scores"]).float(),

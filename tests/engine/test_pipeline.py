@@ -189,7 +189,7 @@ def test_other_images_of_the_split_that_a_stage_works_on_are_another_input(toy, 
 
 NET = {"name": "a", "run": "engine.train", "config": "cam/demo.yaml"}
 CAM = {"name": "a", "run": "tools.infer_cam", "model_path": "${work_dir}/a/last.pth", "infer": "test"}
-SEEDS = {"name": "a", "run": "tools.crf", "input": "x", "recipe": "irn"}
+SEEDS = {"name": "a", "run": "tools.make_affinity_label", "cam": "x"}
 PASTED, NO_LABELS = {"data": {"context_decoupling": {"bank": "objects"}}}, {"data": {"label_dir": "no/where"}}
 
 
@@ -219,7 +219,7 @@ PASTED, NO_LABELS = {"data": {"context_decoupling": {"bank": "objects"}}}, {"dat
         ([NET, {**CAM, "name": "b", "infer": None}], ValueError, "stages.b.infer"),
         ([NET, {**CAM, "name": "b", "overrides": ["method.cam_scals=[1.0]"]}], KeyError, "'cam_scals'"),
         ([{**SEEDS, "out": "elsewhere"}], ValueError, "always writes to .*run/a"),
-        ([{**SEEDS, "values": [0.01, 0.05]}], ValueError, "higher first"),
+        ([{**SEEDS, "foreground_threshold": 0.01}], ValueError, "background_threshold"),
         ([STAGES[0], {**STAGES[1], "before": "${work_dir}/b"}], ValueError, "no stage before"),
     ],
 )

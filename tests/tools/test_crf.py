@@ -1,4 +1,4 @@
-"""tools/crf.py: CAM files to label images or scores, with workers, restarts and clear errors."""
+"""tools/crf.py: CAM and probability files to label images, with workers, restarts and clear errors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from engine import crf_labels
 from engine.pool import WorkerPool
 from engine.scores.records import read_scores
 from models.refiners.dense_crf import DenseCRF
 from tests.checkpoints import checkpoint, demo_folder  # noqa: F401  (fixtures)
 from tests.stages import call
-from tools import crf, infer_cam, infer_seg
-from utils.cam_files import CamFile, load_cam, load_scores, save_cam
-from utils.files import read_json, write_json
+from tools import crf, infer_seg
+from utils.cam_files import CamFile, save_cam
 from utils.image import read_mask
 
 
@@ -42,7 +42,7 @@ def options(path, **changes):
     return {**folders, "recipe": "irn", "processes": 0, **changes}
 
 
-@pytest.mark.parametrize("recipe", ["toco", "irn"])
+@pytest.mark.parametrize("recipe", ["toco", "irn", "psa", "seam"])
 def test_cams_become_confident_labels(folder, recipe):
     path, disc = folder
     call(crf, options(path, recipe=recipe))
@@ -59,38 +59,18 @@ def test_one_value_ignores_nothing(folder):
     assert np.array_equal(read_mask(path / "out" / "a.png") == 5, disc)
 
 
-@pytest.mark.parametrize("recipe, alphas", [("psa", (4, 32)), ("seam", (4, 24))])
-def test_scores_are_the_crf_of_both_exponents(folder, recipe, alphas):
+def test_probabilities_become_labels(folder):
     path, _ = folder
-    out = call(crf, options(path, recipe=recipe))
-    cams = load_cam(path / "cam" / "a.npz")
+    (path / "cam" / "c.npz").unlink()
+    probs = torch.rand(3, 20, 25, generator=torch.Generator().manual_seed(0))
+    np.savez(path / "cam" / "a.npz", probs=probs.numpy())
+    np.savez(path / "cam" / "b.npz", probs=probs.numpy(), class_ids=np.array([0, 7, 3]))
+    call(crf, options(path, recipe="probs", preset="one_stage"))
     image = torch.from_numpy(np.array(Image.open(path / "images" / "a.png"))).permute(2, 0, 1)
-    cam = torch.nn.functional.interpolate(cams.cam[None], cams.size, mode="bilinear")[0]
-    stored = load_scores(out / "a.npz")
-    assert torch.equal(stored.class_ids, cams.class_ids)
-    for scores, alpha in zip(stored.scores, alphas, strict=True):
-        volume = torch.cat([(1 - cam.amax(0, keepdim=True)) ** alpha, cam])
-        expected = DenseCRF("psa").refine(image[None] / 255, volume[None])[0]
-        torch.testing.assert_close(scores, expected, rtol=0, atol=5e-4)  # float16
-    nothing = load_scores(out / "c.npz")
-    assert not len(nothing.class_ids) and torch.equal(nothing.scores, torch.ones(2, 1, 40, 50))
-
-
-def test_images_come_from_the_data_set_too(checkpoint, tmp_path):  # noqa: F811
-    quiet = {"model_path": str(checkpoint), "device": "cpu"}
-    cam = call(infer_cam, {**quiet, "out": str(tmp_path / "cam"), "num_workers": 0})
-    labels = {**quiet, "input": cam, "recipe": "irn", "split": "test", "processes": 0}
-    out = call(crf, {**labels, "out": tmp_path / "labels"})
-    files = sorted(path.name for path in out.glob("*.png"))
-    assert files == sorted(f"{path.stem}.png" for path in cam.glob("*.npz"))
-    settings = read_json(out / "settings.json")
-    assert settings["input"] == read_json(cam / "settings.json") and settings["split"] == "test"
-    write_json(cam / "settings.json", {**settings["input"], "checkpoint_sha256": "another"})
-    with pytest.raises(ValueError, match="input.checkpoint_sha256: .* -> another"):
-        call(crf, {**labels, "out": tmp_path / "labels"})
-    next(cam.glob("*.npz")).unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 6 CAM files"):
-        call(crf, {**labels, "out": tmp_path / "other"})
+    enlarged = torch.nn.functional.interpolate(probs[None], (40, 50), mode="bilinear")[0]
+    expected = DenseCRF("one_stage").refine(image[None] / 255, enlarged[None])[0].argmax(0).numpy()
+    assert np.array_equal(read_mask(path / "out" / "a.png"), expected)
+    assert np.array_equal(read_mask(path / "out" / "b.png"), np.array([0, 7, 3])[expected])
 
 
 def test_worker_processes_write_the_same_files_and_finished_ones_stay(folder):
@@ -131,8 +111,10 @@ def test_bad_input_is_one_clear_error(folder):
     path, _ = folder
     with pytest.raises(FileNotFoundError, match="no .npz files"):
         call(crf, options(path, input=path / "images"))
-    with pytest.raises(ValueError, match="name the data set"):
-        call(crf, options(path, images=None))
+    with pytest.raises(ValueError, match="one or two values"):
+        call(crf, options(path, values=[0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="no array 'probs'"):
+        call(crf, options(path, recipe="probs", out=path / "out2"))
     (path / "images" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
         call(crf, options(path, out=path / "out3"))
@@ -168,14 +150,27 @@ def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "values"),
+    ("arrays", "message"),
     [
-        ("toco", [0.25, 0.7]),
-        ("psa", [-3.0, 5.0]),
-        ("seam", [4.0]),
-        ("clip_es", [0.9, 0.8]),
-        ("irn", [float("nan"), 0.2]),
+        ({"probs": np.full((3, 4, 5), 2.0)}, r"must be in"),
+        ({"probs": np.full((3, 4, 5), -0.5)}, r"must be in"),
+        ({"probs": np.zeros((3, 4, 5))}, r"must be in"),
+        ({"probs": np.ones((3, 4, 5), np.uint8)}, "must be floats"),
+        ({"probs": np.full((1, 4, 5), 0.9)}, "background"),
+        ({"class_ids": np.array([0, 300])}, "different integers"),
+        ({"class_ids": np.array([5, 5])}, "different integers"),
+        ({"class_ids": np.array([0.0, 1.5])}, "different integers"),
+        ({"class_ids": np.array([[0], [1]])}, "with K class ids"),
     ],
+)
+def test_wrong_probabilities_are_refused_by_name(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **{"probs": np.full((2, 4, 5), 0.5)} | arrays)
+    with pytest.raises(ValueError, match=rf"x\.npz.*{message}"):
+        crf_labels.read_probs(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values"), [("toco", [0.25, 0.7]), ("psa", [-3.0, 5.0]), ("irn", [float("nan"), 0.2])]
 )
 def test_wrong_values_of_a_recipe_are_refused(tmp_path, recipe, values):
     with pytest.raises(ValueError, match="values"):

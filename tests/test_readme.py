@@ -46,6 +46,7 @@ OWN_TESTS = (
     "tools/refine_labels.py",
     "tools/report.py",
     "tools/runs.py",
+    "tools/exchange_cams.py",
     "tools/convert_data.py",
     "tools/export.py",
     "tools/voc_submission.py",

@@ -1,32 +1,38 @@
-"""The ``.npy`` dictionaries in which programs of the field exchange tags.
+"""The ``.npy`` dictionaries that other programs of the field exchange: tags, CAMs, scores.
 
-Such a file is a pickle, which can run any code when it is read. This reader admits arrays, numbers, strings
-and containers, and refuses everything else.
+Such a file is a pickle, which can run any code when it is read. This reader admits arrays, numbers, strings,
+containers and CPU tensors, and refuses everything else.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 # A file may come from an old release, in which NumPy's parts are in numpy.core, or from a recent one.
 _CORE = "numpy._core" if hasattr(np, "_core") else "numpy.core"
 _ALLOWED = {
+    ("collections", "OrderedDict"),
     ("_codecs", "encode"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     (f"{_CORE}.multiarray", "_reconstruct"),
     (f"{_CORE}.multiarray", "scalar"),
     (f"{_CORE}.numeric", "_frombuffer"),
+    ("torch._utils", "_rebuild_tensor_v2"),
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda content: torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         module = re.sub(r"^numpy\._?core\b", _CORE, module)
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)

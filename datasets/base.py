@@ -170,7 +170,8 @@ class WeakSegDataset(Dataset[Sample]):
         self.labels = None if label_dir is None else _label_files(split, label_dir)
         untagged = [record.name for record in split.records if transform and record.tags is None]
         unmasked = [record.name for record in split.records if with_mask and record.mask is None]
-        for names, what in ((untagged, "tags to train on"), (unmasked, "ground-truth mask")):
+        no_mask = "ground-truth mask: set data.options.masks, or data.val_set=null"
+        for names, what in ((untagged, "tags to train on"), (unmasked, no_mask)):
             if names:
                 images = some(names, len(split), "images")
                 raise ValueError(f"{images} of split '{split.name}' have no {what}")
@@ -209,7 +210,7 @@ class WeakSegDataset(Dataset[Sample]):
         try:
             image = record.read_image()
         except UnreadableImageError as error:
-            advice = "set data.on_error=skip" if self.transform else "leave it out of the list"
+            advice = "set data.on_error=skip" if self.transform else "remove it"
             raise UnreadableImageError(f"{error}; repair the file, or {advice}") from error
         sample: Sample = {"name": record.name, "index": index, "skipped": 0, "image": image}
         if record.tags is not None:

@@ -43,8 +43,8 @@ def picture_files(folder: Path, subfolders: bool = True) -> list[Path]:
     if left_out:
         first = ", ".join(str(path.relative_to(folder)) for path in sorted(left_out)[:3])
         warn_once(
-            f"{len(left_out)} pictures in {folder} are left out, for they are of another format, dangling "
-            f"links or in a hidden folder: {first}" + (", ..." if len(left_out) > 3 else "")
+            f"skipped {len(left_out)} of {len(left_out) + len(found)} pictures in {folder} (unknown format, "
+            f"dangling link or hidden folder): {first}" + (", ..." if len(left_out) > 3 else "")
         )
     return sorted(found)
 

@@ -27,11 +27,10 @@ from utils.files import write_atomic
 from utils.npy_dictionary import read_npy_dictionary
 from utils.problems import problem
 
-# What a header calls the column of image names, and columns of tags.
-IMAGE_WORDS = {
-    "", "name", "image", "image_name", "imagename", "image_id", "imageid", "photo", "picture", "file",
-    "filename", "file_name", "path", "id",
-}  # fmt: skip
+# What a header calls the column of image names (in any case, with spaces or _), and columns of tags.
+IMAGE_WORDS = (
+    "name", "image", "imagename", "imageid", "photo", "picture", "file", "filename", "path", "id", "",
+)  # fmt: skip
 TAG_WORDS = {"tag", "tags", "label", "labels", "class", "classes"}
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 SPLIT_WORDS = {"val", "valid", "validation", "test", "testing", "trainval", "training"}
@@ -115,9 +114,10 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
     """The entries of a tags file in its order; ``class_names`` are needed for ``.npy`` alone."""
     path = Path(path)
     if not path.is_file():
+        is_prepared = (path.parent / "ImageSets").is_dir()
+        made = "make it with tools/prepare_voc.py or tools/prepare_coco.py, " if is_prepared else ""
         raise FileNotFoundError(
-            f"tags file {path} is missing: make it with tools/prepare_voc.py or tools/prepare_coco.py, write "
-            "it (docs/data.md), or set data.options.tags"
+            f"tags file {path} is missing: {made}write it (docs/data.md), or set data.options.tags"
         )
     readers = {".csv": _csv, ".json": _json, ".txt": _txt, ".npy": _npy}
     if path.suffix.lower() not in readers:
@@ -140,16 +140,19 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
 
 def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
     text = read_text(path)
+    if "\t" in text.partition("\n")[0]:
+        raise ValueError(f"{path}: commas or semicolons separate columns, not tabs: save it as CSV")
     first = next((line for line in text.splitlines() if "," in line or ";" in line), "")
     reader = csv.reader(
         io.StringIO(text), delimiter=";" if ";" in first.partition(",")[0] else ",", skipinitialspace=True
     )
     lines = [(f"{path}, line {reader.line_num}", _cells(row)) for row in reader]
-    lines = [(place, cells) for place, cells in lines if cells]
+    lines = [(place, cells) for place, cells in lines if cells and cells != ["sep="]]  # Excel's own line
     if not lines:
         return
     place, (image, *columns) = lines[0]
-    if image.lower() not in IMAGE_WORDS:
+    if image.lower().replace(" ", "").replace("_", "") not in IMAGE_WORDS:
+        _refuse_header(place, lines[0][1], [cells for _, cells in lines[1:]])
         columns = []
     elif columns and columns[0].lower() not in TAG_WORDS:
         yield from _table(place, columns, lines[1:])
@@ -173,17 +176,33 @@ def _table(header: str, columns: Sequence[str], rows: Sequence[tuple[str, list[s
         raise ValueError(f"{header}: every column needs a class of its own, got {', '.join(columns)}")
     yield Entry(None, [(name, f"{header}, column {k}") for k, name in enumerate(columns, start=2)], header)
     for place, (image, *cells) in rows:
-        if len(cells) != len(columns):
+        cells += [""] * (len(columns) - len(cells))
+        if len(cells) > len(columns):
             raise ValueError(f"{place}: {len(cells)} values, but {header} names {len(columns)} classes")
         present = []
         for k, (column, cell) in enumerate(zip(columns, cells), start=2):
-            if cell.lower() not in FLAGS:
+            if not cell:
+                problem(ValueError(f"{place}, column {k}: class '{column}' is empty: write 0 or 1"))
+            elif cell.lower() not in FLAGS:
                 what = f"'{cell}' in the column of class '{column}' is neither 0 nor 1"
                 advice = "(a column that holds tags is called 'tags')"
                 problem(ValueError(f"{place}, column {k}: {what} {advice}"))
             elif FLAGS[cell.lower()]:
                 present.append((column, f"{place}, column {k}"))
         yield Entry(strip_suffix(image), present, place)
+
+
+def _refuse_header(place: str, first: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Raise a ValueError if a first line without a known heading is not an image as the lines below are."""
+    headings = {cell.lower() for cell in first[1:]}
+    if strip_suffix(first[0]) != first[0] or not headings or not rows:
+        return
+    values = {cell.lower() for cells in rows for cell in cells[1:] if cell}
+    is_table = values and values <= FLAGS.keys() and not headings & FLAGS.keys()
+    names_differ = all(strip_suffix(cells[0]) != cells[0] for cells in rows)
+    if is_table or names_differ or headings & TAG_WORDS:
+        known = ", ".join(filter(None, IMAGE_WORDS))
+        raise ValueError(f"{place} looks like a header: its first heading must be one of {known}")
 
 
 def _cells(row: Sequence[str]) -> list[str]:

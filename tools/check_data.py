@@ -26,7 +26,7 @@ from engine.config.common import DataOptions
 from engine.config.options import command_line, option
 
 if TYPE_CHECKING:
-    from datasets.base import Split
+    from datasets.base import Record, Split
     from datasets.examine import Facts
 
 SHOWN = 5  # entries of a finding on the terminal; --json has all of them
@@ -68,11 +68,12 @@ def run(options: Options) -> dict[str, Any]:
     with collected_warnings() as warnings:
         for name in names:
             split, problems = load(data, name)
-            findings += [Finding("error", name, text) for text in problems]
+            findings += grouped(name, problems)
             if split is not None:
                 facts[name] = read_files(split, options)
                 findings += file_findings(name, split, facts[name])
-                findings += tag_findings(name, split, facts[name], name == data.train_set and not problems)
+                findings += tag_findings(name, split, name == data.train_set and not problems)
+                findings += mask_findings(name, split, facts[name])
                 measures[name] = measure(split, facts[name])
         findings += [Finding("warning", "", text) for text in warnings]
     findings += overlaps(facts)
@@ -98,6 +99,19 @@ def load(data: Any, name: str) -> tuple[Split | None, list[str]]:
         with all_problems():
             split = load_split(plain, name)
     return split, list(dict.fromkeys(problems))
+
+
+def grouped(name: str, problems: list[str]) -> list[Finding]:
+    """An error for each problem; the same one at several places, such as a misspelt class, is one error."""
+    alike: dict[str, list[str]] = {}
+    for text in problems:
+        alike.setdefault(text.partition(": ")[2] or text, []).append(text)
+    found = []
+    for what, texts in alike.items():
+        places = [text.partition(": ")[0] for text in texts]
+        several = Finding("error", name, f"{len(texts)} times: {what}", places)
+        found.append(several if len(texts) > 1 else Finding("error", name, texts[0]))
+    return found
 
 
 def read_files(split: Split, options: Options) -> dict[str, Facts]:
@@ -134,35 +148,60 @@ def file_findings(name: str, split: Split, facts: Mapping[str, Facts]) -> list[F
             same.setdefault(fact.digest, []).append(image)
     copies = [" = ".join(images) for images in same.values() if len(images) > 1]
     if copies:
-        found.append(Finding("warning", name, f"{len(copies)} images are there more than once", copies))
+        found.append(Finding("warning", name, f"images that are there more than once: {len(copies)}", copies))
     kinds = {fact.kind for fact in facts.values() if fact.bands is not None}
     if kinds and len({fact.kind for fact in facts.values() if fact.kind}) > 1:
         found.append(Finding("warning", name, f"pictures of several depths, first {min(kinds)}"))
     return found
 
 
-def tag_findings(name: str, split: Split, facts: Mapping[str, Facts], is_trained: bool) -> list[Finding]:
-    """Tags that cannot be learned from, or that masks contradict."""
-    from datasets.agreement import Agreement, class_counts, tag_warnings
+def tag_findings(name: str, split: Split, is_trained: bool) -> list[Finding]:
+    """Tags that cannot be learned from."""
+    from datasets.agreement import class_counts, tag_warnings
 
     found = []
     if is_trained and (untagged := [r.name for r in split.records if r.tags is None]):
         found.append(Finding("error", name, f"{len(untagged)} of {len(split)} images have no tags", untagged))
     if split.has_tags and (never := [word for word, count in class_counts(split).items() if not count]):
-        found.append(Finding("warning", name, f"{len(never)} classes have no image", never))
-    found += [Finding("warning", name, text) for text in tag_warnings(split)]
-    agreement, masks = Agreement(split), 0
+        found.append(Finding("warning", name, f"classes without an image: {len(never)}", never))
+    return found + [Finding("warning", name, text) for text in tag_warnings(split)]
+
+
+def mask_findings(name: str, split: Split, facts: Mapping[str, Facts]) -> list[Finding]:
+    """Masks that contradict tags: most of them an error, single ones warnings."""
+    from datasets.agreement import Agreement
+    from utils.image import IGNORE_INDEX
+
+    agreement = Agreement(split)
+    untagged, lacking, empty = [], [], []
     for record in split.records:
-        if (shown := facts[record.name].shown) is not None:
-            agreement.add(record, shown)
-            masks += 1
-    if masks and any(record.tags for record in split.records) and not agreement.shown.any():
-        found.append(Finding("error", name, "no mask shows any class: objects of class 1 have the value 1"))
+        mask = facts[record.name].shown
+        if mask is None or record.tags is None:
+            continue
+        agreement.add(record, mask)
+        shown, tags = set(mask.tolist()) - {0, IGNORE_INDEX}, set(record.tags)
+        if shown - tags:
+            untagged.append(with_classes(record, split, shown - tags))
+        if tags and not shown:
+            empty.append(with_classes(record, split, tags))
+        elif tags - shown:
+            lacking.append(with_classes(record, split, tags - shown))
     if error := agreement.error():
-        found.append(Finding("error", name, error))
-    elif warning := agreement.warning():
-        found.append(Finding("warning", name, warning))
-    return found
+        return [Finding("error", name, error)]
+    if empty and not agreement.shown.any():
+        return [Finding("error", name, "no mask shows any class: objects of class 1 have the value 1")]
+    found = [Finding("warning", name, warning)] if (warning := agreement.warning()) else []
+    odd = {"masks that show a class without its tag": untagged}
+    if all(record.window is None for record in split.records):  # a tile has the tags of its whole image
+        odd |= {"masks that lack a tagged class": lacking, "masks of tagged images that show no class": empty}
+    return found + [
+        Finding("warning", name, f"{what}: {len(images)}", images) for what, images in odd.items() if images
+    ]
+
+
+def with_classes(record: Record, split: Split, ids: set[int]) -> str:
+    """An image and some classes, for a list."""
+    return f"{record.name}: {', '.join(split.class_names[k] for k in sorted(ids))}"
 
 
 def overlaps(facts: Mapping[str, Mapping[str, Facts]]) -> list[Finding]:
@@ -177,9 +216,9 @@ def overlaps(facts: Mapping[str, Mapping[str, Facts]]) -> list[Finding]:
             if fact.digest in there and image not in both
         ]
         if both:
-            found.append(Finding("error", second, f"{len(both)} images are in '{first}' too", both))
+            found.append(Finding("error", second, f"images that are in '{first}' too: {len(both)}", both))
         if copies:
-            found.append(Finding("warning", second, f"{len(copies)} images are copies of '{first}'", copies))
+            found.append(Finding("warning", second, f"copies of images of '{first}': {len(copies)}", copies))
     return found
 
 
@@ -197,7 +236,7 @@ def measure(split: Split, facts: Mapping[str, Facts]) -> dict[str, Any]:
         "images": len(split),
         "without_objects": sum(record.tags == () for record in split.records),
         "masks": sum(fact.shown is not None for fact in facts.values()),
-        "classes": class_counts(split),
+        "classes": class_counts(split) if any(record.tags is not None for record in split.records) else {},
         "kinds": measures.kinds,
         "width": [min(sides[0]), max(sides[0])],
         "height": [min(sides[1]), max(sides[1])],
@@ -215,7 +254,8 @@ def as_text(findings: list[Finding], measures: Mapping[str, Any]) -> str:
         sizes = f"{m['width'][0]}-{m['width'][1]} x {m['height'][0]}-{m['height'][1]} pixels"
         lines.append(f"{name:<8} {m['images']} images ({kinds}; {sizes}), {m['masks']} masks")
         counts = ", ".join(f"{word} {count}" for word, count in m["classes"].items())
-        lines.append(f"         {counts}; without objects {m['without_objects']}")
+        known = f"{counts}; without objects {m['without_objects']}"
+        lines.append(f"         {known if counts else 'classes unknown'}")
         lines.append(f"         channels: mean {m['mean']}, std {m['std']} of 0..255")
         if m["value_range"]:
             lines.append(f"         99 % of the values of deep files: data.value_range={m['value_range']}")
@@ -225,7 +265,7 @@ def as_text(findings: list[Finding], measures: Mapping[str, Any]) -> str:
         if more := finding.entries[SHOWN:]:
             lines.append(f"         ... and {len(more)} more")
     errors = sum(finding.level == "error" for finding in findings)
-    lines.append(f"{errors} errors, {len(findings) - errors} warnings")
+    lines.append(f"errors: {errors}, warnings: {len(findings) - errors}")
     return "\n".join(lines)
 
 

@@ -123,14 +123,14 @@ def read_image(path: str | Path, reading: Reading = AS_TYPED) -> Image.Image:
     """
     try:
         if reading != AS_TYPED:
-            return _eight_bits(read_bands(path), None, reading)
+            return _eight_bits(path, read_bands(path), None, reading)
         with Image.open(path) as image:
             if is_tiff(path) and getattr(image, "n_frames", 1) > 1:  # bands as pages, or smaller versions
-                return _eight_bits(read_bands(path))
+                return _eight_bits(path, read_bands(path))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F" or image.mode.startswith("I"):
-                return _eight_bits(np.asarray(image)[..., None], image.getexif().get(_TIFF_WHITE))
+                return _eight_bits(path, np.asarray(image)[..., None], image.getexif().get(_TIFF_WHITE))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -141,7 +141,7 @@ def read_image(path: str | Path, reading: Reading = AS_TYPED) -> Image.Image:
         # Decoders raise whatever the damage makes them trip over (OSError, SyntaxError, struct.error, ...).
         try:
             if isinstance(error, UnidentifiedImageError) and is_tiff(path):
-                return _eight_bits(read_bands(path))  # Pillow does not know such colours
+                return _eight_bits(path, read_bands(path))  # Pillow does not know such colours
         except Exception as other:
             error = other
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
@@ -198,7 +198,9 @@ def _sides(series: Any) -> tuple[int, int]:
     return series.axes.index("Y"), series.axes.index("X")
 
 
-def _eight_bits(values: np.ndarray, white: int | None = None, reading: Reading = AS_TYPED) -> Image.Image:
+def _eight_bits(
+    path: str | Path, values: np.ndarray, white: int | None = None, reading: Reading = AS_TYPED
+) -> Image.Image:
     """The RGB picture of (H, W, N) values, scaled by what is known of all images, not by these values."""
     kind, bits, count = values.dtype.kind, 8 * values.dtype.itemsize, values.shape[2]
     if max(reading.bands, default=0) > count:
@@ -222,9 +224,9 @@ def _eight_bits(values: np.ndarray, white: int | None = None, reading: Reading =
         )
     if np.isnan(highest):
         raise ValueError("some values are NaN: set them to a number")
-    if kind == "f" or bits > 8:
+    if not reading.value_range and (kind == "f" or bits > 8):
         depth = "floats" if kind == "f" else f"{bits} bits"
-        warn_once(f"pictures of {depth} are read as {low:g} to {high:g}")
+        warn_once(f"pictures of {depth} are read as {low:g} to {high:g} (data.value_range)", f", first {path}")
     # Whole numbers are cut, floats are rounded.
     scaled = (values.astype(np.float64) - low) / ((high - low) / 255) + (0.5 if kind == "f" else 0)
     scaled = scaled.clip(0, 255).astype(np.uint8)

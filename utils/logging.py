@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from utils.files import write_atomic
 from utils.mappings import leaves
 
 LOGGER = logging.getLogger("tag2mask")
+_first: dict[str, object] = {}  # warnings that were given
 
 
 class _TqdmHandler(logging.Handler):
@@ -74,10 +74,11 @@ def _show_control_characters(record: logging.LogRecord) -> bool:
     return True
 
 
-@cache
-def warn_once(message: str) -> None:
-    """Log a warning, the first time that it is given."""
-    LOGGER.warning(f"warning  {message}")
+def warn_once(message: str, detail: str = "") -> None:
+    """Log a warning with a detail, the first time that the warning is given, whatever the detail."""
+    mine = object()
+    if _first.setdefault(message, mine) is mine:  # of threads too, one is the first
+        LOGGER.warning(f"warning  {message}{detail}")
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def collected_warnings() -> Iterator[list[str]]:
     found: list[str] = []
     handler, propagates = logging.Handler(), LOGGER.propagate
     handler.emit = lambda record: found.append(record.getMessage().removeprefix("warning  "))  # type: ignore
-    warn_once.cache_clear()
+    _first.clear()
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
     try:

@@ -71,7 +71,7 @@ def test_voc_says_what_is_missing(voc):
     with pytest.raises(ValueError, match=r"1 of 1 images \(c\) of split 'val' have no line"):
         voc_split(voc, "val")
     (voc / "tags.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tags\.csv is missing"):
+    with pytest.raises(FileNotFoundError, match=r"tags\.csv is missing: make it with"):
         voc_split(voc, "val")
     assert voc_split(voc, "val", tags=None).records[0].tags is None
 
@@ -194,6 +194,8 @@ def test_custom_says_what_is_wrong(own):
         find_images(own / "images")
     with pytest.raises(FileNotFoundError, match="folder"):
         custom_split(own, "all", images="pictures", class_names=["cat"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set data\.root"):
+        custom_split(own / "nowhere", "all")
 
 
 def test_a_list_never_means_another_photo_of_the_same_name(own, voc):
@@ -220,7 +222,7 @@ def test_pictures_of_a_folder_are_used_or_counted_and_named(tmp_path, caplog):
     (tmp_path / "images/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     found = [path.relative_to(tmp_path / "images").as_posix() for path in picture_files(tmp_path / "images")]
     assert sorted(found) == sorted(used)
-    assert "3 pictures" in caplog.text
+    assert "skipped 3 of 9 pictures" in caplog.text
     for name in (".ipynb_checkpoints", "g.heic", "gone.jpg"):
         assert name in caplog.text
     assert len(picture_files(tmp_path / "images", subfolders=False)) == 4

@@ -31,6 +31,7 @@ def write(path, text, encoding="utf-8"):
         "image,traffic light,cat,dog\na.jpg,0,1,1\nb,0,0,0\nc,1,0,0\n",  # a column for each class
         "photo;cat;dog;traffic light;\na.jpg;1.0;1.0;0.0;\n\nb;0.0;0.0;0.0\nc;0.0;0.0;1.0;\n",
         ",cat,dog,traffic light\na,True,True,False\nb,False,False,False\nc,False,False,True\n",
+        "sep=;\nImage Name;cat;dog;traffic light\na;1;1;0\nb;0;0;0\nc;0;0;1\n",  # Excel
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -72,11 +73,14 @@ def test_header_of_a_table_names_the_classes(tmp_path, columns):
     ("text", "place"),
     [
         ("image,cat,dog\na,1,0\nb,2,0\n", "line 3, column 2: '2'"),
-        ("image;cat;dog\na;;1\nb;0;1\n", "line 2, column 2: ''"),
+        ("image;cat;dog\na;;1\nb;0;1\n", "line 2, column 2: class 'cat' is empty"),
         ("image,cat,dog\na,-1,1\n", "line 2, column 2: '-1'"),
         ("image,cat,dog\na,yes,no\n", "line 2, column 2: 'yes'"),
-        ("image,cat,dog\na,x,\n", "line 2: 1 values"),
-        ("image,cat,dog\na,1,0\nb,1\n", "line 3: 1 values"),
+        ("image,cat,dog\na,x,\n", "line 2, column 2: 'x'"),
+        ("image,cat,dog\na,1,0\nb,1,\n", "line 3, column 3: class 'dog' is empty"),
+        ("Bild;cat;dog\na;1;0\n", "line 1 looks like a header"),
+        ("Bild;Tags\na;cat\n", "line 1 looks like a header"),
+        ("Dateiname,Schlagworte\na.jpg,cat\n", "line 1 looks like a header"),
         ("image,cat\na,1\nb,1,0\n", "line 3: 2 values"),
         ("image,split,cat,dog\na,train,1,0\n", "line 2, column 2: 'train'"),
         ("image,xmin,ymin,class\na,3,4,cat\n", "line 2, column 2: '3'"),
@@ -86,10 +90,10 @@ def test_header_of_a_table_names_the_classes(tmp_path, columns):
         ("a.jpg,-1,1\nb.jpg,1,1\n", "every tag"),
         ("image,tags\na,yes\nb,no\n", "every tag"),
         ("image,tags\na,cat\nb,dgo\n", "line 3, column 2: 'dgo' is not a class: did you mean 'dog'"),
-        ("a,cat\na.jpg,dog\n", "line 2: image 'a'"),
+        ("a.jpg,cat\na,dog\n", "line 2: image 'a'"),
         ("a,cat\nb,background\n", "line 2, column 2"),
         ("a,cat\n,dog\n", "line 2: the image name"),
-        ("image\ttags\na.jpg\tcat\n", "a tab"),
+        ("image\ttags\na.jpg\tcat;dog\n", "not tabs"),
         ("a,cat\nb,do\0g\n", "line 2, column 2"),
         ("a,cat\nb,do\u200bg\n", "line 2, column 2.*ZERO WIDTH"),
         ("a,cat\n../b,dog\n", "leaves its folder"),

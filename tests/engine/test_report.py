@@ -85,7 +85,6 @@ def test_pictures_are_in_tensorboard(make_run):
 
 def test_a_broken_report_ends_no_training(make_run, caplog, monkeypatch):
     monkeypatch.setattr(report, "write_report", lambda *_: 1 / 0)
-    report.warn_once.cache_clear()
     refresh(make_run("one"), None, 8)
     assert "ZeroDivisionError" in caplog.text
 

@@ -15,6 +15,7 @@ from utils.image import (
     rescale,
     write_mask,
 )
+from utils.logging import collected_warnings
 
 INDICES = np.array([[0, 1, 20], [255, 5, 0]], dtype=np.uint8)
 
@@ -120,6 +121,15 @@ def test_deep_pictures_are_scaled_by_their_type(tmp_path, dtype, white, channels
         tifffile.imwrite(tmp_path / "a.tif", values)
         read = np.asarray(read_image(tmp_path / "a.tif"))
         assert read.shape == (4, 6, 3) and np.abs(read.astype(float) - 255 * share).max() <= 1
+
+
+def test_deep_pictures_are_noted_once_with_the_first_file(tmp_path):
+    with collected_warnings() as warnings:
+        for name in "ab":
+            Image.fromarray(np.full((2, 2), 40000, np.uint16)).save(tmp_path / f"{name}.png")
+            read_image(tmp_path / f"{name}.png")
+            read_image(tmp_path / f"{name}.png", Reading((), (0, 40000)))
+    assert len(warnings) == 1 and "data.value_range" in warnings[0] and "a.png" in warnings[0]
 
 
 def test_a_compressed_grey_tiff_has_the_range_of_its_data_set(tmp_path):

@@ -226,7 +226,8 @@ def _eight_bits(
         raise ValueError("some values are NaN: set them to a number")
     if not reading.value_range and (kind == "f" or bits > 8):
         depth = "floats" if kind == "f" else f"{bits} bits"
-        warn_once(f"pictures of {depth} are read as {low:g} to {high:g} (data.value_range)", f", first {path}")
+        scale = f"{low:g} to {high:g} (data.value_range)"
+        warn_once(f"pictures of {depth} are read as {scale}", f", first {path}")
     # Whole numbers are cut, floats are rounded.
     scaled = (values.astype(np.float64) - low) / ((high - low) / 255) + (0.5 if kind == "f" else 0)
     scaled = scaled.clip(0, 255).astype(np.uint8)

@@ -17,7 +17,6 @@ from engine.config.load import load_config
 from engine.data import load_split
 from engine.method import build_method
 from engine.segmentation import inference_refiner
-from scripts.demo import report
 from utils.cam_files import load_cam
 from utils.cli import run_main
 from utils.image import read_image, read_mask
@@ -141,13 +140,6 @@ def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path, monkeyp
     assert f"{shown}\nor é" in streams["stderr"].getvalue() and shown in streams["stdout"].getvalue()
     assert shown in (tmp_path / "run.log").read_text("utf-8")
     assert "\x1b" not in "".join(text.getvalue() for text in streams.values())
-
-
-def test_html_in_names_is_text_in_reports(tmp_path):
-    table = "<script>alert(1)</script>"
-    record = {"method": table, "config": "<b>", "steps": 1}
-    page = report(table, [record], tmp_path)
-    assert "<script>" not in page and "<b>" not in page and page.count("&lt;script&gt;") == 2
 
 
 def test_pictures_of_a_real_size_are_read(tmp_path):

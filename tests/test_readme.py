@@ -40,6 +40,7 @@ ELSEWHERE = (
 # Tests of their own run these, on folders that they make.
 OWN_TESTS = (
     "bench/run.py",
+    "bench/cooccurrence.py",
     "bench/mutate.py",
     "tools/crf.py",
     "tools/mine_objects.py",

@@ -157,7 +157,7 @@ def for_each_image(
     if unreadable:
         shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
         raise UnreadableImageError(
-            f"{len(unreadable)} of {len(left)} images: {shown}. All others are finished, and the same "
+            f"{len(unreadable)} of {len(dataset)} images: {shown}. All others are finished, and the same "
             "command continues from there"
         )
     return len(left)

@@ -24,11 +24,13 @@ class Means:
             self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def collect(self) -> dict[str, float]:
-        """Means over steps and processes; starts anew."""
-        means = _over_processes({name: value / self.counts[name] for name, value in self.sums.items()})
+    def means(self) -> dict[str, float]:
+        """Means over steps and processes."""
+        return _over_processes({name: value / self.counts[name] for name, value in self.sums.items()})
+
+    def clear(self) -> None:
+        """Start anew."""
         self.sums, self.counts = {}, {}
-        return means
 
     def state(self) -> dict[str, tuple[float, int]]:
         """Sum (a mean over processes) and count of each name; every process must call it."""

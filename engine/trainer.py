@@ -144,7 +144,9 @@ class Trainer:
                 seconds += time.perf_counter() - started
                 bar.update()
                 if self.step % log_every == 0 or self.step == options.steps:
-                    self._log(writer, pace=(self.step - first) / seconds)
+                    self._log((self.step - first) / seconds, writer)
+                elif self.step == first + 1:  # nobody should wait long for a sign of life
+                    self._log(1 / seconds)
                 if self._is_scored() and not stop:
                     self._score(writer)
                 elif stop or self.step % options.checkpoint_every == 0 or self.step == options.steps:
@@ -241,10 +243,10 @@ class Trainer:
         good = f"last good checkpoint: {kept}" if kept.is_file() else "no checkpoint was written yet"
         raise FloatingPointError(f"loss is not finite at step {self.step}: {', '.join(parts)}; {good}")
 
-    def _log(self, writer: MetricsWriter, pace: float) -> None:
-        """One line for people and one record; starts a new window."""
+    def _log(self, pace: float, writer: MetricsWriter | None = None) -> None:
+        """One line for people; with a writer one record too, which starts a new window."""
         steps, skipped = self.options.steps, self.progress.skipped
-        losses, metrics = self.losses.collect(), self.metrics.collect()
+        losses, metrics = self.losses.means(), self.metrics.means()
         # That of `optim.lr`, also where the first group learns faster: the backbone may be frozen.
         group = self.optimizer.param_groups[0]
         lr = self.optimizer.defaults["lr"] * (group["lr"] / group["base_lr"] if group["base_lr"] else 0.0)
@@ -262,6 +264,10 @@ class Trainer:
             f"{skipped} unreadable images skipped" if skipped else "",
         ]
         LOGGER.info(" | ".join(part for part in parts if part))
+        if writer is None:
+            return
+        self.losses.clear()
+        self.metrics.clear()
         record = {"lr": lr, "seconds_per_step": 1 / pace, "loss": losses, "metrics": metrics}
         record |= {"skipped": skipped} | ({"gpu_memory_mib": memory} if memory else {})
         writer.write(self.step, record)

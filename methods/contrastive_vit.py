@@ -20,6 +20,7 @@ from models.backbones.vit import Tokens
 from models.heads import ProjectionHead
 from models.memory import momentum_copy, update_momentum_copy
 from ops.cam import PresentClasses, present_classes
+from ops.crops import check_room
 from ops.labels import affinity_label, box_on_tokens, cam_to_confident_label, ignore_outside_box
 from utils.build import build_part, check_choice, check_number
 from utils.image import denormalize
@@ -50,6 +51,7 @@ class ContrastiveViT(SingleStageViT):
 
     make_head: Callable[..., ProjectionHead] = ProjectionHead
     training_only = ("proj_head.", "teacher_")
+    local_crop_size, num_local_crops = 0, 0  # of a method without local crops
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class ContrastiveViT(SingleStageViT):
         return dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
+        check_room(crop_size, crop_size, self.local_crop_size, self.num_local_crops)
         return WeakStrongViews(
             crop_size, scale_range, main_view=self.main_view, consistent_flip=self.follow == "paper"
         )

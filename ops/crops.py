@@ -53,6 +53,16 @@ def random_order(n: Tensor, count: int, generators: Iterable[torch.Generator]) -
     return first_of_permutation(to_device(draws, n.device), n)
 
 
+def check_room(height: int, width: int, size: int, count: int) -> None:
+    """Raise a ValueError if an image (H, W) has no room for V = ``count`` different crops."""
+    rows, columns = (max(side - size // 2 * 2, 0) for side in (height, width))
+    if rows * columns < count:
+        raise ValueError(
+            f"an image of {height} x {width} pixels is too small for {count} crops of {size} pixels: "
+            "make method.local_crop_size smaller or data.crop_size larger"
+        )
+
+
 def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[Tensor], Tensor]) -> Tensor:
     """Top-left corners of crops that are centred on candidate pixels, or anywhere if there are too few.
 
@@ -70,12 +80,8 @@ def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[T
     """
     margin = size // 2
     height, width = candidates.shape[1:]
+    check_room(height, width, size, count)
     window = candidates[:, margin : height - margin, margin : width - margin]
-    if window[0].numel() < count:
-        raise ValueError(
-            f"an image of {height} x {width} pixels is too small for {count} crops of {size} pixels: "
-            "make method.local_crop_size smaller or data.crop_size larger"
-        )
     columns, allowed = window.shape[2], window.flatten(1)
     allowed = allowed | (allowed.sum(1, keepdim=True) < count)
     number = allowed.cumsum(1)  # of the candidates up to a place

@@ -10,11 +10,16 @@ from functools import partial
 from typing import Any
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """``": did you mean 'x'?"`` for the closest known word; empty when none is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f": did you mean '{close[0]}'?" if close else ""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
-    """``": did you mean 'x'?"`` for the closest known word, or the list of known words when none is close."""
+    """``closest``, or the list of known words when none is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f": did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    return closest(word, known) or f"; known: {', '.join(known)}"
 
 
 def import_target(path: str) -> Any:

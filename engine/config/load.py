@@ -38,7 +38,9 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate.resolve()
     known = sorted(str(p.relative_to(ROOT)) for p in CONFIGS.rglob("*.yaml"))
-    raise FileNotFoundError(f"unknown config '{name}'{suggest(str(name), known)}")
+    inside = [file for file in known if Path(name).name in Path(file).parts[1:-1]]  # of a folder
+    hint = f": it is a folder with {', '.join(inside)}" if inside else suggest(str(name), known)
+    raise FileNotFoundError(f"unknown config '{name}'{hint}")
 
 
 def config_chain(path: Path, inside: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
@@ -256,6 +258,7 @@ def _is_text_key(key: str, values: Mapping[str, Any]) -> bool:
     if key in keys():
         return is_text(keys()[key][1])
     prefix, _, name = key.rpartition(".")
-    found = prefix in OPEN and arguments(str(_select(values, OPEN[prefix])))
+    target = prefix in OPEN and _select(values, OPEN[prefix])  # a pipeline has none
+    found = target and arguments(str(target))
     kinds = set(found[name].annotation.split(" | ")) if found and name in found else {""}
     return kinds <= {"str", "Path", "None", "Sequence[str]"}

@@ -13,6 +13,7 @@ both make the same checks::
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from utils.build import suggest
+from utils.build import closest, suggest
 from utils.cli import run_main
 from utils.mappings import leaves
 
@@ -121,22 +122,26 @@ def typed(
         ValueError: for a value of the wrong kind, or outside of its option's limits.
     """
     options = {key: (field, kind) for key, field, kind in walk(cls)}
-    for key, value in leaves(values):
+    given = dict(leaves(values))
+    for key, value in given.items():
         if key in options and is_text(options[key][1]) and isinstance(value, (bool, float)):
             raise ValueError(f"{whose(key)}{key} expects a text, got {value}: put it in quotes")
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.merge(_defaults(cls), values), resolve=True)
     except ConfigKeyError as error:
         unknown = str(error.full_key)
-        wrong = next(key for key, _ in leaves(values) if is_below(key, [unknown]))
+        wrong = next(key for key in given if is_below(key, [unknown]))
         known = [key for key, (_, kind) in options.items() if not dataclasses.is_dataclass(kind)]
         raise KeyError(f"{whose(unknown)}'{wrong}' is not a key{suggest(wrong, known)}") from error
     except OmegaConfBaseException as error:
-        key, reason = str(error.full_key), str(error).splitlines()[0]
-        raise ValueError(f"{whose(key)}{key}: {reason}") from error
+        key, reason = str(error.full_key).partition("[")[0], f": {str(error).splitlines()[0]}"
+        if isinstance(error, ValidationError) and key in given:
+            reason = f" expects {_expected(*options[key])}, got {given[key]!r}"
+        raise ValueError(f"{whose(key)}{key}{reason}") from error
     for key, value in leaves(plain):
-        if key in options and (reason := _outside(options[key][0], value)):
-            raise ValueError(f"{whose(key)}{key} expects {reason}, got {value!r}")
+        if key in options and _is_outside(options[key][0], value):
+            hint = closest(value, options[key][0].metadata["choices"] or ()) if isinstance(value, str) else ""
+            raise ValueError(f"{whose(key)}{key} expects {_expected(*options[key])}, got {value!r}{hint}")
     return plain
 
 
@@ -145,19 +150,42 @@ def _defaults(cls: type) -> DictConfig:
     return OmegaConf.structured(cls)
 
 
-def _outside(field: Field[Any], value: Any) -> str:
-    """What an option's limits ask for instead of the value."""
+def _is_outside(field: Field[Any], value: Any) -> bool:
+    """Whether a value of the right type breaks an option's limits."""
     choices, least, length = (field.metadata[name] for name in ("choices", "least", "length"))
     items = value if isinstance(value, list) else [value]
-    if choices and isinstance(value, str) and value not in choices:
-        return f"{' or '.join(choices)}{suggest(value, choices)}"
-    if any(isinstance(item, (int, float)) and item < least for item in items):
-        return f"numbers from {least:g}"
     if isinstance(value, list) and len(items) != (length or len(items)):
-        return f"a list of {length}"
-    if not items and field.default_factory is not MISSING and field.default_factory():
-        return "a list that is not empty"
-    return ""
+        return True
+    if not items:
+        return not _may_be_empty(field)
+    unknown = choices and isinstance(value, str) and value not in choices
+    return unknown or any(isinstance(item, (int, float)) and item < least for item in items)
+
+
+def _expected(field: Field[Any], kind: Any) -> str:
+    """What an option takes, in words."""
+    choices, least, length = (field.metadata[name] for name in ("choices", "least", "length"))
+    limit = "" if least == -math.inf else f" from {least:g}"
+    words = {int: f"a whole number{limit}", float: f"a number{limit}", bool: "true or false", Path: "a path"}
+    words |= {str: " or ".join(choices) if choices else "a text"}
+    words |= {
+        list[int]: f"whole numbers{limit}",
+        list[float]: f"numbers{limit}",
+        list[str]: "texts",
+        list[Path]: "paths",
+    }
+    count = f"{length} " if length else "" if _may_be_empty(field) else "one or more "
+    kinds = get_args(kind) if isinstance(kind, UnionType) else [kind]
+    return " or ".join(
+        f"a list of {count}{words[one]}" if get_origin(one) is list else words.get(one, "a mapping")
+        for one in kinds
+        if one is not NoneType
+    )
+
+
+def _may_be_empty(field: Field[Any]) -> bool:
+    """Whether a list may: only where its default is."""
+    return field.default_factory is MISSING or not field.default_factory()
 
 
 def fill(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

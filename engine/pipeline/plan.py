@@ -139,6 +139,10 @@ class _Planner:
             raise ValueError(f"a stage always writes to {folder}: leave out 'out'")
         known = {"out": folder, "device": self.cfg.device, "num_workers": self.cfg.data.num_workers}
         names = {field.name for field in dataclasses.fields(kind)}
+        for key, value in leaves(stage.options):
+            if "overrides" in names and key.startswith(("method.", "data.")):
+                change = f"stages.{stage.name}.overrides=[{key}={value}]"
+                raise KeyError(f"'{key}' is a key of the config: write {change}")
         values = {key: value for key, value in known.items() if key in names} | stage.options
         paths = [key for key, what in marked(kind, "reads").items() if what != "images" and values.get(key)]
         inputs = {key: project_path(values[key]) for key in paths}

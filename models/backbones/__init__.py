@@ -195,7 +195,7 @@ def create_backbone(
         FileNotFoundError: if the weights are not there and cannot be downloaded.
         ValueError: if the file holds another network, or for an option of a wrong kind.
     """
-    others = ("pretrained", "pyramid", "grad_checkpointing", "mean", "std")
+    others = ("name", "pretrained", "pyramid", "grad_checkpointing", "mean", "std")
     try:
         backbone = build_part(backbone_class(name), options, key="method.backbone", others=others)
     except (TypeError, AssertionError) as error:  # a wrong value, or an option that the variant decides

@@ -4,6 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from engine.checks import check_training
 from engine.config import load as config
 from engine.config.help import documented_keys
 from engine.config.load import CONFIGS, ROOT, find_config, load_config, load_stages, override_config, to_plain
@@ -90,7 +91,10 @@ def test_a_file_changes_its_bases_and_the_command_line_changes_both(tmp_path):
         ("train.step=5", KeyError, "command line: 'train.step' .*did you mean 'train.steps'"),
         ("method.temprature=5", KeyError, "did you mean 'temperature'"),
         ("method.backbone.aux_layr=2", KeyError, r"method\.backbone: did you mean 'aux_layer'"),
+        ("method.backbone.nmae=vit_demo", KeyError, "did you mean 'name'"),
         ("train.steps", ValueError, "not key=value"),
+        ("train.steps=eight", ValueError, "train.steps expects a whole number from 1, got 'eight'"),
+        ("optim.name=adam", ValueError, "expects adamw or sgd, got 'adam': did you mean 'adamw'"),
     ],
 )
 def test_unknown_keys_are_refused(override, error, hint):
@@ -103,6 +107,13 @@ def test_an_unknown_key_names_its_file_and_the_closest_one(tmp_path):
         load_config(write(tmp_path / "x.yaml", "base: cam/demo.yaml\ntrain: {stepps: 3}\n"))
     with pytest.raises(FileNotFoundError, match="did you mean 'configs/toco/voc.yaml'"):
         find_config("configs/toco/vocc.yaml")
+    with pytest.raises(FileNotFoundError, match="folder with configs/toco/coco.yaml"):
+        find_config("configs/toco")
+
+
+def test_crops_without_room_are_refused_before_a_run():
+    with pytest.raises(ValueError, match="8 crops of 96"):
+        check_training(load_config("configs/toco/voc.yaml", ["data.crop_size=96"]), 21)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +126,7 @@ def test_an_unknown_key_names_its_file_and_the_closest_one(tmp_path):
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_wherever_it_comes_from(override):
     key = override.partition("=")[0]
-    with pytest.raises(ValueError, match=f"the command line: {key}"):
+    with pytest.raises(ValueError, match=f"the command line: {key} expects"):
         load_config("configs/toco/voc.yaml", [override])
     with pytest.raises(ValueError, match=f"the command line: {key}"):  # of a checkpoint
         override_config(load_config("configs/toco/voc.yaml"), [override])

@@ -218,6 +218,11 @@ PASTED, NO_LABELS = {"data": {"context_decoupling": {"bank": "objects"}}}, {"dat
         ([{**CAM, "stride": "two"}], ValueError, "stride"),
         ([NET, {**CAM, "name": "b", "infer": None}], ValueError, "stages.b.infer"),
         ([NET, {**CAM, "name": "b", "overrides": ["method.cam_scals=[1.0]"]}], KeyError, "'cam_scals'"),
+        (
+            [NET, {**CAM, "name": "b", "method": {"cam_scales": [1.0]}}],
+            KeyError,
+            r"b.overrides=\[meth",
+        ),
         ([{**SEEDS, "out": "elsewhere"}], ValueError, "always writes to .*run/a"),
         ([{**SEEDS, "foreground_threshold": 0.01}], ValueError, "background_threshold"),
         ([STAGES[0], {**STAGES[1], "before": "${work_dir}/b"}], ValueError, "no stage before"),
@@ -243,11 +248,13 @@ def test_command_line_chooses_what_a_stage_runs_and_by_which_config():
     overrides = [
         "stages.segment.config=segmentor/coco.yaml",
         "stages.infer.run=tools.infer_cam",
+        "stages.cam_net.method.background_threshold=0.4",
         "stages.scores=null",
     ]
     stages = {stage.name: stage for stage in load_stages("configs/irn/voc.yaml", overrides)}
     assert stages["segment"].options["train"]["steps"] == 50000 and stages["infer"].run == "tools.infer_cam"
     assert "cam_scores" in stages and "scores" not in stages
+    assert stages["cam_net"].options["method"]["background_threshold"] == 0.4
 
 
 def test_home_folder_in_the_work_dir(toy, monkeypatch, tmp_path):

@@ -187,6 +187,17 @@ def test_weight_zero_means_no_influence_and_does_not_look_trained(tmp_path, monk
     assert "late" not in lines[0] and "weight 0: late" in lines[-1]
 
 
+def test_a_sign_of_life_after_the_first_step_that_no_mean_misses(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("engine.trainer.LOGGER.info", lines.append)
+    trainer(tmp_path / "a").fit()
+    trainer(tmp_path / "b", options=replace(OPTIONS, log_every=4)).fit()
+    assert [line.split("/")[0].split()[1] for line in lines[-3:]] == ["1", "4", "8"]
+    first, every = records(tmp_path / "b")[0], records(tmp_path / "a")[:4]
+    assert first["step"] == 4
+    assert first["loss"]["fit"] == pytest.approx(sum(line["loss"]["fit"] for line in every) / 4)
+
+
 def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_path):
     def halves(start):
         for batch in batches(start):

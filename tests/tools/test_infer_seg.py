@@ -218,6 +218,8 @@ def test_a_broken_photo_spares_the_others(checkpoint, tmp_path):
     assert process.exitcode == 2 and "1 of 2 images: cannot read image" in errors.read_text()
     assert "bad.jpg" in errors.read_text() and "RuntimeError" not in errors.read_text()
     written = (out / "good.png").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="1 of 2 images"):
+        infer(checkpoint, out, infer=str(photos))
     (photos / "bad.jpg").unlink()
     infer(checkpoint, out, infer=str(photos))
     assert (out / "good.png").stat().st_mtime_ns == written

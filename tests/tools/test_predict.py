@@ -110,7 +110,8 @@ def test_hub_takes_paths_pictures_and_arrays(checkpoint, photos):
             model.predict(wrong)
 
 
-def test_json_is_all_that_is_printed(checkpoint, photos, tmp_path, capsys):
+def test_json_is_all_that_is_printed(checkpoint, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(LOGGER, "handlers", [])  # a training in this process prints its log
     (tmp_path / "tags.csv").write_text("good,sheep;crab\n")
     run(checkpoint, [str(photos)], tmp_path / "out", tags=str(tmp_path / "tags.csv"), json=True)
     (line,) = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ from engine.predictor import tag2mask
 from tests.stages import call
 from tools import infer_seg, predict
 from utils.image import UnreadableImageError, read_mask
+from utils.logging import LOGGER
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config.options import command_line, option
 
 SPLITS = ("test", "test_shuffled")
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # quantiles by number of seeds
 
 
 @dataclass(kw_only=True)
@@ -158,6 +157,7 @@ def mean_iou(counts: Tensor) -> float:
 
 def write_tables(out: Path) -> str:
     """The table of all measured trainings, mean and 95 % interval over seeds; writes it beside them."""
+    from engine.runs import interval_text
     from engine.scores.tables import text_table
     from utils.files import write_atomic
 
@@ -178,23 +178,12 @@ def write_tables(out: Path) -> str:
         groups[row["method"], row["output"], row["strength"]].append(row)
     cells = [
         [method, output, f"{strength:g}", str(len(found))]
-        + [interval([row[column] for row in found]) for column in columns[4:]]
+        + [interval_text([row[column] for row in found]) for column in columns[4:]]
         for (method, output, strength), found in sorted(groups.items())
     ]
     table = text_table(["method", "output", "strength", "seeds", *columns[4:]], cells)
     write_atomic(out / "table.txt", f"{table}\n".encode())
     return table
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half of the 95 % interval of Student's t."""
-    import numpy as np
-
-    mean = np.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = T_95.get(len(values), 2.0) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{mean:.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from tests.pretended_gpu import DEVICE, pretended_gpu
 from utils.cam_files import ScoreFile, label_path, save_scores
 from utils.image import read_mask
 from utils.schedule import Schedule
+from utils.weights import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory'")
 BUDGETS = yaml.safe_load((Path(__file__).parent / "gpu_budgets.yaml").read_text())
@@ -94,7 +95,7 @@ def result(cfg):
     folder = Path(cfg.work_dir)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: line[key] for key in ("loss", "val") if key in line} for line in lines]
-    return kept, torch.load(folder / "last.pth", weights_only=False)["model"]
+    return kept, load_checkpoint(folder / "last.pth")["model"]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     python bench/cooccurrence.py                                        all trainings, one after another
     python bench/cooccurrence.py --methods cam seco --strengths 0.95    some of them
     python bench/cooccurrence.py --shard 2/8                            every eighth, for a job array
-    python bench/cooccurrence.py train.steps=400 --out logs/longer      with other settings
+    python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
 
 Each training has a folder below ``--out``. What is finished is not done again. The table covers what is
 there; table.csv holds every number of every training. A strength of 1/6 is chance: there are six contexts.
@@ -47,6 +47,7 @@ class Options:
     test: int = option(400, "images of each test split", least=1)
     shard: str = option("0/1", "which part of the trainings is done here: k/n, k from 0")
     out: Path = option(Path("logs/cooccurrence"), "folder for scenes, trainings and tables")
+    name: str = option("", "what the table calls these overrides; they are trained beside those without")
     overrides: list[str] = option([], "changes of every config")
 
 
@@ -55,7 +56,8 @@ def run(options: Options) -> Path:
     part, parts = map(int, options.shard.split("/"))
     jobs = list(product(options.seeds, options.strengths, options.methods))
     for seed, strength, method in jobs[part::parts]:
-        folder = options.out / f"{method}-{strength:g}-{seed}"
+        variant = f"{method} {options.name}".strip()
+        folder = options.out / f"{variant}-{strength:g}-{seed}"
         if not (folder / "measures.pt").is_file():
             print(f"--- {folder.name}", flush=True)
             train_one(options, folder, method, strength, seed)

@@ -1,0 +1,21 @@
+"""Methods that are told what they otherwise guess: how much would be gained if the guess were right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.base import Batch
+from methods.seco import SeCo, category_tags
+from ops.cam import PresentClasses
+from ops.labels import ignore_outside_box
+
+
+class SeCoTrueTags(SeCo):
+    """SeCo whose crops are tagged by masks; ``data.label_dir`` is the folder of the masks."""
+
+    @torch.no_grad()
+    def decompose(self, batch: Batch, cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
+        positions, _ = super().decompose(batch, cam, present)
+        label = ignore_outside_box(batch["pseudo_label"], batch["valid_box"])
+        return positions, category_tags(label, positions, self.local_crop_size, self.tag_threshold, self.follow)

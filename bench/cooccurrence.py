@@ -56,7 +56,7 @@ def run(options: Options) -> Path:
     part, parts = map(int, options.shard.split("/"))
     jobs = list(product(options.seeds, options.strengths, options.methods))
     for seed, strength, method in jobs[part::parts]:
-        variant = f"{method} {options.name}".strip()
+        variant = f"{method}+{options.name}" if options.name else method
         folder = options.out / f"{variant}-{strength:g}-{seed}"
         if not (folder / "measures.pt").is_file():
             print(f"--- {folder.name}", flush=True)

@@ -12,7 +12,9 @@ from ops.labels import ignore_outside_box
 
 
 class SeCoTrueTags(SeCo):
-    """SeCo whose crops are tagged by masks; ``data.label_dir`` is the folder of the masks."""
+    """SeCo whose crops are tagged by masks (``data.learn_from=masks``); all else sees tags and CAMs alone."""
+
+    labels = "masks"
 
     @torch.no_grad()
     def decompose(self, batch: Batch, cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:

@@ -4,25 +4,31 @@
     python bench/cooccurrence.py --methods cam seco --strengths 0.95    some of them
     python bench/cooccurrence.py --shard 2/8                            every eighth, for a job array
     python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
+    python bench/cooccurrence.py --out logs/hard data.generate.appearance=0.3                other scenes
 
 Each training has a folder below ``--out``. What is finished is not done again. The table covers what is
 there; table.csv holds every number of every training. A strength of 1/6 is chance: there are six contexts.
+
+With several seeds the table shows mean and 95 % interval over them (Student's t); with one, the interval
+over images (bootstrap). ``slope``: rise of a number from strength 0 to 1, fitted for each seed.
 
 gap       mIoU on ``test`` less that on ``test_shuffled``: the same objects on contexts drawn without them
 leak      engine/scores/context_leak.py on ``test_shuffled``; mean over the classes with a partner
 tag leak  how much more often a class is said on its home context than on others, where it is not shown
 control   the same, mean over the classes without a partner
+less plain CAM's   leak less that of the method ``cam`` with the same strength and seed
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config.options import command_line, option
 
 SPLITS = ("test", "test_shuffled")
+COLUMNS = ("mIoU", "shuffled", "gap", "leak", "less plain CAM's", "leak, control", "tag leak", "tag leak, control")
+Row = dict[str, Any]  # the numbers of an output of a training, in percent
 
 
 @dataclass(kw_only=True)
@@ -75,7 +83,9 @@ def train_one(options: Options, folder: Path, method: str, strength: float, seed
 
     root = options.out / f"scenes-{strength:g}"
     root.mkdir(parents=True, exist_ok=True)
-    scenes = [f"strength={strength}", f"train={options.train}", f"test={options.test}"]
+    changed = [item for item in options.overrides if item.startswith("data.generate.")]
+    scenes = [item.removeprefix("data.generate.") for item in changed]
+    scenes += [f"strength={strength}", f"train={options.train}", f"test={options.test}"]
     with alone_in(root, wait=3600):  # another shard may draw them
         make_demo_data.run(make_demo_data.Options(out=root, overrides=scenes))
     given = [f"data.root={root.absolute()}", "data.val_set=null", f"seed={seed}"]
@@ -139,53 +149,98 @@ def numbers(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     at_home = torch.stack([shuffled["context"] == CONTEXTS.index(OBJECTS[k].home) for k in names[1:]], 1)
     on, off = absent & at_home, absent & ~at_home
     tag_leak = (said * on).sum(0) / on.sum(0) - (said * off).sum(0) / off.sum(0)
+    images = resampled(len(said))
     for key in matched:
         output, _, what = key.partition("/")
         if what != "iou":
             continue
-        near, far = (mean_iou(split[key].sum(0)) for split in (matched, shuffled))
-        leak = leak_of_counts(shuffled[f"{output}/ground"].sum(0), names)
-        found = {"mIoU": near, "shuffled": far, "gap": near - far}
-        for name, values in (("leak", leak), ("tag leak", tag_leak)):
-            found |= {name: float(values[partnered].nanmean())}
-            found |= {f"{name}, control": float(values[~partnered].nanmean())}
-        yield output, {name: 100 * value for name, value in found.items()}
+        near, far = (mean_iou(images @ split[key].double().flatten(1)) for split in (matched, shuffled))
+        ground = shuffled[f"{output}/ground"].double()
+        leak = leak_of_counts((images @ ground.flatten(1)).unflatten(1, ground.shape[1:]), names)
+        found = {
+            "mIoU": near,
+            "shuffled": far,
+            "gap": near - far,
+            "leak": leak[:, partnered].nanmean(1),
+            "leak, control": leak[:, ~partnered].nanmean(1),
+            "tag leak": tag_leak[partnered].nanmean()[None],
+            "tag leak, control": tag_leak[~partnered].nanmean()[None],
+        }
+        row = {name: 100 * float(values[0]) for name, values in found.items()}
+        for name in ("gap", "leak"):
+            low, high = 100 * found[name][1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+            row |= {f"{name} from": float(low), f"{name} to": float(high)}
+        yield output, row
 
 
-def mean_iou(counts: Tensor) -> float:
-    """Of intersections and unions (K, 2)."""
-    return float((counts[:, 0].double() / counts[:, 1]).nanmean())
+def resampled(images: int, samples: int = 1000) -> Tensor:
+    """(1 + samples, images) how often each image counts: first once each, then as a bootstrap draws them."""
+    import torch
+
+    draws = torch.randint(images, (samples, images), generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(1 + samples, images, dtype=torch.float64)
+    weights[0] = 1
+    weights[1:].scatter_add_(1, draws, torch.ones_like(weights[1:]))
+    return weights
+
+
+def mean_iou(counts: Tensor) -> Tensor:
+    """(S,) of intersections and unions (S, K * 2)."""
+    hits, union = counts.unflatten(1, (-1, 2)).unbind(2)
+    return (hits / union).nanmean(1)
 
 
 def write_tables(out: Path) -> str:
-    """The table of all measured trainings, mean and 95 % interval over seeds; writes it beside them."""
-    from engine.runs import interval_text
+    """The table of all measured trainings; writes it beside them."""
     from engine.scores.tables import text_table
     from utils.files import write_atomic
 
     rows = []
     for folder in sorted(path.parent for path in out.glob("*/measures.pt")):
         method, strength, seed = folder.name.rsplit("-", 2)
-        rows += [
-            {"method": method, "strength": float(strength), "seed": int(seed), "output": output, **found}
-            for output, found in numbers(folder)
-        ]
+        for output, found in numbers(folder):
+            rows.append({"method": method, "output": output, "strength": float(strength), "seed": int(seed)})
+            rows[-1] |= found
     if not rows:
         return "nothing is measured yet"
-    columns = list(rows[0])
-    lines = [columns, *([row[column] for column in columns] for row in rows)]
-    write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
-    groups = defaultdict(list)
+    plain = {(r["strength"], r["seed"]): r["leak"] for r in rows if (r["method"], r["output"]) == ("cam", "cam")}
     for row in rows:
-        groups[row["method"], row["output"], row["strength"]].append(row)
+        row["less plain CAM's"] = row["leak"] - plain.get((row["strength"], row["seed"]), math.nan)
+    lines = [list(rows[0]), *(row.values() for row in rows)]
+    write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
+
+    groups, curves = defaultdict(list), defaultdict(list)
+    for row in rows:
+        groups[row["method"], row["output"], f"{row['strength']:g}"].append(row)
+        curves[row["method"], row["output"], row["seed"]].append(row)
+    for (method, output, _), curve in curves.items():
+        if len(curve) > 1:
+            groups[method, output, "slope"].append({column: slope(curve, column) for column in COLUMNS})
     cells = [
-        [method, output, f"{strength:g}", str(len(found))]
-        + [interval_text([row[column] for row in found]) for column in columns[4:]]
-        for (method, output, strength), found in sorted(groups.items())
+        [*key, str(len(group)), *(cell(group, column) for column in COLUMNS)]
+        for key, group in sorted(groups.items())
     ]
-    table = text_table(["method", "output", "strength", "seeds", *columns[4:]], cells)
+    table = text_table(["method", "output", "strength", "seeds", *COLUMNS], cells)
     write_atomic(out / "table.txt", f"{table}\n".encode())
     return table
+
+
+def slope(curve: Sequence[Row], column: str) -> float:
+    """Least-squares rise of a number from strength 0 to strength 1, of the trainings of one seed."""
+    x = [row["strength"] for row in curve]
+    y = [row[column] for row in curve]
+    middle = sum(x) / len(x)
+    return sum((a - middle) * b for a, b in zip(x, y)) / sum((a - middle) ** 2 for a in x)
+
+
+def cell(group: Sequence[Row], column: str) -> str:
+    """Mean and 95 % interval over seeds; of one seed that over images, where it is known."""
+    from engine.runs import interval_text
+
+    text = interval_text([row[column] for row in group])
+    if len(group) == 1 and f"{column} from" in group[0]:
+        text += f" [{group[0][f'{column} from']:.1f}, {group[0][f'{column} to']:.1f}]"
+    return text
 
 
 if __name__ == "__main__":

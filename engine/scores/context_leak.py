@@ -59,10 +59,10 @@ def ground_counts(context: Tensor, mask: Tensor, label: Tensor, num_classes: int
 
 
 def leak_of_counts(counts: Tensor, class_names: Sequence[str]) -> Tensor:
-    """(C,) leak of each class; nan where it is not on its home, or on no other context.
+    """(..., C) leak of each class; nan where it is not on its home, or on no other context.
 
     Args:
-        counts: (C, contexts, 2), sums of `ground_counts`.
+        counts: (..., C, contexts, 2), sums of `ground_counts`.
 
     Raises:
         ValueError: a class is none of the generated scenes.
@@ -71,6 +71,6 @@ def leak_of_counts(counts: Tensor, class_names: Sequence[str]) -> Tensor:
         raise ValueError(f"context_leak expects the classes of the generated scenes, not '{unknown[0]}'")
     counts = counts.double()
     home = torch.tensor([CONTEXTS.index(OBJECTS[name].home) for name in class_names[1:]])
-    at_home = counts[torch.arange(len(home)), home]
-    elsewhere = counts.sum(1) - at_home
-    return at_home[:, 0] / at_home[:, 1] - elsewhere[:, 0] / elsewhere[:, 1]
+    at_home = counts[..., torch.arange(len(home)), home, :]
+    elsewhere = counts.sum(-2) - at_home
+    return at_home[..., 0] / at_home[..., 1] - elsewhere[..., 0] / elsewhere[..., 1]

@@ -16,7 +16,7 @@ gap       mIoU on ``test`` less that on ``test_shuffled``: the same objects on c
 leak      engine/scores/context_leak.py on ``test_shuffled``; mean over the classes with a partner
 tag leak  how much more often a class is said on its home context than on others, where it is not shown
 control   the same, mean over the classes without a partner
-less plain CAM's   leak less that of the method ``cam`` with the same strength and seed
+less CAM's   leak less that of the method ``cam`` with the same strength and seed
 """
 
 from __future__ import annotations
@@ -38,7 +38,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config.options import command_line, option
 
 SPLITS = ("test", "test_shuffled")
-COLUMNS = ("mIoU", "shuffled", "gap", "leak", "less plain CAM's", "leak, control", "tag leak", "tag leak, control")
+COLUMNS = (
+    "mIoU",
+    "shuffled",
+    "gap",
+    "leak",
+    "less CAM's",
+    "leak, control",
+    "tag leak",
+    "tag leak, control",
+)
 Row = dict[str, Any]  # the numbers of an output of a training, in percent
 
 
@@ -203,9 +212,11 @@ def write_tables(out: Path) -> str:
             rows[-1] |= found
     if not rows:
         return "nothing is measured yet"
-    plain = {(r["strength"], r["seed"]): r["leak"] for r in rows if (r["method"], r["output"]) == ("cam", "cam")}
+    plain = {
+        (r["strength"], r["seed"]): r["leak"] for r in rows if (r["method"], r["output"]) == ("cam", "cam")
+    }
     for row in rows:
-        row["less plain CAM's"] = row["leak"] - plain.get((row["strength"], row["seed"]), math.nan)
+        row["less CAM's"] = row["leak"] - plain.get((row["strength"], row["seed"]), math.nan)
     lines = [list(rows[0]), *(row.values() for row in rows)]
     write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 

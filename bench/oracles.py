@@ -20,4 +20,6 @@ class SeCoTrueTags(SeCo):
     def decompose(self, batch: Batch, cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
         positions, _ = super().decompose(batch, cam, present)
         label = ignore_outside_box(batch["pseudo_label"], batch["valid_box"])
-        return positions, category_tags(label, positions, self.local_crop_size, self.tag_threshold, self.follow)
+        return positions, category_tags(
+            label, positions, self.local_crop_size, self.tag_threshold, self.follow
+        )

@@ -43,6 +43,7 @@ OWN_TESTS = (
     "bench/cooccurrence.py",
     "bench/mutate.py",
     "tools/crf.py",
+    "tools/diagnose.py",
     "tools/mine_objects.py",
     "tools/refine_labels.py",
     "tools/report.py",

@@ -29,7 +29,7 @@ class BoundaryF(LabelScore):
 
     def count(self, mask: Tensor, prediction: ImagePrediction, output: str) -> Tensor:
         label = prediction.labels[output].masked_fill(mask == IGNORE_INDEX, IGNORE_INDEX)
-        reach = max(1, round(TOLERANCE * (mask.shape[0] ** 2 + mask.shape[1] ** 2) ** 0.5))
+        reach = tolerance(mask)
         counts = torch.zeros_like(self.sums[0])
         for k in torch.cat([mask.unique(), label.unique()]).unique().tolist():
             if k != IGNORE_INDEX:
@@ -44,6 +44,11 @@ class BoundaryF(LabelScore):
         f = 2 * precision * recall / (precision + recall).clamp(min=1e-9)
         f = f.where(predicted + truth > 0, torch.nan)
         return Values(float(f[truth > 0].mean()), {"boundary_f": f})
+
+
+def tolerance(mask: Tensor) -> int:
+    """Pixels that count as near in an image (H, W)."""
+    return max(1, round(TOLERANCE * (mask.shape[0] ** 2 + mask.shape[1] ** 2) ** 0.5))
 
 
 def outline(region: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from bench import cooccurrence
 from bench.cooccurrence import Options
 
@@ -16,7 +18,7 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
     }
     cooccurrence.run(Options(seeds=[0, 1], **given))
     table = (tmp_path / "table.txt").read_text()
-    assert table.count("±") == 2 * 7  # seven numbers of CAM and auxiliary CAM over two seeds
+    assert table.count("±") == 2 * 8  # eight numbers of CAM and auxiliary CAM over two seeds
     monkeypatch.setattr(cooccurrence, "train_one", None)
     cooccurrence.run(Options(seeds=[0, 1], **given))
     assert (tmp_path / "table.txt").read_text() == table
@@ -29,3 +31,10 @@ def test_shards_share_all_trainings(tmp_path, monkeypatch):
     for k in range(5):
         cooccurrence.run(Options(out=tmp_path, shard=f"{k}/5"))
     assert len(done) == len(set(done)) == 36
+
+
+def test_intervals_are_of_the_images_and_slopes_of_the_strengths():
+    weights = cooccurrence.resampled(5, 40)
+    assert (weights[0] == 1).all() and (weights.sum(1) == 5).all() and len(weights.unique(dim=0)) > 20
+    curve = [{"strength": strength, "leak": 3 + 20 * strength} for strength in (0.1, 0.5, 0.9)]
+    assert cooccurrence.slope(curve, "leak") == pytest.approx(20)

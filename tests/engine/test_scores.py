@@ -16,6 +16,7 @@ from engine.scores.base import NO_SCORES, ImagePrediction, create_score, plain
 from engine.scores.boundary_f import BoundaryF
 from engine.scores.cam_sweep import CamSweep
 from engine.scores.confusion import Confusion, top_confusions
+from engine.scores.errors import CAUSES, causes
 from engine.scores.evaluation import Evaluation
 from engine.scores.miou import Miou, matrix_of
 from engine.scores.tag_f1 import tag_f1
@@ -195,7 +196,7 @@ def test_any_score_adds_up_whatever_the_shares_and_their_order(name):
 @pytest.mark.parametrize("name", [name for name in ALL if name != "tag_f1"])
 def test_any_score_of_perfect_labels_is_best_and_ignored_pixels_change_nothing(name):
     score, spoilt = create_score(name, CLASSES), create_score(name, CLASSES)
-    best = {"confusion": 0.0, "context_leak": 0.0}.get(name, 1.0)
+    best = {"confusion": 0.0, "context_leak": 0.0, "errors": 0.0}.get(name, 1.0)
     for sample, _ in random_images(1):
         perfect, other = ImagePrediction(), ImagePrediction()
         for copy, ignored in ((perfect, 0), (other, 2)):
@@ -291,6 +292,36 @@ def test_sweep_in_one_pass_equals_a_label_for_each_threshold(seed):
     found = sweep.compute()["cam@best"]
     assert found.mean == max(found.about["miou_by_threshold"].values())
     assert plain(expected[found.about["threshold"]].compute()["cam"].mean) == found.mean
+
+
+def planted():
+    """A mask, a label, and how many of its wrong pixels have which cause."""
+    mask = torch.zeros(40, 60, dtype=torch.int64)
+    mask[5:25, 5:25], mask[5:25, 35:55], mask[30:36, 50:56] = 1, 2, 4
+    mask[39] = 255
+    label = mask.masked_fill(mask == 255, 1)
+    label[30:34, 5:15] = 3
+    label[30:36, 50:56] = 0
+    label[25, 5:25] = 1
+    label[15:18, 10:12] = 2
+    label[30:33, 20:30] = 1
+    label[10:14, 10:14] = 0
+    return mask, label, dict(zip(CAUSES, (40, 36, 20, 6, 30, 16), strict=True))
+
+
+def test_every_planted_error_is_found_and_what_mending_it_would_give():
+    mask, label, expected = planted()
+    values = scored("errors", mask[None], label[None], 5)
+    before = scored("miou", mask[None], label[None], 5).mean
+    known = int((mask != 255).sum())
+    assert values.mean == pytest.approx(sum(expected.values()) / known)
+    for number, (name, count) in enumerate(expected.items(), 1):
+        found, wrong = values.more["causes"][name], causes(mask, label) == number
+        assert round(found["share"] * known) == count == int(wrong.sum())
+        mended = scored("miou", mask[None], mask.where(wrong, label)[None], 5).mean
+        assert found["gain"] == pytest.approx(mended - before) and found["gain"] > 0
+    _, small, large, _ = values.more["recall_by_size"]  # 36 of 2,400 pixels, and two times 400
+    assert small == 0 and large == pytest.approx(1 - 22 / 800)
 
 
 def square(top, left, side=20, size=(120, 160), k=1):

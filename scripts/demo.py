@@ -32,7 +32,8 @@ CONFIGS = tuple(METHODS)[:3]
 # Same objects and partners as in train; and the same objects on contexts that were drawn without them.
 SPLITS = {"test": "contexts as in training", "test_shuffled": "contexts shuffled"}
 COLUMNS = ("cam_miou", "aux_cam_miou", "seg_miou")
-HEADER = ["mIoU %", "CAM", "shuffled", "gap", "aux CAM", "shuffled", "seg", "shuffled", "tag F1", "FP/TP"]
+HEADER = ["mIoU %", "CAM", "shuffled", "gap", "leak", "aux CAM", "shuffled", "seg", "shuffled", "leak"]
+HEADER += ["tag F1", "FP/TP"]
 
 
 def main() -> None:
@@ -89,14 +90,17 @@ def finished_file(name: str, out: Path) -> Path:
 def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Train, draw and score one method; what is there already is read back."""
     from datasets.base import WeakSegDataset
-    from engine.config.load import load_config
+    from engine.config.load import load_config, to_plain
     from engine.data import load_split
     from engine.inference import load_method
     from engine.report import REPORT, write_report
+    from engine.scores.base import plain
+    from engine.scores.evaluation import SCORES
     from engine.scores.records import provenance, write_scores
     from engine.seen import record_seen
     from engine.train import run as train
     from engine.validation import protocols, validate
+    from utils.build import build
 
     folder, finished = folder_of(name, out), finished_file(name, out)
     given = [f"run_name=demo/{folder.name}", f"work_dir={folder}", "data.val_set=null"]
@@ -106,17 +110,23 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
     if finished.is_file() and (record := json.loads(finished.read_text()))["checkpoint"] == loaded.sha256:
         return record
     record = {"checkpoint": loaded.sha256, "steps": loaded.step}
-    workers, size = cfg.data.num_workers, cfg.eval.size
+    settings = {"size": cfg.eval.size, "batch_size": 8, "num_workers": cfg.data.num_workers, "device": "cpu"}
+    size, partnered = cfg.eval.size, build(to_plain(cfg)["data"]["generate"]).partnered
     for split_name in SPLITS:
         split = load_split(cfg.data, split_name)
         dataset = WeakSegDataset(split, with_mask=True)
-        scored = validate(loaded.method, dataset, size=size, device="cpu", batch_size=8, num_workers=workers)
+        scored = validate(loaded.method, dataset, scores=(*SCORES, "context_leak"), **settings)
         source = provenance(cfg, split)
         made_by = {**source, **loaded.provenance()}
         entries = scored.records(protocols(loaded.method, split_name), {"size": size}, made_by)
         write_scores(folder, entries)
         drawn = {"step": loaded.step, "size": size, "device": "cpu"}
         record_seen(folder, scored, loaded.method, dataset, **drawn)
+        classes = [split.class_names.index(name) for name in partnered]
+        leaks = {
+            f"{output}_leak": plain(100 * values.per_class["context_leak"][classes].nanmean())
+            for output, values in scored.results["context_leak"].items()
+        }
         record[split_name] = {
             "images": int(scored.images),
             "size": size,
@@ -124,6 +134,7 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
             "protocols": [entry["protocol"] for entry in entries],
             "tag_f1": 100 * scored.results["tag_f1"][""].mean,
             **{f"{output}_miou": 100 * values.mean for output, values in scored.results["miou"].items()},
+            **leaks,
             **{f"{output}_confusion": values.mean for output, values in scored.results["confusion"].items()},
         }
     write_report([folder], folder / REPORT)
@@ -170,20 +181,22 @@ class _Titled(io.TextIOBase):
 
 
 def results_table(records: list[dict[str, Any]]) -> str:
-    """One line per method: mIoU on both splits, their difference, and the confusion ratio."""
+    """One line per method: mIoU on both splits, their difference, context leak and confusion ratio."""
     from engine.scores.tables import text_table
 
     rows = []
     for record in records:
         near, far = record["test"], record["test_shuffled"]
         cells = [split.get(column) for column in COLUMNS for split in (near, far)]
-        cells = [*cells[:2], near["cam_miou"] - far["cam_miou"], *cells[2:], near["tag_f1"]]
+        gap, leaks = near["cam_miou"] - far["cam_miou"], [far.get("cam_leak"), far.get("seg_leak")]
+        cells = [*cells[:2], gap, leaks[0], *cells[2:], leaks[1], near["tag_f1"]]
         numbers = ["-" if value is None else f"{value:.1f}" for value in cells]
         rows.append([record["method"], *numbers, f"{near['cam_confusion']:.2f}"])
     return (
         f"{text_table(HEADER, rows)}\n{records[0]['test']['images']} images per split; shuffled: the same "
-        "objects on contexts drawn without them. CAM and\nFP/TP: true tags, scales and threshold of the "
-        "config; seg: single scale, no CRF. Masks only score."
+        "objects on contexts drawn without them. leak: how much\nmore of its partner context a class is "
+        "painted on there than of others. CAM and FP/TP: true tags, scales and\nthreshold of the config; "
+        "seg: single scale, no CRF. Masks only score."
     )
 
 

@@ -23,7 +23,6 @@ from datasets.lists import some
 from utils.cam_files import open_arrays
 from utils.files import require_files
 from utils.image import AS_TYPED, IGNORE_INDEX, Reading, UnreadableImageError, read_image, read_mask
-from utils.seed import sample_generator
 
 Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 
@@ -34,7 +33,6 @@ Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 #   valid_box     (B, 4) y0, y1, x0, x1
 #   index, sample_seed   (B,)
 #   name          list[str]
-#   skipped       () number of unreadable images that were replaced
 #   mask          (B, H, W) ground truth, only if asked for
 #   pseudo_label  (B, H, W) label of an earlier stage, only with data.label_dir
 #   global_view, strong_view   (B, 3, H, W), if the transform makes them
@@ -137,17 +135,15 @@ class Split:
 class WeakSegDataset(Dataset[Sample]):
     """Images with image-level tags: with a transform for training, where every image needs tags.
 
-    A sample before its transform: ``name``, ``index``, ``sample_seed``, ``skipped``, ``image`` (PIL, RGB),
-    ``class_label`` (C,) float, if tags are known, and ``mask`` (H, W), if asked for. Without a transform
-    ``image`` is a (3, H, W) uint8 tensor of native size.
+    A sample before its transform: ``name``, ``index``, ``sample_seed``, ``image`` (PIL, RGB), ``class_label``
+    (C,) float, if tags are known, and ``mask`` (H, W), if asked for. Without a transform ``image`` is a
+    (3, H, W) uint8 tensor of native size.
 
     Args:
         transform: sample -> sample. All it draws from torch's global generator belongs to the sample's seed,
             whichever process or worker loads the sample; that generator is left as it was.
         with_mask: load the masks too.
         mask_key: what a sample calls its mask: ``mask`` to score with, ``pseudo_label`` to learn from.
-        on_error: what an unreadable image does: ``raise``, or ``skip``, which takes another image in its
-            place, decided by the seed, and counts it in ``skipped``. In evaluation it is always an error.
         label_dir: folder of labels that an earlier stage made. Label images ``<name>.png`` become
             ``pseudo_label``; files ``<name>.npz`` become ``label_scores``, arrays by name, which the
             transform turns into tensors.
@@ -158,14 +154,12 @@ class WeakSegDataset(Dataset[Sample]):
         split: Split,
         transform: Callable[[Sample], Sample] | None = None,
         with_mask: bool = False,
-        on_error: str = "raise",
         label_dir: Path | None = None,
         mask_key: str = "mask",
     ) -> None:
         self.split = split
         self.transform = transform
         self.with_mask = with_mask
-        self.on_error = on_error
         self.mask_key = mask_key
         self.labels = None if label_dir is None else _label_files(split, label_dir)
         untagged = [record.name for record in split.records if transform and record.tags is None]
@@ -193,9 +187,7 @@ class WeakSegDataset(Dataset[Sample]):
     def read(self, key: int | tuple[int, int]) -> Sample:
         """The sample before its transform."""
         index, sample_seed = key if isinstance(key, tuple) else (key, 0)
-        skip = self.on_error == "skip" and self.transform is not None
-        sample = self._load_or_replace(index, sample_seed) if skip else self._load(index)
-        return sample | {"sample_seed": sample_seed}
+        return self._load(index) | {"sample_seed": sample_seed}
 
     def transformed(self, sample: Sample) -> Sample:
         """The sample after its transform, which draws by the sample's seed."""
@@ -210,9 +202,8 @@ class WeakSegDataset(Dataset[Sample]):
         try:
             image = record.read_image()
         except UnreadableImageError as error:
-            advice = "set data.on_error=skip" if self.transform else "remove it"
-            raise UnreadableImageError(f"{error}; repair the file, or {advice}") from error
-        sample: Sample = {"name": record.name, "index": index, "skipped": 0, "image": image}
+            raise UnreadableImageError(f"{error}; repair the file, or remove it") from error
+        sample: Sample = {"name": record.name, "index": index, "image": image}
         if record.tags is not None:
             sample["class_label"] = self.split.class_label(index)
         if self.labels is not None and self.labels[index].suffix == ".npz":
@@ -227,17 +218,6 @@ class WeakSegDataset(Dataset[Sample]):
             if record.context is not None:
                 sample["context"] = torch.from_numpy(record.read_context()).long()
         return sample
-
-    def _load_or_replace(self, index: int, sample_seed: int) -> Sample:
-        """Load an image, or in place of unreadable ones another that the seed decides."""
-        generator = sample_generator(sample_seed, "replace unreadable")
-        for skipped in range(10):
-            try:
-                return self._load(index) | {"skipped": skipped}
-            except (UnreadableImageError, FileNotFoundError) as error:
-                last_error = error
-            index = int(torch.randint(len(self), (), generator=generator))
-        raise ValueError(f"10 images drawn in a row are unreadable: {last_error}")
 
 
 # Of a large image all tiles in a row need the whole.
@@ -268,7 +248,7 @@ def checked_mask(mask: np.ndarray, path: Path, record: Record, image: Image.Imag
 
 
 def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:
-    """Stack samples of equal sizes into a batch; ``skipped`` is summed, ``name`` stays a list.
+    """Stack samples of equal sizes into a batch; ``name`` stays a list.
 
     Of images in several versions (tuples of samples) it holds first all first versions, then all second ones.
     """
@@ -283,7 +263,6 @@ def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:
             batch[key] = torch.tensor(values)
         else:
             batch[key] = values
-    batch["skipped"] = batch["skipped"].sum()
     if "class_label" in batch:
         batch["most_classes"] = batch["class_label"].sum(1).amax()
     return batch

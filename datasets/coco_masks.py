@@ -24,7 +24,6 @@ class Annotation(NamedTuple):
 
     value: int  # of the mask, 1..80
     is_crowd: bool
-    area: float
     region: Any  # run-length code of pycocotools
 
 
@@ -79,8 +78,7 @@ def read_instances(file: Path) -> tuple[tuple[str, ...], dict[str, Photo]]:
                 raise ValueError(f"{place}: {key} {number} is unknown")
         photo, value = photos[numbers["image_id"]], value_of[numbers["category_id"]]
         region = _region(entry, photo.size, place)
-        area = float(entry.get("area", rle.area(region)))
-        photo.annotations.append(Annotation(value, numbers["iscrowd"] == 1, area, region))
+        photo.annotations.append(Annotation(value, numbers["iscrowd"] == 1, region))
 
     stems = Counter(path.name for path in paths.values())
     named = {key: path.as_posix() if stems[path.name] > 1 else path.name for key, path in paths.items()}
@@ -112,14 +110,11 @@ def _region(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> Any:
     return rle.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
 
 
-def draw(photo: Photo, overlap: str = "first", crowd: str = "ignore") -> np.ndarray:
-    """The mask (H, W) uint8 of one image, by the rule that tools/prepare_coco.py states."""
-    instances = [item for item in photo.annotations if not item.is_crowd]
-    if overlap == "smallest":
-        instances.sort(key=lambda item: item.area)
+def draw(photo: Photo) -> np.ndarray:
+    """The mask (H, W) uint8 of an image: the first of several instances stays; crowds behind them are 255."""
     mask = np.zeros(photo.size, dtype=np.uint8)
-    for item in [*instances, *(item for item in photo.annotations if item.is_crowd)]:
-        value = IGNORE_INDEX if item.is_crowd and crowd == "ignore" else item.value
+    for item in sorted(photo.annotations, key=lambda item: item.is_crowd):
+        value = IGNORE_INDEX if item.is_crowd else item.value
         mask[rle.decode(item.region).astype(bool) & (mask == 0)] = value
     return mask
 

@@ -255,8 +255,7 @@ class ContextDecoupledDataset(Dataset[tuple[Sample, Sample]]):
         sample = self.dataset.read(key)
         seed = int(sample["sample_seed"])
         pasted = self.decoupled(sample, SampleDraw(seed))
-        # Unreadable images that were replaced count once.
-        pasted |= {"sample_seed": sample_generator(seed, "pasted version").initial_seed(), "skipped": 0}
+        pasted |= {"sample_seed": sample_generator(seed, "pasted version").initial_seed()}
         return self.dataset.transformed(sample), self.dataset.transformed(pasted)
 
     def decoupled(self, sample: Sample, draw: SampleDraw) -> Sample:

@@ -43,8 +43,8 @@ class Annotated:
     def mask(self, size: tuple[int, int], class_names: Sequence[str]) -> np.ndarray:
         """The mask (H, W): where objects overlap the first one stays; crowds are 255."""
         values = {name: k for k, name in enumerate(class_names)}
-        items = [Annotation(values[word], False, 0.0, region) for word, region in self.regions]
-        items += [Annotation(1, True, 0.0, region) for region in self.crowds]
+        items = [Annotation(values[word], False, region) for word, region in self.regions]
+        items += [Annotation(1, True, region) for region in self.crowds]
         return draw(Photo(size, items))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from datasets.agreement import class_counts
 from datasets.base import Record, Split, checked_mask
 from utils.image import NO_FILE, is_tiff, read_bands
 
@@ -74,40 +77,29 @@ def _kind(record: Record) -> tuple[str, np.ndarray | None]:
     return kind, flat[:: -(-len(flat) // SAMPLE)].astype(np.float64)
 
 
-class Measures:
-    """Statistics of a split over the facts of its images."""
+def measure(split: Split, facts: Iterable[Facts]) -> dict[str, Any]:
+    """What a split consists of: counts, sizes, and what a config may need (mean, std, value_range).
 
-    def __init__(self) -> None:
-        self.sums = np.zeros((3, 3))
-        self.bands: dict[int, list[np.ndarray]] = {}
-        self.kinds: dict[str, int] = {}
-        self.sizes: list[tuple[int, int]] = []
-
-    def add(self, facts: Facts) -> None:
-        """Count an image."""
-        if facts.kind:
-            self.kinds[facts.kind] = self.kinds.get(facts.kind, 0) + 1
-        if facts.bands is not None:
-            self.bands.setdefault(facts.bands.shape[1], []).append(facts.bands)
-        if facts.size:
-            self.sizes.append(facts.size)
-            self.sums += facts.sums
-
-    @cached_property
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Of red, green and blue over all pixels, as they are read, on 0..255."""
-        pixels, values, squares = self.sums.T
-        if not pixels.any():
-            return [], []
-        mean = values / pixels
-        std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-        return mean.round(3).tolist(), std.round(3).tolist()
-
-    @cached_property
-    def value_range(self) -> list[float] | None:
-        """Values between which 99 of 100 lie, over the bands and images of deep files."""
-        sample = [values.ravel() for parts in self.bands.values() for values in parts]
-        if not sample:
-            return None
-        low, high = np.nanpercentile(np.concatenate(sample), (0.5, 99.5))
-        return [float(f"{low:.4g}"), float(f"{high:.4g}")]
+    Mean and deviation of red, green and blue are those of all pixels as they are read, on 0..255. The range
+    holds 99 of 100 values of the deep files; None where there are none.
+    """
+    facts = list(facts)
+    readable = [fact for fact in facts if fact.size]
+    widths, heights = zip(*(fact.size for fact in readable)) if readable else ((0,), (0,))
+    pixels, values, squares = sum((fact.sums for fact in readable), np.zeros((3, 3))).T
+    mean = values / np.maximum(pixels, 1)
+    std = np.sqrt(np.maximum(squares / np.maximum(pixels, 1) - mean**2, 0))
+    deep = [fact.bands.ravel() for fact in facts if fact.bands is not None]
+    limits = np.nanpercentile(np.concatenate(deep), (0.5, 99.5)) if deep else ()
+    return {
+        "images": len(split),
+        "without_objects": sum(record.tags == () for record in split.records),
+        "masks": sum(fact.shown is not None for fact in facts),
+        "classes": class_counts(split) if any(record.tags is not None for record in split.records) else {},
+        "kinds": dict(Counter(fact.kind for fact in facts if fact.kind)),
+        "width": [min(widths), max(widths)],
+        "height": [min(heights), max(heights)],
+        "mean": mean.round(3).tolist() if readable else [],
+        "std": std.round(3).tolist() if readable else [],
+        "value_range": [float(f"{limit:.4g}") for limit in limits] or None,
+    }

@@ -13,12 +13,13 @@ import torch
 from torch.optim import Optimizer
 
 from methods.base import Method
+from methods.published import recognise
 from utils.logging import LOGGER
 from utils.weights import load_checkpoint, save_checkpoint
 
 LAST, PREVIOUS, BEST = "last.pth", "previous.pth", "best.pth"
 WEIGHTS_ALONE = (
-    "to begin with its weights alone: tools/convert_weights.py --model_path ... --out weights.safetensors, "
+    "to begin with its weights alone: tools/export.py --model_path ... --out weights.safetensors, "
     "train.resume=weights.safetensors"
 )
 
@@ -32,7 +33,6 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)  # what that validation found, percent
     best: float | None = None  # the best of the scores `select`, percent
     select: str = "seg"
-    skipped: int = 0  # unreadable images that others replaced, over all processes
     # Sums and counts since the last log line, by name.
     losses: dict[str, tuple[float, int]] = field(default_factory=dict)
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -121,24 +121,26 @@ def restore_state(
 ) -> Progress:
     """Fill method, optimiser, random state, and the average of the method; returns how far the run was.
 
-    A checkpoint without optimiser (a converted one) gives its weights alone: training begins at step 0.
+    A checkpoint without optimiser, or of a published program, gives its weights alone: training begins at
+    step 0.
 
     Raises:
-        ValueError: it is of another method or of other classes.
+        ValueError: it is of another method, of other classes, or of no known program.
     """
     path, state = checkpoint
     is_whole, weights = "optimizer" in state, state.get("model", state)
+    if not method.state_dict().keys() & weights.keys():
+        report = recognise(state).load_into(method, state)
+        LOGGER.info("\n         ".join([f"weights  from {path} of a published program", *report.lines()]))
+        if average is not None:
+            average.load_state_dict(method.state_dict())
+        return Progress(select=select)
     if is_whole:
         _check_data(checkpoint, header)
     try:
         found = method.load_state_dict(state.get("trained", weights), strict=is_whole)
     except RuntimeError as error:
         raise ValueError(f"{path} belongs to another method: {error}; {WEIGHTS_ALONE}") from error
-    if len(found.missing_keys) == len(method.state_dict()):
-        raise ValueError(
-            f"{path} has no weights of this {type(method).__name__}; a checkpoint of a published program is "
-            "converted by tools/convert_weights.py"
-        )
     if average is not None:
         average.load_state_dict(weights if is_whole else method.state_dict())
     if not is_whole:

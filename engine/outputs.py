@@ -158,21 +158,12 @@ class Outputs:
         """The file of an image."""
         return self.path_of(self.folder, record.name)
 
-    def make(
-        self,
-        work: Callable[[Sample, Record], None],
-        text: str,
-        others: Callable[[Record], Path] | None = None,
-    ) -> None:
-        """Call ``work`` for every image without a file; ``others`` is a second file that it makes.
-
-        It writes the file and calls `finish`.
-        """
+    def make(self, work: Callable[[Sample, Record], None], text: str) -> None:
+        """Call ``work`` for every image without a file; it writes the file and calls `finish`."""
 
         def finished(record: Record) -> bool:
             path, sources = self.path(record), self.sources(record)
-            is_current = has_date(path, *sources) if sources else path.is_file()
-            return is_current and (others is None or others(record).is_file())
+            return has_date(path, *sources) if sources else path.is_file()
 
         for_each_image(
             WeakSegDataset(self.split),

@@ -60,7 +60,7 @@ class Predictor:
         self.loaded, self.method, self.names, self.label = loaded, loaded.method, loaded.class_names, label
         self.reading = reading_of(loaded.cfg.data)
         self.device = next(self.method.parameters()).device
-        self.infer = infer_section(loaded, {"tags": False}, "config" if crf else None)
+        self.infer = infer_section(loaded, "config" if crf else None)
         self.refiner, self.refined = inference_refiner(self.infer.refiner, self.device)
         if not loaded.decoder_is_trained:
             self.label = "cam" if label == "auto" else label

@@ -46,8 +46,8 @@ def inference_refiner(
     return refiner, getattr(refiner, "protocol", usual)
 
 
-def infer_section(loaded: LoadedMethod, given: Mapping[str, Any], crf: str | None = None) -> Infer:
-    """The ``infer`` section of a checkpoint's config with ``given`` values instead, tiles as in training.
+def infer_section(loaded: LoadedMethod, crf: str | None = None) -> Infer:
+    """The ``infer`` section of a checkpoint's config, tiles as in training.
 
     Args:
         crf: ``none``; ``config``, which is the section's refiner, or else the DenseCRF of the method's paper;
@@ -59,7 +59,7 @@ def infer_section(loaded: LoadedMethod, given: Mapping[str, Any], crf: str | Non
         refiner = refiner or {"name": "dense_crf", "preset": loaded.method.crf_preset}
     elif crf is not None:
         refiner = None if crf == "none" else {"name": "dense_crf", "preset": crf}
-    infer = fill(Infer, {**config, **given, "refiner": refiner}, "infer")
+    infer = fill(Infer, {**config, "refiner": refiner}, "infer")
     tiles = loaded.cfg.data.get("tiles") or {}
     infer.tile = infer.tile or tiles.get("side")
     if infer.tile and infer.tile_overlap is None:

@@ -108,7 +108,6 @@ def _training_set(cfg: DictConfig, split: Split, method: Method) -> WeakSegDatas
     data = cfg.data
     dataset = WeakSegDataset(
         split,
-        on_error=data.on_error,
         transform=method.train_transform(
             whole_crop(method, data.crop_size, "data.crop_size"), tuple(data.scale_range)
         ),

@@ -178,10 +178,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         sums: Losses = {}
         shown: Metrics = {}
-        skipped = 0
         for part in range(parts):
             batch = batch_to_device(next(batches), self.device)
-            skipped += int(batch.get("skipped", 0))
             synced = part == parts - 1 or not is_distributed()
             with nullcontext() if synced else self._trained.no_sync():  # type: ignore[operator]
                 with autocast(self.device, self.options.precision):
@@ -193,11 +191,11 @@ class Trainer:
             for means, values in ((sums, losses), (shown, metrics)):
                 for name, value in values.items():
                     means[name] = means.get(name, 0) + value.detach().float() / parts
-        # Three numbers travel over processes and to the CPU once a step: if a loss breaks on one process, or
+        # Two numbers travel over processes and to the CPU once a step: if a loss breaks on one process, or
         # one is asked to stop, all must stop, and at the same step.
         total = torch.stack(list(sums.values())).sum()
-        flags = to_device(torch.tensor([float(self.stopping.requested), float(skipped)]), self.device)
-        total_loss, stop, replaced = all_reduce_sum(torch.cat([total[None], flags])).tolist()
+        requested = to_device(torch.tensor([float(self.stopping.requested)]), self.device)
+        total_loss, stop = all_reduce_sum(torch.cat([total[None], requested])).tolist()
         if not math.isfinite(total_loss):
             self._report_broken(sums)
         self.optimizer.step()
@@ -207,7 +205,6 @@ class Trainer:
         self.metrics.add(shown)
         self.progress.step += 1
         self.progress.scores = {}  # they are of older weights
-        self.progress.skipped += int(replaced)
         return stop > 0
 
     def _check_same_start(self) -> None:
@@ -245,8 +242,7 @@ class Trainer:
 
     def _log(self, pace: float, writer: MetricsWriter | None = None) -> None:
         """One line for people; with a writer one record too, which starts a new window."""
-        steps, skipped = self.options.steps, self.progress.skipped
-        losses, metrics = self.losses.means(), self.metrics.means()
+        steps, losses, metrics = self.options.steps, self.losses.means(), self.metrics.means()
         # That of `optim.lr`, also where the first group learns faster: the backbone may be frozen.
         group = self.optimizer.param_groups[0]
         lr = self.optimizer.defaults["lr"] * (group["lr"] / group["base_lr"] if group["base_lr"] else 0.0)
@@ -261,7 +257,6 @@ class Trainer:
             f"weight 0: {_terms(idle)}" if idle else "",
             _terms(metrics),
             f"{memory:.0f} MiB" if memory else "",
-            f"{skipped} unreadable images skipped" if skipped else "",
         ]
         LOGGER.info(" | ".join(part for part in parts if part))
         if writer is None:
@@ -269,7 +264,7 @@ class Trainer:
         self.losses.clear()
         self.metrics.clear()
         record = {"lr": lr, "seconds_per_step": 1 / pace, "loss": losses, "metrics": metrics}
-        record |= {"skipped": skipped} | ({"gpu_memory_mib": memory} if memory else {})
+        record |= {"gpu_memory_mib": memory} if memory else {}
         writer.write(self.step, record)
 
     def _is_scored(self) -> bool:
@@ -303,7 +298,7 @@ def _terms(values: Mapping[str, float]) -> str:
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device, as far as it is computed with."""
     # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
-    stay = {"sample_seed", "index", "skipped", "most_classes"}
+    stay = {"sample_seed", "index", "most_classes"}
     return {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
         for k, v in batch.items()

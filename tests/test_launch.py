@@ -20,7 +20,6 @@ from datasets.demo.scene import SceneOptions
 from datasets.demo.write import write_dataset
 from engine.config.load import load_config
 from engine.train import run as train
-from engine.trainer import Trainer
 from scripts.launch import main
 from tests.processes import TIMEOUT, free_port, in_a_group, launch
 from utils.files import alone_in
@@ -93,25 +92,6 @@ def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain,
 
 def one_of_the_processes(rank, demo, folder):
     go_on(demo, folder)
-
-
-def test_masks_of_a_process_are_its_own_also_after_a_resume(demo, plain, tmp_path, monkeypatch):
-    """What a process would draw next (dropout, gates) where training starts, and where it continues."""
-
-    def next_draw(rank, resume):
-        monkeypatch.setattr("engine.train.rank", lambda: rank)
-        options = [*demo[1:], f"work_dir={tmp_path / str(rank)}", f"train.resume={resume}"]
-        train(load_config("configs/toco/demo.yaml", options))
-        return drawn.pop()
-
-    drawn = []
-    monkeypatch.setattr(Trainer, "fit", lambda self: drawn.append(torch.rand(4)))
-    with torch.random.fork_rng():
-        first, other = (next_draw(rank, "auto") for rank in (0, 1))
-        resumed, resumed_other = (next_draw(rank, plain / "last.pth") for rank in (0, 1))
-        torch.set_rng_state(load_checkpoint(plain / "last.pth")["rng"]["cpu"])
-        assert torch.equal(resumed, torch.rand(4))
-    assert len({tuple(x.tolist()) for x in (first, other, resumed_other)}) == 3
 
 
 def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):

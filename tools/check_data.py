@@ -53,6 +53,7 @@ class Finding:
 
 def run(options: Options) -> dict[str, Any]:
     """Check a data set; returns ``findings`` and, for each split, ``measures``."""
+    from datasets.examine import measure
     from engine.data import data_config
     from utils.logging import collected_warnings
 
@@ -74,7 +75,7 @@ def run(options: Options) -> dict[str, Any]:
                 findings += file_findings(name, split, facts[name])
                 findings += tag_findings(name, split, name == data.train_set and not problems)
                 findings += mask_findings(name, split, facts[name])
-                measures[name] = measure(split, facts[name])
+                measures[name] = measure(split, facts[name].values())
         findings += [Finding("warning", "", text) for text in warnings]
     findings += overlaps(facts)
     findings.sort(key=lambda finding: finding.level)
@@ -220,30 +221,6 @@ def overlaps(facts: Mapping[str, Mapping[str, Facts]]) -> list[Finding]:
         if copies:
             found.append(Finding("warning", second, f"copies of images of '{first}': {len(copies)}", copies))
     return found
-
-
-def measure(split: Split, facts: Mapping[str, Facts]) -> dict[str, Any]:
-    """What the split consists of."""
-    from datasets.agreement import class_counts
-    from datasets.examine import Measures
-
-    measures = Measures()
-    for fact in facts.values():
-        measures.add(fact)
-    sides = list(zip(*measures.sizes, strict=True)) or [(0,), (0,)]
-    mean, std = measures.mean_and_std
-    return {
-        "images": len(split),
-        "without_objects": sum(record.tags == () for record in split.records),
-        "masks": sum(fact.shown is not None for fact in facts.values()),
-        "classes": class_counts(split) if any(record.tags is not None for record in split.records) else {},
-        "kinds": measures.kinds,
-        "width": [min(sides[0]), max(sides[0])],
-        "height": [min(sides[1]), max(sides[1])],
-        "mean": mean,
-        "std": std,
-        "value_range": measures.value_range,
-    }
 
 
 def as_text(findings: list[Finding], measures: Mapping[str, Any]) -> str:

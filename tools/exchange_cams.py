@@ -23,7 +23,6 @@ class Options:
 
     input: Path = option(meaning="folder of .npy files, also in subfolders", reads=True)
     out: Path = option(meaning="folder for the new files")
-    dtype: str = option("float16", "of the stored values", choices=("float16", "float32"))
 
 
 def run(options: Options) -> Path:
@@ -41,13 +40,13 @@ def run(options: Options) -> Path:
     names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.npy"))
     if not names:
         raise FileNotFoundError(f"no .npy files in {source}")
-    claim_folder(out, {"input": origin_of(source), "dtype": options.dtype})
+    claim_folder(out, {"input": origin_of(source)})
     empty = []
     for name in tqdm(names, desc="convert", unit="file", dynamic_ncols=True):
         path, theirs = cam_path(out, name), source / f"{name}.npy"
         if not has_date(path, theirs):
             try:
-                save_cam(path, load_foreign_cam(theirs), options.dtype)
+                save_cam(path, load_foreign_cam(theirs), "float32")
                 keep_date(path, theirs)
             except NoClassError:
                 empty.append(name)

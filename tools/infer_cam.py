@@ -32,7 +32,6 @@ class Options(ImageOptions):
         least=1,
     )
     scales: list[float] = option([], "image scales (1 is always used); default: method.cam_scales")
-    stride: int = option(1, "store one value per stride x stride pixels", least=1)
     dtype: str = option("float16", "of the stored values", choices=("float16", "float32"))
 
 
@@ -54,13 +53,13 @@ def run(options: Options) -> Path:
         raise ValueError(f"{type(method).__name__} makes no CAM")
     scales = [float(s) for s in options.scales or method.cam_scales]
     size = options.size or loaded.cfg.eval.size
-    settings = {"size": size, "scales": scales, "stride": options.stride, "dtype": options.dtype}
+    settings = {"size": size, "scales": scales, "dtype": options.dtype}
     protocol = protocol_id("cam", short_name(split), scales)
     outputs = Outputs.of_checkpoint(options, loaded, split, protocol, cam_path, device, **settings)
 
     def work(sample: Sample, record: Record) -> None:
         image = normalize(sample["image"].to(device))[None]
-        height, width = image.shape[-2:]
+        native = (image.shape[-2], image.shape[-1])
         if size != "native":
             image = resize(image, (size, size))
         with autocast(device, options.precision):
@@ -72,16 +71,15 @@ def run(options: Options) -> Path:
             raise ValueError(f"{type(method).__name__} makes no CAM")
         found = method.present(made.class_logits[0]).nonzero()[:, 0].add(1).tolist()
         tags = torch.tensor(found if record.tags is None else record.tags, dtype=torch.int64)
-        stored = (max(1, height // options.stride), max(1, width // options.stride))
         cam, aux_cam, strided = (
             None if m is None else resize(m[:, (tags - 1).to(m.device)].float(), target)[0]
             for m, target in (
-                (made.cam, stored),
-                (made.aux_cam, stored),
-                (made.strided_cam, strided_size((height, width), 4)),
+                (made.cam, native),
+                (made.aux_cam, native),
+                (made.strided_cam, strided_size(native, 4)),
             )
         )
-        save_cam(outputs.path(record), CamFile(tags, cam, aux_cam, (height, width), strided), options.dtype)
+        save_cam(outputs.path(record), CamFile(tags, cam, aux_cam, native, strided), options.dtype)
         outputs.finish(record)
 
     outputs.make(work, "cam")

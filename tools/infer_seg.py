@@ -3,9 +3,9 @@
     python tools/infer_seg.py --model_path logs/my_run/last.pth --infer val
     python tools/infer_seg.py --model_path logs/my_run/last.pth --infer photo.jpg --out out
 
-The config comes out of the checkpoint; ``key=value`` changes it (data.root=..., data.options.masks=...). Run
-again, it skips what is finished. Under torchrun (run_evaluate_seg_*.sh) the images are shared out over the
-processes.
+The config comes out of the checkpoint; ``key=value`` changes it (data.root=..., infer.scales=[1.0], all keys:
+scripts/train_voc.py --help). Run again, it skips what is finished. Under torchrun (run_evaluate_seg_*.sh) the
+images are shared out over the processes.
 """
 
 from __future__ import annotations
@@ -29,21 +29,6 @@ class Options(ImageOptions):
 
     shares_work: ClassVar[bool] = True
     sections: ClassVar[tuple[str, ...]] = ("infer",)  # of the config that a pipeline passes on as it is now
-    size: int | str | None = option(
-        None,
-        "native, or side of the square that images are resized to; default: infer.size",
-        choices=("native",),
-        least=1,
-    )
-    scales: list[float] = option([], "image scales; default: infer.scales")
-    flip: bool | None = option(None, "add mirrored images; default: infer.flip")
-    merge_flips: str | None = option(None, "default: infer.merge_flips", choices=("sum", "mean", "max"))
-    merge_scales: str | None = option(None, "default: infer.merge_scales", choices=("sum", "mean", "max"))
-    tags: bool | None = option(
-        None,
-        "rule out classes that an image is not tagged with, which makes pseudo labels and is no test of a "
-        "network; default: infer.tags",
-    )
     crf: str | None = option(
         None,
         "refine by DenseCRF with this preset; without a name by infer.refiner, or else with the preset of "
@@ -57,11 +42,7 @@ class Options(ImageOptions):
         "images 0 (the main process refines)",
         free=True,
     )
-    tile: int | None = option(
-        None, "larger images are segmented in overlapping tiles of this side; default: infer.tile", least=1
-    )
     max_side: int = option(1024, "photos with a longer side are segmented at this size and enlarged", least=1)
-    overlay: bool = option(False, "also write <out>/overlay/<name>.jpg (always for photos)")
 
 
 def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> None:
@@ -72,7 +53,6 @@ def main(num_classes: int | None = None, other: str = "tools/infer_seg.py") -> N
 def run(options: Options, num_classes: int | None = None, other: str = "tools/infer_seg.py") -> Path:
     """Segment and score; returns the output folder."""
     from datasets.base import Record, Sample
-    from engine.inference import is_photo
     from engine.outputs import Outputs, load_inputs
     from engine.pool import WorkerPool
     from engine.scores.records import protocol_id, short_name
@@ -85,8 +65,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
         write_label,
     )
     from utils.cam_files import label_path
-    from utils.drawing import label_overlay, write_picture
-    from utils.image import UnreadableImageError, read_mask, write_mask
+    from utils.image import UnreadableImageError, write_mask
 
     device, loaded, split = load_inputs(options)
     method, classes = loaded.method, len(loaded.class_names)
@@ -95,35 +74,23 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
             f"{options.model_path} has {classes} classes with background, this tool is for {num_classes}: "
             f"use {other}"
         )
-    keys = ("size", "scales", "flip", "merge_flips", "merge_scales", "tags", "tile")
-    given = {key: value for key in keys if (value := getattr(options, key)) not in (None, [])}
-    infer = infer_section(loaded, given, options.crf)
+    infer = infer_section(loaded, options.crf)
     refiner, refined = inference_refiner(infer.refiner, device)
     if infer.tags and not split.has_tags:
-        raise ValueError(f"some images of {short_name(split)} have no known tags: infer without --tags")
+        raise ValueError(f"some images of {short_name(split)} have no known tags: set infer.tags=false")
     settings = {**asdict(infer), "max_side": options.max_side}
     protocol = protocol_id("seg", short_name(split), infer.scales, infer.flip, refined, infer.tags)
     outputs = Outputs.of_checkpoint(options, loaded, split, protocol, label_path, device, **settings)
-    has_overlay = options.overlay or (options.infer is not None and is_photo(options.infer))
     workers = refining_processes(options.crf_workers, refiner, device, len(split))
 
-    def overlay(record: Record) -> Path:
-        return outputs.folder / "overlay" / f"{record.name}.jpg"
-
     def work(sample: Sample, record: Record) -> None:
-        image_rgb = sample["image"]
-
         def finish(_: None) -> None:
-            if has_overlay:
-                pixels = image_rgb.cpu().permute(1, 2, 0).numpy()
-                write_picture(overlay(record), label_overlay(pixels, read_mask(outputs.path(record))))
             outputs.finish(record)
 
         tags = sample["class_label"].to(device) if infer.tags else None
         own = None if refiner is None else refiner.of_image(record.name)
-
         precision, max_side = options.precision, options.max_side
-        size, image_rgb = image_rgb.shape[-2:], image_rgb.to(device)
+        size, image_rgb = sample["image"].shape[-2:], sample["image"].to(device)
         if infer.tile and max(size) > infer.tile:
             label = segment(method, image_rgb, infer, own, precision, max_side, tags)
             pool.submit(write_mask, outputs.path(record), label.cpu().numpy(), then=finish)
@@ -134,7 +101,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
 
     with WorkerPool(workers) as pool:
         try:
-            outputs.make(work, "segment", overlay if has_overlay else None)
+            outputs.make(work, "segment")
         except UnreadableImageError:
             pool.drain()  # those that could be read
             raise

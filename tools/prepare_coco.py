@@ -9,9 +9,9 @@ that show at least one class) and ``masks.json`` (the rule of the masks, and a c
 histogram).
 
 The rule. Mask value k is the k-th category by ascending id. Instances are drawn in the order of the file, and
-where they overlap the first one stays (``--overlap smallest``: the smallest area). Crowd regions show what
-instances leave free, as 255 (``--crowd class``: as their class). An image is tagged with the classes of its
-mask and of its crowd regions. An interrupted run continues; masks that are there are kept.
+where they overlap the first one stays. Crowd regions show what instances leave free, as 255. An image is
+tagged with the classes of its mask and of its crowd regions. An interrupted run continues; masks that are
+there are kept.
 """
 
 from __future__ import annotations
@@ -39,12 +39,6 @@ class Options:
     """Options of the tool."""
 
     root: Path = option(Path("data/coco"), "folder with annotations/, train2014/ and val2014/")
-    overlap: str = option(
-        "first",
-        "which instance stays where they overlap: the first of the file or the smallest",
-        choices=("first", "smallest"),
-    )
-    crowd: str = option("ignore", "crowd regions: 255 or their class", choices=("ignore", "class"))
     masks: Path | None = option(
         None,
         "folder of masks made elsewhere, numbered 0..80 or by category ids: used in place of drawing",
@@ -65,8 +59,7 @@ def run(options: Options) -> dict[str, int]:
     from utils.logging import progress_bar
 
     root, foreign = options.root, options.masks
-    drawn = {"overlap": options.overlap, "crowd": options.crowd}
-    rule = {"masks": str(foreign.absolute())} if foreign else drawn
+    rule = {"masks": str(foreign.absolute())} if foreign else {"overlap": "first", "crowd": "ignore"}
     photos = {
         part: read_annotations(root / f"annotations/instances_{part}2014.json") for part in ("train", "val")
     }
@@ -82,7 +75,7 @@ def run(options: Options) -> dict[str, int]:
         for name, photo in progress_bar(annotated.items(), desc=out.name, unit="image"):
             path = out / f"{name}.png"
             if not path.is_file():
-                write_mask(path, draw(photo, **drawn))
+                write_mask(path, draw(photo))
             mask = read_mask(path)
             histogram += np.bincount(mask.ravel(), minlength=256)
             tags[name] = tags_of(photo, mask, with_crowds=foreign is None)

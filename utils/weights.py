@@ -18,6 +18,7 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from utils.files import atomic_file
+from utils.mxnet_params import load_mxnet_params
 
 FORMAT = "tag2mask/1"
 ABOUT = "tag2mask"  # in the metadata of a .safetensors file: all but the weights of a checkpoint, as JSON
@@ -64,7 +65,7 @@ def _as_safetensors(state: Mapping[str, Any]) -> bytes:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a ``.pth`` or ``.safetensors`` file to the CPU; nothing in it is executed (``weights_only``).
+    """Read a ``.pth``, ``.safetensors`` or MXNet's ``.params`` file to the CPU; nothing in it is executed.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it is damaged or holds more than tensors.
@@ -75,6 +76,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {path} does not exist" + (f"; found there: {', '.join(near)}" if near else "")
         )
+    if path.suffix == ".params":
+        return dict(load_mxnet_params(path))
     damaged = f"{path} is damaged or not a checkpoint"
     try:
         if path.suffix == ".safetensors":

@@ -15,13 +15,11 @@ class DataOptions:
     model_path: Path | None = option(
         None, "checkpoint whose config describes the data set; or give config=FILE", reads=True
     )
-    data_root: Path | None = option(None, "folder of the data set; default: that of the config", free=True)
     overrides: list[str] = option([], "changes of the config, or config=FILE", free=True)
 
     def changes(self) -> list[str]:
-        """``key=value`` changes of the config, ``data_root`` among them."""
-        root = [f"data.root={self.data_root.absolute()}"] if self.data_root else []
-        return [*root, *(item for item in self.overrides if not item.startswith("config="))]
+        """``key=value`` changes of the config."""
+        return [item for item in self.overrides if not item.startswith("config=")]
 
 
 @dataclass(kw_only=True)

@@ -107,8 +107,12 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
 
 def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Apply ``key=value`` to a config that is complete already, such as that of a checkpoint."""
-    changes = _parse_overrides(overrides, to_plain(cfg))
-    return _compose([("the checkpoint's config", to_plain(cfg)), (COMMAND_LINE, changes)])
+    values = to_plain(cfg)
+    for key in [key for key, _ in leaves(values) if not is_below(key, keys())]:  # of another version
+        section, _, name = key.rpartition(".")
+        del (_select(values, section) if section else values)[name]
+    changes = _parse_overrides(overrides, values)
+    return _compose([("the checkpoint's config", values), (COMMAND_LINE, changes)])
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:

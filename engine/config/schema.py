@@ -82,12 +82,6 @@ class Data:
     num_workers: int = option(
         4, "loader processes of each training process; 0: load in the training process", free=True
     )
-    on_error: str = option(
-        "raise",
-        "unreadable image: raise, or skip (another sample takes its place; counted in the log)",
-        free=True,
-        choices=("raise", "skip"),
-    )
     label_dir: str | None = option(
         None,
         "folder of labels that an earlier stage made (docs/pipelines.md); null: train on tags alone",

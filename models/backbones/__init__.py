@@ -183,7 +183,7 @@ def create_backbone(
             of its weights; ``timm/...`` where a key of ``BACKBONES`` has the same name); or an import path.
         pretrained: None; ``timm`` (downloads the weights of the papers, by the tag in ``PRETRAINED_TAGS``, or
             timm's of the name); or a local ``.pth`` / ``.safetensors`` file with timm's, the authors' or, for
-            a CNN, the published names, or a checkpoint of a method with the same backbone.
+            a CNN, the published names, MXNet's ``.params`` of ResNet-38d, or a checkpoint of a method.
         pyramid: for a ViT: maps as a CNN has instead of tokens; a mapping holds arguments of ``ViTPyramid``.
         grad_checkpointing: compute blocks again in the backward pass instead of keeping what they computed.
         mean, std: three numbers each on 0..255 in place of those of the weights, such as tools/check_data.py
@@ -201,8 +201,6 @@ def create_backbone(
     except (TypeError, AssertionError) as error:  # a wrong value, or an option that the variant decides
         raise ValueError(f"backbone '{name}' does not take {sorted(options)}: {error}") from error
     if pretrained is not None:
-        if Path(pretrained).suffix == ".params":
-            raise ValueError(f"{pretrained} is an MXNet file: convert it with tools/convert_weights.py")
         tag = PRETRAINED_TAGS.get(name) or timm_name(name)
         state = timm_weights(name, tag) if str(pretrained) == "timm" else load_checkpoint(pretrained)
         load_pretrained(backbone, state, source=f"{pretrained} weights of {name}")

@@ -33,7 +33,6 @@ MXNET_NAMES: tuple[tuple[str, str], ...] = (
         )
     ),
 )
-MXNET_CLASSIFIER = "arg:linear1000_"
 
 
 class BasicBlock(nn.Module):
@@ -99,7 +98,8 @@ class ResNet38d(CNNBackbone):
         width: channels of the first convolution; all others are multiples of it.
     """
 
-    classifier = ("linear1000.", "fc.", "fc8.")
+    file_names = MXNET_NAMES
+    classifier = ("linear1000.", "fc.", "fc8.", "arg:linear1000_")
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ def timm_weights(name: str, tag: str | None) -> dict[str, Tensor]:
         near = near_names(tag or name)
         raise ValueError(
             f"timm has no weights for '{name}'; it has them for {', '.join(near) or 'no similar name'}. Give "
-            "pretrained a local file (tools/convert_weights.py makes one for resnet38d) or null"
+            "pretrained a local file (for resnet38d the authors' .params) or null"
         )
     try:
         return timm.create_model(tag, pretrained=True, num_classes=0).state_dict()

@@ -35,21 +35,6 @@ def test_start_of_the_authors_program(voc20_mini, deit_tiny):
     assert answers[14] == answers.min() < -1
 
 
-def test_the_start_belongs_to_the_seed_alone():
-    """Not to what was drawn before it."""
-    starts = []
-    for seed, before in ((1, 0), (1, 7), (2, 0)):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            torch.rand(before)
-            method = ToCo(6, DEMO, head={"hidden_dim": 32})
-            draw_published_start(method, {"hidden_dim": 32})
-        parts = (method.proj_head, method.decoder, method.classifier, method.aux_classifier)
-        starts.append(torch.cat([p.flatten() for part in parts for p in part.parameters()]))
-    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
-    assert torch.equal(method.proj_head.mlp[0].weight, method.teacher_head.mlp[0].weight)
-
-
 def test_training_begins_with_the_file(demo_folder, tmp_path):  # noqa: F811
     small = [f"data.root={demo_folder}", "data.crop_size=48", "method.local_crop_size=16", "device=cpu"]
     file = run(Options(out=tmp_path / "start.safetensors", config="configs/toco/demo.yaml", overrides=small))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.base import Record, Split, WeakSegDataset, collate
+from datasets.base import Record, Split, WeakSegDataset
 from datasets.context_decoupling import (
     ContextDecoupledDataset,
     MinedObject,
@@ -214,14 +214,6 @@ def test_draws_belong_to_the_sample(world):
     assert first[0]["sample_seed"] == 7 != first[1]["sample_seed"]
     plain = decoupled.dataset[1, 7]
     assert torch.equal(first[0]["image"], plain["image"])
-
-
-def test_batch_holds_originals_then_pasted_versions(world):
-    decoupled = ContextDecoupledDataset(*world, Paste())
-    batch = collate([decoupled[0, 1], decoupled[1, 2]])
-    assert batch["image"].shape == (4, 3, 32, 32) and batch["index"].tolist() == [0, 1, 0, 1]
-    assert batch["class_label"].tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
-    assert batch["pseudo_label"].shape == (4, 32, 32) and batch["name"] == ["0", "1", "0", "1"]
 
 
 @pytest.mark.parametrize("class_id", [1, 20])

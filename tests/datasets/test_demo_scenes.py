@@ -60,15 +60,6 @@ def test_shuffled_scenes_show_the_objects_of_the_test_scenes_elsewhere():
     assert any(matched.context != shuffled.context for matched, shuffled in pairs)
 
 
-def test_colours_do_not_change_shapes():
-    for index in range(6):
-        own, foreign = (render_scene(replace(SMALL, appearance=p), "train", index) for p in (1.0, 0.0))
-        np.testing.assert_array_equal(own.mask, foreign.mask)
-        # And the mask says where they are: nothing else differs.
-        changed = np.abs(own.image.astype(int) - foreign.image).max(2) > 60
-        assert not (changed & (own.mask == 0)).sum() > 0.02 * changed.size
-
-
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_class_and_its_context_can_be_seen(name):
     home = OBJECTS[name].home

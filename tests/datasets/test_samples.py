@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.base import Record, Split, WeakSegDataset, collate
+from datasets.base import Record, Split, WeakSegDataset
 from datasets.transforms import PlainView
 from datasets.voc import voc_split
 from utils.image import write_mask
@@ -26,7 +26,7 @@ def split(tmp_path):
 def draw(sample):
     return {
         "image": torch.rand(3),
-        **{key: sample[key] for key in ("name", "index", "sample_seed", "skipped", "class_label")},
+        **{key: sample[key] for key in ("name", "index", "sample_seed", "class_label")},
     }
 
 
@@ -47,29 +47,8 @@ def test_masks_are_read_only_when_asked_for(split, tmp_path):
 
 def test_unreadable_image_names_file_and_way_out(split):
     split.records[1].image.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"cannot read image .*1\.png.*data\.on_error=skip"):
+    with pytest.raises(ValueError, match=r"cannot read image .*1\.png.*remove it"):
         WeakSegDataset(split, draw)[1]
-
-
-def test_skip_replaces_by_seed_and_counts(split):
-    image = split.records[1].image
-    image.write_bytes(image.read_bytes()[:50])
-    data = WeakSegDataset(split, draw, on_error="skip")
-    samples = [data[1, seed] for seed in range(20)]
-    assert all(sample["skipped"] >= 1 and sample["index"] != 1 for sample in samples)
-    assert len({sample["index"] for sample in samples}) == 3
-    assert [sample["index"] for sample in samples] == [data[1, seed]["index"] for seed in range(20)]
-    assert data[0, 1]["skipped"] == 0
-    assert collate([data[0, 1], *samples])["skipped"] == sum(sample["skipped"] for sample in samples)
-
-
-def test_skip_gives_up_when_nothing_can_be_read_and_never_skips_in_evaluation(split):
-    for record in split.records:
-        record.image.write_bytes(b"")
-    with pytest.raises(ValueError, match="unreadable"):
-        WeakSegDataset(split, draw, on_error="skip")[0]
-    with pytest.raises(ValueError, match=r"cannot read image .*1\.png"):
-        WeakSegDataset(split, on_error="skip")[1]
 
 
 def test_mask_of_another_size_or_with_unknown_classes_is_named(split):

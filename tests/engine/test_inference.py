@@ -71,13 +71,6 @@ def test_square_size(image):
     assert [shape[2:] for shape in method.seen] == [(32, 32), (40, 40)]
 
 
-def test_mirrored_image_gives_the_mirrored_result(image):
-    """With mirror images a merged map cannot prefer a side."""
-    here = segment(Gradient(), image, scales=(1.0,), flip=True)
-    there = segment(Gradient(), image.flip(-1), scales=(1.0,), flip=True)
-    assert_close(here, there.flip(-1))
-
-
 @pytest.mark.parametrize("wrong", [{"scales": ()}, {"scales": (1.0, -0.5)}, {"pad_to": 55}])
 def test_wrong_settings_are_refused(image, wrong):
     with pytest.raises(ValueError):

@@ -124,14 +124,6 @@ def test_stages_run_in_order_and_only_once(toy):
     assert toy.run("stages.first.speed=7") == []
 
 
-def test_picture_of_a_stage_shows_the_images_that_it_worked_on(toy, monkeypatch):
-    drawn = {}
-    draw = lambda folder, split, *_: drawn.update({folder.name: split.name})  # noqa: E731
-    monkeypatch.setattr(pipeline, "draw_stage", draw)
-    toy.run()
-    assert drawn == {"first": "train", "second": "train", "apart": "test", "third": "train"}
-
-
 def test_what_depends_on_a_changed_stage_runs_again_and_nothing_else(toy):
     """Old outputs get another name."""
     toy.run()
@@ -215,7 +207,7 @@ PASTED, NO_LABELS = {"data": {"context_decoupling": {"bank": "objects"}}}, {"dat
         ([{**CAM, "model_path": "logs/nobody/last.pth"}], FileNotFoundError, "model_path"),
         ([{**CAM, "model_path": "${nowhere}"}], ValueError, "nowhere"),
         ([{**CAM, "scals": [1.0]}], KeyError, "did you mean 'scales'"),
-        ([{**CAM, "stride": "two"}], ValueError, "stride"),
+        ([{**CAM, "num_workers": "two"}], ValueError, "num_workers"),
         ([NET, {**CAM, "name": "b", "infer": None}], ValueError, "stages.b.infer"),
         ([NET, {**CAM, "name": "b", "overrides": ["method.cam_scals=[1.0]"]}], KeyError, "'cam_scals'"),
         (
@@ -302,24 +294,6 @@ def test_override_of_a_stage_spares_what_its_likes_set_themselves(toy):
     assert stages["cam_net_cda"]["train"]["batch_size"] == 4
     assert stages["segment_cda"]["data"]["label_dir"].endswith("/pseudo_cda")
     assert (stages["infer"]["crf"], stages["infer_cda"]["crf"]) == ("toco", "seco")
-
-
-def test_later_values_win_in_a_training_stage(toy):
-    train = {"name": "net", "run": "engine.train", "config": "cam/demo.yaml"}
-    stages = [{**train, "train": {"steps": 3}}, {**train, "name": "other"}]
-    toy.write(stages, train={"steps": 2, "batch_size": 6})
-
-    def steps(*overrides):
-        return [stage.options["train"]["steps"] for stage in load_stages(toy.config, overrides)]
-
-    assert steps() == [3, 2]
-    assert steps("train.steps=4") == [4, 4]
-    assert steps("train.steps=4", "stages.net.train.steps=5") == [5, 4]
-    net, other = load_stages(toy.config)
-    assert net.options["train"]["batch_size"] == 6 and net.options["data"]["root"] == str(toy.data)
-    assert net.options["work_dir"] == f"{toy.run_folder}/net" != other.options["work_dir"]
-    assert net.options["method"]["target"] == "methods.cam.CAMNetwork"
-    assert "stages" not in net.options or net.options["stages"] is None
 
 
 def test_help_lists_the_stages(toy):

@@ -63,19 +63,6 @@ def random_inputs(batch=2, classes=4, height=20, width=26):
     return image, logits, label
 
 
-def test_no_box_means_the_whole_image():
-    image, logits, label = random_inputs()
-    box = torch.tensor([[0, 20, 0, 26]] * 2)
-    assert torch.equal(dense_energy_loss(image, logits, label), dense_energy_loss(image, logits, label, box))
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (3, 4), (4,)])
-def test_a_box_for_every_image_is_needed(shape):
-    image, logits, label = random_inputs()
-    with pytest.raises(ValueError, match=r"valid_box must be"):
-        dense_energy_loss(image, logits, label, torch.zeros(shape, dtype=torch.int64))
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cpu_and_cuda_agree():
     image, logits, label = random_inputs()
@@ -98,12 +85,6 @@ def test_only_pixels_in_the_box_have_a_gradient():
     assert not touched.any()
 
 
-def test_loss_is_a_mean_over_images():
-    image, logits, label = random_inputs(3)
-    alone = [dense_energy_loss(image[i : i + 1], logits[i : i + 1], label[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(dense_energy_loss(image, logits, label), torch.stack(alone).mean())
-
-
 def test_batches_above_the_memory_budget_give_the_same(monkeypatch):
     image, logits, label = random_inputs(3)
     logits.requires_grad_()
@@ -115,28 +96,6 @@ def test_batches_above_the_memory_budget_give_the_same(monkeypatch):
     )
     torch.testing.assert_close(torch.autograd.grad(dense_energy_loss(image, logits, label), logits)[0], whole)
     assert parts == [2, 1]
-
-
-def test_confident_labelled_pixels_are_left_alone():
-    """The gate closes where one class is certain, and opens again where there is no label."""
-    image, _, label = random_inputs()
-    logits = torch.zeros(2, 4, 20, 26)
-    logits[:, 1] = 100
-    assert dense_energy_loss(image, logits, torch.ones_like(label)) == 0
-    assert dense_energy_loss(image, logits, torch.full_like(label, 255)) < 0
-
-
-def test_descent_makes_neighbours_of_similar_colour_agree():
-    image, logits, _ = random_inputs(1)
-    unlabelled = torch.full((1, 20, 26), 255)
-    before = logits.argmax(1)
-    for _ in range(20):
-        logits.requires_grad_()
-        (grad,) = torch.autograd.grad(dense_energy_loss(image, logits, unlabelled), logits)
-        logits = (logits - grad / grad.abs().max()).detach()
-    after = logits.argmax(1)
-    agree = [(label[:, :, 1:] == label[:, :, :-1]).float().mean() for label in (before, after)]
-    assert agree[1] > agree[0] + 0.1
 
 
 def test_bad_input_is_one_clear_error():

@@ -124,15 +124,6 @@ def test_rows_whose_bracket_is_not_negative_are_dropped(temperature):
     assert loss == 0
 
 
-@pytest.mark.parametrize("positives", [0, 1])
-def test_a_batch_without_a_pair_costs_nothing_and_one_pair_counts(positives):
-    query = torch.tensor([[1.0, 0.0]])
-    keys = torch.cat([query, torch.tensor([[0.995, 0.0999]]).repeat(8, 1)])
-    tags = torch.tensor([1] * (1 + positives) + [2] * (8 - positives))
-    loss, _ = local_to_local_contrast(query, keys, tags[:1], tags, 0.5)
-    assert (loss > 0) == (positives > 0)
-
-
 def test_a_copy_counts_like_a_second_key():
     query, keys, tags, key_tags = random_case()
     keys[: len(query) // 2] = query.detach()[: len(query) // 2]  # rows whose maximum occurs twice
@@ -143,13 +134,3 @@ def test_a_copy_counts_like_a_second_key():
     twice, revised_twice = local_to_local_contrast(query, keys, tags, key_tags, 0.2)
     assert_close(once, twice, rtol=1e-5, atol=0)
     assert once > 0 and torch.equal(revised, revised_twice)
-
-
-def test_prototype_contrast_is_a_softmax_over_the_classes_of_the_batch():
-    query, _, tags, _ = random_case(classes=4)
-    tags[tags == 2] = 1  # class 2 does not occur
-    prototypes = unit(torch.randn(6, 16, generator=torch.Generator().manual_seed(1)))
-    rows = tags > 0
-    logits = (query @ prototypes.T / 0.1)[rows][:, [0, 2, 3]]
-    target = torch.tensor([0, -1, 1, 2])[tags[rows] - 1]
-    assert_close(local_to_global_contrast(query, prototypes, tags, 0.1), F.cross_entropy(logits, target))

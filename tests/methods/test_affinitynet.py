@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.testing import assert_close
 
 from losses.affinity import PairLabel, pair_affinity_loss, pair_label
 from losses.classification import multilabel_loss
@@ -15,7 +14,6 @@ from ops.pairs import PixelPairs
 from tests.cams import scored_label
 from tests.methods.recorded import check_gradients, class_labels, radius_of, recorded_network, scale_pairs
 from tests.recorded import GOLDEN, GoldenCase, recorded
-from utils.cam_files import ScoreFile, load_scores, save_scores
 
 RESNET = {"name": "resnet38d"}
 SMALL = {"name": "resnet38d", "width": 4}
@@ -142,36 +140,6 @@ def test_random_walk_matches_the_authors(case):
 # -- any input
 
 
-def test_gradient_of_affinities_is_that_of_the_formula():
-    pairs = PixelPairs(3)
-    features = torch.randn(2, 5, 6, 8, dtype=torch.float32, requires_grad=True)
-    weight = torch.rand(2, 12, 16)
-    found = torch.autograd.grad((pair_affinity(features, pairs) * weight).sum(), features)[0]
-    difference = pairs.destination(features) - pairs.source(features)[..., None, :]  # (B, D, R, N)
-    expected = torch.autograd.grad(((-difference.abs().mean(1)).exp() * weight).sum(), features)[0]
-    assert_close(found, expected)
-
-
-@pytest.mark.parametrize("size", [(40, 150), (61, 45), (8, 8)])
-@pytest.mark.parametrize("classes", [1, 3])
-def test_walk_stays_within_its_scores_at_any_size(size, classes):
-    torch.manual_seed(0)
-    method = AffinityNet(4, SMALL, branch_dims=(4, 4, 4), exp_times=2).eval()
-    cam = torch.rand(classes, size[0] // 2, size[1] // 2)
-    scores = method.propagate(torch.randn(1, 3, *size), cam)
-    assert scores.shape == (1 + classes, *size)
-    assert scores.ge(0).all() and scores.le(1 + 1e-5).all()
-
-
-def test_walk_carries_scores_over_similar_pixels_only():
-    method = AffinityNet(4, SMALL, branch_dims=(4, 4, 4), alpha=1, exp_times=6).eval()
-    method.features = lambda image: 4.0 * (torch.arange(16) >= 8).expand(1, 3, 16, 16)
-    cam = torch.zeros(1, 128, 128)
-    cam[:, 56:72, 40:56] = 1
-    walked = method.walk(torch.zeros(1, 3, 128, 128), cam)[1]
-    assert walked[:12, 4:8].min() > 0.01 and walked[:, 8:].max() < 1e-6
-
-
 def test_published_network_has_the_published_groups():
     sizes = GoldenCase(GOLDEN / "ms_psa_cls_net.npz").meta["group_sizes_after_train"]
     with torch.device("meta"):
@@ -220,14 +188,6 @@ def test_labels_follow_the_image_and_padding_is_ignored():
         assert torch.equal(label[sure] == 1, (share > area / 2)[sure])
         mirrored.add(bool(label[inside][0] == 1))
     assert mirrored == {True, False}
-
-
-def test_scores_survive_their_file(tmp_path):
-    written = ScoreFile(torch.tensor([3, 20]), torch.rand(2, 3, 9, 7))
-    save_scores(tmp_path / "a.npz", written)
-    read = load_scores(tmp_path / "a.npz")
-    assert torch.equal(read.class_ids, written.class_ids)
-    assert_close(read.scores, written.scores, rtol=0, atol=1e-3)
 
 
 def test_missing_and_foreign_scores_are_named():

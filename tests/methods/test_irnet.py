@@ -1,6 +1,5 @@
 """IRN: the pooled classifier with its CAMs, and the boundary and displacement network."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -12,7 +11,6 @@ from methods.irnet import IRNet
 from ops.labels import merge_confident_labels
 from tests.methods.recorded import check_gradients, class_labels, recorded_network, remembering
 from tests.recorded import recorded
-from utils import distributed
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 FROZEN = {"name": "resnet50", "frozen": "all"}
@@ -168,56 +166,3 @@ def test_displacements_have_no_mean_in_eval_mode():
     with torch.no_grad():
         _, displacement = method.eval().network(batch["image"])
     assert_close(displacement.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=1e-5)
-
-
-def test_propagation_gives_scores_at_image_size_whatever_the_size_of_the_cam():
-    torch.manual_seed(0)
-    method = IRNet(4, VIT, input_size=64, exp_times=2).eval()
-    image = torch.randn(1, 3, 70, 51)
-    for maps in (torch.rand(2, 70, 51), torch.rand(2, 18, 13)):
-        scores = method.propagate(image, maps)
-        assert scores.shape == (3, 70, 51) and scores.isfinite().all()
-        assert (scores[0] == 0.25).all() and scores[1:].max() == 1
-    assert method.propagate(image, torch.zeros(1, 70, 51)).argmax(0).max() == 0
-
-
-def one_step(part):
-    """Losses, a gradient and the mean displacement of a step on a part of the batch."""
-    torch.manual_seed(0)
-    method = IRNet(4, VIT, radius=4, input_size=64).train()
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(4, 3, 64, 64, generator=generator)
-    mask = torch.zeros(4, 64, 64, dtype=torch.long)
-    for i in range(4):  # images with different numbers of pairs of every kind
-        mask[i, :, 10 * i + 8 :], mask[i, : 12 * i] = 2, 255
-    losses, _ = method({"image": image[part], "pseudo_label": mask[part]}, 1)
-    sum(method.loss_weight(name, 1) * loss for name, loss in losses.items()).backward()
-    return (
-        {name: loss.item() for name, loss in losses.items()},
-        method.edge_output.weight.grad,
-        method.mean_displacement,
-    )
-
-
-def test_parts_of_a_batch_on_two_processes_average_to_the_whole(monkeypatch):
-    losses, gradient, mean = one_step(slice(None))
-    halves = [slice(0, 2), slice(2, 4)]
-    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    # Processes take turns: first each says what it gives to every sum, then each gets the sums.
-    given = [[], []]
-    for part, values in zip(halves, given, strict=True):
-        monkeypatch.setattr(
-            distributed, "all_reduce_sum", lambda x, values=values: values.append(x.detach()) or x
-        )
-        one_step(part)
-    parts = []
-    for part in halves:
-        sums = (first + second for first, second in zip(*given, strict=True))
-        monkeypatch.setattr(distributed, "all_reduce_sum", lambda x, sums=sums: next(sums))
-        parts.append(one_step(part))
-    for name, loss in losses.items():
-        assert sum(part[0][name] for part in parts) / 2 == pytest.approx(loss, rel=1e-4), name
-    assert_close((parts[0][1] + parts[1][1]) / 2, gradient, rtol=1e-3, atol=1e-6)
-    for part in parts:
-        assert_close(part[2], mean, rtol=1e-4, atol=1e-6)

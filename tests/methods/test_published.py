@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from engine.checkpoint import Checkpoint, restore_state
 from engine.config.load import load_config, to_plain
 from methods.published import PROGRAMS, recognise
 from methods.toco import ToCo
@@ -130,6 +131,16 @@ def test_training_can_go_on_from_a_published_checkpoint(system):
     # In SeCo's checkpoints the heads have a layer that no value passes through.
     unused = (".head.", ".last_layer.") if system == "seco" else (".head.",)
     assert all(any(part in key for part in unused) for key in report.extra)
+
+
+def test_resume_begins_with_published_weights(tmp_path):
+    torch.manual_seed(0)
+    theirs, ours = (ToCo(4, {"name": "deit_tiny_patch16_224"}, head={"hidden_dim": 64}) for _ in range(2))
+    state = {f"module.{author_name(key)}": value for key, value in theirs.state_dict().items()}
+    optimizer, found = torch.optim.AdamW(ours.parameters()), Checkpoint(tmp_path / "theirs.pth", state)
+    progress = restore_state(found, ours, optimizer, {}, torch.device("cpu"), "seg")
+    assert progress.step == 0
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
 
 
 def test_inference_protocol_follows_data_and_system():

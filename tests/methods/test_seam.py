@@ -131,34 +131,6 @@ def small_batch(classes=3, size=48):
     return {"image": torch.randn(2, 3, size, size), "class_label": torch.eye(2, classes)}
 
 
-def test_refined_maps_train_the_correlation_alone():
-    method = SEAM(4, SMALL, branch_dims=(4, 4), embed_dim=8)
-    losses, _ = method(small_batch(), 0)
-    for name in ("ecr", "min_pool"):
-        method.zero_grad()
-        losses[name].backward(retain_graph=True)
-        moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
-        assert moved == {"correlation"}
-    for name in ("cls", "er"):
-        method.zero_grad()
-        losses[name].backward(retain_graph=True)
-        moved = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
-        assert moved == {"backbone", "classifier"}
-
-
-def test_correlation_averages():
-    """Weights of a pixel sum to 1, so a constant stays itself, and equal pixels share one mean."""
-    module = PixelCorrelation((4, 4), (4, 4), 8)
-    same = torch.ones(1, 11, 3, 4)
-    attention = torch.rand(1, 5, 3, 4)
-    assert_close(
-        module.correlate(attention, same), attention.mean((2, 3), keepdim=True).expand_as(attention),
-        rtol=1e-4, atol=1e-4,
-    )  # fmt: skip
-    constant = module.correlate(torch.full((1, 5, 3, 4), 0.7), torch.randn(1, 11, 3, 4))
-    assert_close(constant, torch.full_like(constant, 0.7), rtol=1e-4, atol=1e-4)
-
-
 def test_large_images_are_correlated_block_by_block(monkeypatch):
     module = PixelCorrelation((4, 4), (4, 4), 8)
     attention, features = torch.rand(2, 5, 7, 9), torch.randn(2, 11, 7, 9)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from losses.tag_contrast import MIXED
-from methods.seco import SeCo, category_tags, project
+from methods.seco import SeCo, category_tags
 from models.heads import ProjectionHead
 from models.memory import moved_prototypes, update_momentum_copy
 from ops.cam import present_classes
@@ -81,16 +81,6 @@ def test_images_without_confident_class_are_tagged_by_choice():
     assert category_tags(label, positions, 8).tolist() == [[1, 1, 0], [1, 1, MIXED]]
     without = category_tags(label, positions, 8, follow="paper")
     assert without.tolist() == [[MIXED] * 2 + [0], [MIXED] * 3]
-
-
-def test_uncertain_pixels_of_an_image_with_one_class_show_it():
-    label = torch.full((2, 16, 16), MIXED)
-    label[:, 0, 0] = 3
-    label[1, 15, 15] = 4
-    positions = torch.tensor([[[4, 4]]] * 2)
-    before = label.clone()
-    assert category_tags(label, positions, 8).tolist() == [[3, 3, 3], [MIXED] * 3]
-    assert torch.equal(label, before)
 
 
 def test_crops_are_centred_on_uncertain_pixels_or_anywhere_in_the_image():
@@ -174,27 +164,6 @@ def test_prototypes_wait_for_their_step():
     assert_close(method.prototypes.norm(dim=1), torch.ones(5))
     assert not torch.equal(F.normalize(start, dim=1)[1], method.prototypes[1])  # the only class of image 1
     assert_close(F.normalize(start, dim=1)[4], method.prototypes[4])  # class of none
-
-
-@pytest.mark.parametrize("thresholds", [(0.25, 0.7), (0.0, 1.0), (-1.0, 1.0), (1.0, 1.0)])
-def test_any_confidence_gives_finite_losses_and_gradients(thresholds):
-    """Usual thresholds; almost all uncertain; all uncertain, so that tags are -1; nothing uncertain."""
-    low, high = thresholds
-    method, batch = demo_method(SeCo, follow="paper"), demo_batch(4)
-    method.low_threshold, method.high_threshold = low, high
-    batch["class_label"][2] = 0
-    losses, _ = method(batch, 0)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
-    if high == 1.0:
-        assert (method.queue_tags[:20] == (0 if low == 1.0 else MIXED)).float().mean() > 0.3
-
-
-def test_projection_puts_the_views_of_an_image_together():
-    views, crops = torch.tensor([[1.0], [2.0], [1.1], [2.1]]), torch.tensor([[1.2], [2.2], [1.3], [2.3]])
-    projected = project(torch.nn.Identity(), views, crops)[:, 0]
-    assert_close(projected, torch.tensor([1.0, 1.1, 1.2, 1.3, 2.0, 2.1, 2.2, 2.3]))
 
 
 # -- several processes

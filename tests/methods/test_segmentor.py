@@ -53,24 +53,6 @@ def test_ignored_pixels_have_no_gradient_and_do_not_count():
     torch.testing.assert_close(loss, expected)
 
 
-def test_image_does_not_see_the_others_of_its_batch():
-    """No batch statistics: a step is the same however its batch is split over processes."""
-    method, image = small().train(), torch.randn(3, 3, 48, 48)
-    for module in method.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    torch.testing.assert_close(method.network(image)[1:2], method.network(image[1:2]), rtol=1e-4, atol=1e-4)
-
-
-def test_prediction_has_segmentation_and_tags_but_no_cam():
-    method, image = small("linear").eval(), torch.randn(2, 3, 40, 56)
-    out = method.predict(image, (1.0,))
-    assert out.cam is None and out.aux_cam is None
-    torch.testing.assert_close(out.seg_logits, method.predict(image, ()).seg_logits)
-    found = out.seg_logits.softmax(1)[:, 1:].amax((2, 3)) > 0.5
-    assert torch.equal(out.class_logits > 0, found) and out.class_logits.shape == (2, 3)
-
-
 def test_a_wrong_head_is_a_clear_error():
     with pytest.raises(ValueError, match="method.head"):
         small("liner")

@@ -12,7 +12,6 @@ from models.refiners import dense_crf
 from models.refiners.base import create_refiner
 from models.refiners.crf_columns import Columns
 from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_probs
-from ops.labels import merge_confident_labels
 from tests.formula import formula_array
 from tests.recorded import recorded
 
@@ -153,25 +152,12 @@ def scene(batch=1, labels=4, height=25, width=30, seed=0):
 CRF = DenseCRF("psa", steps=3)
 
 
-def test_result_is_a_distribution_over_labels():
-    q = CRF.refine(*scene(2))
-    torch.testing.assert_close(q.sum(1), torch.ones_like(q[:, 0]))
-    assert (q >= 0).all()
-
-
 @pytest.mark.parametrize("labels", [1, 2, 21])
 @pytest.mark.parametrize("changes", [{"gaussian_compat": 0, "bilateral_compat": 0}, {"steps": 0}])
 def test_without_pairwise_terms_it_is_a_softmax(labels, changes):
     image, probs = scene(labels=labels)
     expected = torch.softmax(-energy_of_probs(probs), 1)
     torch.testing.assert_close(DenseCRF(**changes).refine(image, probs), expected)
-
-
-def test_labels_can_be_permuted():
-    image, probs = scene()
-    order = [2, 0, 3, 1]
-    permuted = CRF.refine(image, probs[:, order])
-    torch.testing.assert_close(permuted, CRF.refine(image, probs)[:, order], rtol=0, atol=3e-6)
 
 
 def test_batch_equals_images_one_by_one():
@@ -229,12 +215,6 @@ def test_protocol_ids_name_every_change():
     assert DenseCRF("psa", bilateral_sigma_xy=80) == DenseCRF("psa")
 
 
-def test_confident_labels_need_two_agreeing_runs():
-    foreground_run = torch.tensor([[0, 0, 2, 2]])
-    background_run = torch.tensor([[0, 2, 2, 0]])
-    assert merge_confident_labels(foreground_run, background_run).tolist() == [[0, 255, 2, 2]]
-
-
 @pytest.mark.parametrize("broken", ["nan", "-inf", "all"])
 def test_energies_without_a_distribution_are_refused(broken):
     image, probs = scene(labels=3)
@@ -277,12 +257,6 @@ def test_bad_input_is_one_clear_error(change, key_term):
 def test_bad_options_are_one_clear_error(options, key_term):
     with pytest.raises(ValueError, match=key_term):
         DenseCRF(**options)
-
-
-@pytest.mark.parametrize(("label", "count"), [([[0, 0]], 1), ([[0, 255]], 3)])
-def test_bad_labels_are_refused(label, count):
-    with pytest.raises(ValueError, match="labels"):
-        energy_of_labels(torch.tensor(label), count)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from models.backbones import BACKBONES, create_backbone, load_pretrained
+from models.backbones import create_backbone, load_pretrained
 from models.backbones.vit import ViT
 from tests.recorded import recorded
 
@@ -84,23 +84,6 @@ def test_local_weights_load_in_both_formats(tmp_path, suffix):
         assert_close(value, half[key].float())
 
 
-@pytest.mark.parametrize(
-    "error, options, key_term",
-    [
-        (KeyError, {"name": "deit_tiny_patch16"}, "did you mean 'deit_tiny_patch16_224'"),
-        (FileNotFoundError, {"pretrained": "nowhere.pth"}, "nowhere.pth"),
-        (ValueError, {"pretrained": "timm"}, "timm has no weights for 'vit_demo'"),
-        (KeyError, {"aux_layr": 2}, "did you mean 'aux_layer'"),
-        (KeyError, {"pretraned": "timm"}, "did you mean 'pretrained'"),
-        (ValueError, {"num_classes": 3}, "num_classes"),  # timm's, which the ViT decides
-        (ValueError, {"aux_layer": 12}, "aux_layer 12"),
-    ],
-)
-def test_errors_name_the_option(error, options, key_term):
-    with pytest.raises(error, match=key_term):
-        create_backbone(**({"name": "vit_demo"} | options))
-
-
 def test_weights_that_do_not_fit_or_are_not_there_are_named(monkeypatch):
     state = create_backbone("vit_demo", width=32, depth=3, heads=2).state_dict()
     with pytest.raises(ValueError, match=r"do not fit: .*blocks\.3"):
@@ -114,20 +97,3 @@ def test_weights_that_do_not_fit_or_are_not_there_are_named(monkeypatch):
         FileNotFoundError, match=r"deit_tiny_patch16_224\.fb_in1k.*method\.backbone\.pretrained"
     ):
         create_backbone("deit_tiny_patch16_224", pretrained="timm")
-
-
-def test_every_vit_has_a_factory_that_takes_options():
-    with torch.device("meta"):
-        for name in (name for name in BACKBONES if "vit" in name or "deit" in name):
-            assert BACKBONES[name](aux_layer=-2).aux_layer >= 0
-
-
-def test_frozen_parts_are_not_trained():
-    options = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 32}
-    part = create_backbone(**options, frozen=["patch_embed", "blocks.0"])
-    trained = {name.split(".")[0] for name, p in part.named_parameters() if p.requires_grad}
-    assert trained == {"cls_token", "pos_embed", "blocks", "norm"}
-    assert not any(p.requires_grad for p in part.blocks[0].parameters())
-    assert not any(p.requires_grad for p in create_backbone(**options, frozen="all").parameters())
-    with pytest.raises(ValueError, match=r"'block' in 'frozen'.*patch_embed.*blocks"):
-        create_backbone(**options, frozen=["block"])

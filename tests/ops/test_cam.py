@@ -38,17 +38,6 @@ def test_multi_scale_cam_matches_reference_values(case):
             case.compare(f"{tag}/{name}_stats", stats(cam))
 
 
-def test_mirrored_image_has_mirrored_cam():
-    weight = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-    def network(x):
-        return (torch.nn.functional.conv2d(x, weight + weight.flip(-1), stride=8),)
-
-    image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
-    (cam,), (mirrored,) = (multi_scale_cam(network, x, (1.0, 0.5)) for x in (image, image.flip(-1)))
-    assert_close(mirrored.flip(-1), cam)
-
-
 @recorded("vit_cam_labels")
 def test_labels_match_reference_values(case):
     b, h, w = case["label_nobox"].shape
@@ -96,13 +85,6 @@ def test_present_classes_give_the_labels_of_all_classes():
     ):
         assert_close(make(part, present.label, class_ids=ids), make(cam, class_label))
     assert_close(region_mask(part, present.label, 0.25, 0.7), region_mask(cam, class_label, 0.25, 0.7))
-
-
-def test_affinity_is_symmetric_and_ignores_itself():
-    label = torch.tensor([[[0, 3, 255], [3, 0, 255]]])
-    affinity = affinity_label(label)[0]
-    assert (affinity == affinity.T).all() and (affinity.diagonal() == 255).all()
-    assert affinity[0, 4] == 1 and affinity[1, 3] == 1 and affinity[0, 1] == 0 and (affinity[2] == 255).all()
 
 
 def test_box_on_tokens_keeps_tokens_whose_centre_is_inside():

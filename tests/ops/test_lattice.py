@@ -47,23 +47,6 @@ def test_matches_reference_values(case):
     case.irrelevant("tag")
 
 
-def test_normalised_filter_preserves_constants():
-    lattice = PermutohedralLattice(bilateral_features(smooth_image(2), 20.0, 15.0))
-    constant = torch.full((2, lattice.points_per_image, 1), 3.7)
-    normalised = lattice.filter(constant) / lattice.filter(torch.ones_like(constant))
-    torch.testing.assert_close(normalised, constant)
-
-
-def test_is_linear_and_treats_channels_alike():
-    lattice = PermutohedralLattice(bilateral_features(smooth_image(), 10.0, 20.0))
-    x = noise_values(lattice, 4)
-    torch.testing.assert_close(
-        lattice.filter(2 * x[..., :2] - x[..., 2:]),
-        2 * lattice.filter(x)[..., :2] - lattice.filter(x)[..., 2:],
-    )
-    assert torch.equal(lattice.filter(x[..., [2, 0]]), lattice.filter(x)[..., [2, 0]])
-
-
 def test_adjoint_is_the_transpose_and_nearly_the_filter():
     lattice = PermutohedralLattice(bilateral_features(smooth_image(2, 17, 19), 8.0, 25.0))
     x, y = noise_values(lattice, 2, seed=1).double(), noise_values(lattice, 2, seed=2).double()
@@ -156,13 +139,6 @@ def test_approximates_the_exact_gaussian_filter(sigma_rgb):
     exact = (exact_gaussian_filter(features, step) / exact_gaussian_filter(features, ones)).float()
     assert (approximate - exact).abs().mean() < 0.03
     assert torch.corrcoef(torch.stack([approximate.flatten(), exact.flatten()]))[0, 1] > 0.99
-
-
-def test_exact_filter_sums_all_pairs():
-    features = torch.tensor([[[0.0], [1.0], [3.0]]])
-    values = torch.tensor([[[1.0], [10.0], [100.0]]])
-    kernel = torch.exp(-torch.tensor([[0.0, 1, 9], [1, 0, 4], [9, 4, 0]]).double() / 2)
-    torch.testing.assert_close(exact_gaussian_filter(features, values, chunk=2), kernel @ values.double())
 
 
 @pytest.mark.parametrize(

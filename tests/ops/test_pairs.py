@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from losses.affinity import pair_label
-from ops.pairs import PathPairs, PixelPairs, fitting_radius, path_points, seam_radius, search_directions
+from ops.pairs import PathPairs, PixelPairs, fitting_radius, seam_radius
 from tests.methods.recorded import radius_of
 from tests.recorded import recorded
 
@@ -55,25 +55,6 @@ def check_labels(case, pairs_of):
     pairs = pairs_of(radius_of(len(case["neg"])))
     for kind, found in pair_label(case["label_map"].long()[None], pairs)._asdict().items():
         case.same(kind, found[0])
-
-
-@pytest.mark.parametrize("radius, count", [(1, 0), (2, 4), (3, 12), (5, 34), (10, 152)])
-def test_every_neighbour_within_the_radius_comes_once(radius, count):
-    directions = search_directions(radius)
-    assert len(directions) == count == len(PathPairs(radius).directions)
-    both_ways = {*directions, *((-dy, -dx) for dy, dx in directions)}
-    across = range(-radius, radius + 1)
-    near = {(y, x) for y in across for x in across if 0 < y * y + x * x < radius**2}
-    assert both_ways == near and len(both_ways) == 2 * count
-
-
-def test_a_path_connects_its_ends():
-    for direction in search_directions(7):
-        points = path_points(*direction)
-        assert points[0] == direction and points[-1] == (0, 0)
-        # Each pixel but the last touches one that is nearer to the source.
-        for i, (y, x) in enumerate(points[:-1]):
-            assert any(max(abs(y - v), abs(x - u)) == 1 for v, u in points[i + 1 :])
 
 
 @pytest.mark.parametrize("radius, size", [(3, (4, 7)), (5, (9, 12))])

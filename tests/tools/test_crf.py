@@ -100,13 +100,6 @@ def test_what_was_replaced_is_done_again_whatever_its_date(folder, replaced):
     assert (path / "out/b.png").read_bytes() == written[path / "out/b.png"]
 
 
-def test_other_settings_do_not_mix_with_finished_files(folder):
-    path, _ = folder
-    call(crf, options(path))
-    with pytest.raises(ValueError, match="steps=3"):
-        call(crf, options(path, steps=3))
-
-
 def test_bad_input_is_one_clear_error(folder):
     path, _ = folder
     with pytest.raises(FileNotFoundError, match="no .npz files"):

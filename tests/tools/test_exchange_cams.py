@@ -108,7 +108,7 @@ def test_folder_is_converted_once_and_files_without_classes_are_left_out(tmp_pat
     save_psa(theirs / "c.npy", ())
     with pytest.raises(NoClassError, match=r"c\.npy"):
         load_foreign_cam(theirs / "c.npy")
-    options = {"input": str(theirs), "out": str(out), "dtype": "float32"}
+    options = {"input": str(theirs), "out": str(out)}
     call(exchange_cams, options)
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.npz")} == {"a.npz", "part/b.npz"}
     assert torch.equal(load_cam(out / "part/b.npz").cam, expected.cam)
@@ -117,6 +117,6 @@ def test_folder_is_converted_once_and_files_without_classes_are_left_out(tmp_pat
     kept = (out / "a.npz").stat().st_mtime_ns
     assert call(exchange_cams, options) == out and (out / "a.npz").stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="other settings"):
-        call(exchange_cams, {**options, "dtype": "float16"})
+        call(exchange_cams, {**options, "input": str(theirs / "part")})
     with pytest.raises(FileNotFoundError, match=r"no \.npy files"):
         call(exchange_cams, {**options, "input": str(out)})

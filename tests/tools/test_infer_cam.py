@@ -142,10 +142,10 @@ def test_what_to_score_must_be_said(checkpoint, tmp_path):
 
 def test_untagged_photos_get_the_classes_that_the_classifier_finds(checkpoint, demo_folder, tmp_path):
     photo = next((demo_folder / "JPEGImages").glob("*.jpg"))
-    options = {"model_path": str(checkpoint), "infer": str(photo), "out": str(tmp_path), "stride": 2}
+    options = {"model_path": str(checkpoint), "infer": str(photo), "out": str(tmp_path)}
     out = call(infer_cam, {**options, "device": "cpu", "num_workers": 0})
     stored = load_cam(cam_path(out, photo.stem))
-    assert stored.cam.shape[1:] == (24, 24) and not (out / "scores.json").exists()
+    assert stored.cam.shape[1:] == (48, 48) and not (out / "scores.json").exists()
 
 
 def test_inference_sums_the_sweep_over_processes_and_the_scorer_does_not(

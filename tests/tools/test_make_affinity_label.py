@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from models.refiners.dense_crf import DenseCRF
-from ops.labels import merge_confident_labels
 from tests.stages import call
 from tests.tools.test_crf import folder  # noqa: F401  (fixture)
 from tools import crf, infer_cam, make_affinity_label
@@ -51,18 +50,6 @@ def test_scores_are_the_crf_of_both_exponents(folder, mode, alphas):  # noqa: F8
     assert not len(nothing.class_ids) and torch.equal(nothing.scores, torch.ones(2, 1, 40, 50))
 
 
-def test_scores_of_both_runs_give_the_label_of_the_crf_recipe(folder):  # noqa: F811
-    path, _ = folder
-    out = call(make_affinity_label, options(path, mode="psa"))
-    given = {"input": path / "cam", "images": path / "images", "out": path / "crf"}
-    call(crf, {**given, "recipe": "psa", "processes": 0})
-    stored = load_scores(out / "b.npz")
-    label = merge_confident_labels(*stored.scores.argmax(1))
-    names = torch.tensor([0, *stored.class_ids])
-    label = torch.where(label == 255, label, names[label.clamp(max=len(names) - 1)])
-    assert np.mean(label.numpy() == read_mask(path / "crf" / "b.png")) > 0.999
-
-
 def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     quiet = {"model_path": str(checkpoint), "device": "cpu"}
     cam = call(infer_cam, {**quiet, "out": str(tmp_path / "cam"), "num_workers": 0})
@@ -83,19 +70,6 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     next(cam.glob("*.npz")).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 CAM files"):
         call(make_affinity_label, {**labels, "out": tmp_path / "other"})
-
-
-def test_finished_files_stay(folder):  # noqa: F811
-    path, _ = folder
-    out = call(make_affinity_label, options(path, mode="psa"))
-    expected = {file.name: load_scores(file).scores for file in out.glob("*.npz")}
-    kept = (out / "a.npz").stat().st_mtime_ns
-    (out / "b.npz").unlink()
-    call(make_affinity_label, options(path, mode="psa"))
-    assert (out / "a.npz").stat().st_mtime_ns == kept
-    assert torch.equal(load_scores(out / "b.npz").scores, expected["b.npz"])
-    with pytest.raises(ValueError, match="other settings"):
-        call(make_affinity_label, options(path, mode="psa", low_alpha=2))
 
 
 def test_bad_options_are_clear_errors(folder):  # noqa: F811

@@ -9,7 +9,6 @@ from engine.data import load_split
 from tests.stages import call
 from tools import mine_objects
 from utils.cam_files import label_path
-from utils.files import read_json
 from utils.image import read_image, write_mask
 
 
@@ -42,12 +41,6 @@ def test_one_class_of_fair_size_is_an_object(labels, capsys):
     assert "no objects of 5 classes" in capsys.readouterr().out
 
 
-def test_bounds_are_options(labels):
-    split, _, options = labels
-    bank = ObjectBank(call(mine_objects, {**options, "min_share": 0.0}), split.class_names)
-    assert sorted(bank.names) == [2, 4]
-
-
 def test_interrupted_bank_has_no_index_and_goes_on(labels, monkeypatch):
     split, folder, options = labels
     broken = label_path(folder, split.records[1].name)
@@ -60,21 +53,6 @@ def test_interrupted_bank_has_no_index_and_goes_on(labels, monkeypatch):
     broken.write_bytes(content)
     monkeypatch.setattr("datasets.context_decoupling.save_object", None)  # what is there is not written again
     assert len(ObjectBank(call(mine_objects, options), split.class_names)) == 1
-
-
-def test_index_is_sorted_and_does_not_depend_on_the_number_of_threads(labels, tmp_path):
-    _, folder, options = labels
-    for path in folder.iterdir():
-        mask = np.zeros((48, 48), np.uint8)
-        mask[:20] = 3
-        write_mask(path, mask)
-    banks = [
-        call(mine_objects, {**options, "out": str(tmp_path / f"b{n}"), "num_workers": n}) for n in (0, 3)
-    ]
-    indices = [read_json(bank / "index.json") for bank in banks]
-    assert indices[0] == indices[1]
-    names = indices[0]["objects"]["3"]
-    assert len(names) == 4 and names == sorted(names)
 
 
 def test_labels_without_any_object_make_an_empty_bank(labels):

@@ -8,7 +8,6 @@ from datasets.coco import CLASS_NAMES, coco_split
 from tests.stages import call
 from tools import prepare_coco
 from tools.prepare_coco import CATEGORY_IDS, UNUSED_IDS, numbering
-from utils.files import read_json
 from utils.image import read_mask, write_mask
 
 
@@ -56,18 +55,6 @@ def test_masks_tags_and_lists(coco):
     assert coco_split(coco, "val_part").records[0].tags == (CLASS_NAMES.index("couch"),)
 
 
-def test_the_rule_of_the_masks_can_be_chosen_and_is_recorded(coco):
-    prepare(coco, overlap="smallest", crowd="class")
-    mask = read_mask(coco_split(coco, "train").records[0].mask)
-    assert (mask[4:6, 4:6] == 80).all() and (mask[9] == CLASS_NAMES.index("sheep")).all()
-    first = read_json(coco / "masks.json")
-    assert first["rule"] == {"overlap": "smallest", "crowd": "class"}
-    prepare(coco, overlap="smallest", crowd="class")
-    assert read_json(coco / "masks.json") == first, "the same masks have the same checksum"
-    with pytest.raises(ValueError, match="another rule"):
-        prepare(coco)
-
-
 @pytest.mark.parametrize("layout", ["{part}2014/{name}.png", "{part}/{number}.png"])
 @pytest.mark.parametrize("ids", ["classes", "categories"])
 def test_masks_in_circulation_are_recognised(coco, tmp_path, layout, ids):
@@ -91,6 +78,8 @@ def test_masks_made_elsewhere_speak_for_themselves(coco, tmp_path):
         write_mask(tmp_path / f"other/{part}/{7:012d}.png", mask)
     prepare(coco, masks=tmp_path / "other")
     assert coco_split(coco, "train").records[0].tags == (12, 66, 80)
+    with pytest.raises(ValueError, match="another rule"):
+        prepare(coco)
 
 
 def test_an_object_smaller_than_a_pixel_keeps_its_image(coco):

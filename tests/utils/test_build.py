@@ -1,12 +1,10 @@
 """Parts of a method that are built from a mapping in its config."""
 
-from functools import partial
-
 import pytest
 
 from methods.seco import key_head
 from models.heads import LargeFOV, ProjectionHead, create_decoder
-from utils.build import build_part, keyword_names
+from utils.build import build_part
 
 
 def test_options_reach_the_part_beside_what_the_method_gives():
@@ -24,12 +22,6 @@ def test_options_reach_the_part_beside_what_the_method_gives():
 def test_option_that_the_part_does_not_take_is_named_with_its_key(part, option):
     with pytest.raises(KeyError, match=rf"'{option}' is not an argument of method\.head.*hidden_dim"):
         build_part(part, {option: 1}, 3, key="method.head")
-
-
-def test_a_partial_takes_what_it_does_not_give_by_position():
-    part = partial(ProjectionHead, 3, hidden_dim=5)
-    assert keyword_names(part) == {"hidden_dim", "bottleneck_dim", "out_dim"}
-    assert build_part(part, {"hidden_dim": 6}, key="method.head").mlp[0].weight.shape == (6, 3)
 
 
 def test_other_names_that_may_stand_at_the_key_are_suggested():

@@ -28,6 +28,7 @@ from engine.scores.evaluation import Evaluation
 from engine.trainer import batch_to_device
 from losses.dense_energy import dense_energy_loss
 from methods.base import Method
+from models.refiners.compiled_crf import CompiledCRF
 from models.refiners.dense_crf import DenseCRF
 from models.refiners.random_walk import propagate_to_edge
 from ops.lattice import PermutohedralLattice, bilateral_features
@@ -64,28 +65,9 @@ def crf_calls(options: Options) -> Calls:
     crf = DenseCRF(options.preset, steps=options.steps)
     calls: Calls = {"lattice": lambda: crf.refine(images, probs)}
     if find_spec("pydensecrf") is not None:
-        calls = {"pydensecrf": lambda: pydensecrf(crf, images, probs), **calls}
+        original = CompiledCRF(options.preset, steps=options.steps)
+        calls = {"pydensecrf": lambda: original.refine(images, probs), **calls}
     return calls
-
-
-def pydensecrf(crf: DenseCRF, images: Tensor, probs: Tensor) -> list[np.ndarray]:
-    """The compiled original."""
-    import pydensecrf.densecrf as dcrf
-
-    results = []
-    for image, prob in zip(images, probs):
-        labels, height, width = prob.shape
-        original = dcrf.DenseCRF2D(width, height, labels)
-        original.setUnaryEnergy(np.ascontiguousarray(-prob.clamp(1e-5, 1).log().flatten(1).numpy()))
-        original.addPairwiseGaussian(sxy=crf.gaussian_sigma_xy, compat=crf.gaussian_compat)
-        original.addPairwiseBilateral(
-            sxy=crf.bilateral_sigma_xy,
-            srgb=crf.bilateral_sigma_rgb,
-            rgbim=np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).numpy()),
-            compat=crf.bilateral_compat,
-        )
-        results.append(np.array(original.inference(crf.steps)))
-    return results
 
 
 def energy_calls(options: Options) -> Calls:

@@ -291,7 +291,7 @@ def image_rows(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
                 maps = dict(sample["maps"])
                 if "truth" in maps:
                     image["truth"] = maps.pop("truth")
-                own = {key: sample[key] for key in ("found", "crops") if key in sample}
+                own = {"found": sample["found"]} if "found" in sample else {}
                 if sample["image"] != image["photo"]:  # an object that a stage cut out
                     own["photo"] = sample["image"]
                 image["cells"][i] = {"maps": maps, **own}

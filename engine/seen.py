@@ -25,8 +25,7 @@ from engine.scores.cam_sweep import CAMS
 from engine.scores.evaluation import Evaluation, truth_path
 from engine.scores.records import short_name
 from engine.validation import predicted_image
-from methods.base import Decomposes, MakesPseudoLabels, Method, Prediction, Predicts
-from ops.cam import present_classes
+from methods.base import MakesPseudoLabels, Method, Predicts
 from utils.drawing import cam_overlay, label_overlay
 from utils.files import read_json, write_atomic
 from utils.image import normalize, resize
@@ -126,30 +125,14 @@ def draw(
         maps["pseudo_label"] = encoded(same[0, 0])
     if "seg" in found.labels:
         maps["seg"] = encoded(found.labels["seg"])
-    more = {"crops": crops(method, out, tags[None], step)} if isinstance(method, Decomposes) else {}
     ids = (out.class_logits[0] > 0).nonzero()[:, 0] + 1
     drawn = {"name": record.name, "tags": record.tags, "found": ids.tolist()}
-    return {**drawn, "image": photo(image_rgb), "maps": maps, **more}
+    return {**drawn, "image": photo(image_rgb), "maps": maps}
 
 
 def truth_of(record: Record) -> dict[str, str]:
     """The map of the ground truth of an image, if there is any."""
     return {"truth": encoded(torch.from_numpy(record.read_mask()))} if truth_path(record) else {}
-
-
-def crops(method: Any, out: Prediction, class_label: Tensor, step: int) -> list[tuple[float, ...]]:
-    """Top, left, height, width (shares of the image) and tag of a training step's crops; tag -1: mixed."""
-    present = present_classes(class_label)
-    maps = getattr(out, method.tag_source(step))
-    height, width = maps.shape[-2:]
-    batch = {
-        "valid_box": torch.tensor([[0, height, 0, width]], device=maps.device),
-        "sample_seed": torch.zeros(1),
-    }
-    places, tags = method.decompose(batch, present.select(maps), present)
-    side = method.local_crop_size
-    found = zip(places[0].tolist(), tags[0, 2:].tolist(), strict=True)
-    return [(y / height, x / width, side / height, side / width, int(tag)) for (y, x), tag in found]
 
 
 def photo(image_rgb: Tensor) -> str:

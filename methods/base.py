@@ -194,17 +194,6 @@ class FindsBoundaries(Protocol):
         """Boundary probability (h, w) and displacements (2, h, w) of one image (1, 3, H, W)."""
 
 
-@runtime_checkable
-class Decomposes(Protocol):
-    """Cuts training images into local crops and tags them by their CAM."""
-
-    local_crop_size: int
-    tag_source: Schedule  # which CAM, ``cam`` or ``aux_cam``
-
-    def decompose(self, batch: Batch, cam: Tensor, present: Any) -> tuple[Tensor, Tensor]:
-        """Corners (B, V, 2) of V crops, and tags (B, 2 + V) of the two global views and the crops."""
-
-
 def parameter_group(name: str, *modules: nn.Module, lr_scale: float = 1.0) -> dict[str, Any]:
     """The trained parameters of modules, see ``Method.parameter_groups``."""
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]

@@ -1,5 +1,4 @@
-"""What a checkpoint sees in some images, as a page: truth, CAMs, pseudo label, prediction, errors; for SeCo
-also the local crops that it decomposes an image into, with their category tags.
+"""What a checkpoint sees in some images, as a page: truth, CAMs, pseudo label, prediction, errors.
 
     python tools/visualize.py --model_path logs/my_run/last.pth --infer val --count 12
 

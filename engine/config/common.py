@@ -34,7 +34,6 @@ class CheckpointOptions(DataOptions):
         None,
         "split, list file (.txt), photo, or folder of photos; default: data.val_set",
         reads="images",
-        alias="infer_set",
     )
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
     device: str = option("auto", "auto, cpu or cuda", free=True)

@@ -45,7 +45,6 @@ def option(
     choices: Sequence[str] | None = None,
     least: float = 0,
     length: int | None = None,
-    alias: str | None = None,
     alone: str | None = None,
     positional: bool = False,
 ) -> Any:
@@ -60,12 +59,11 @@ def option(
         choices: its values, where these are few words.
         least: smallest value of a number, or of each number of a list.
         length: how many values a list has.
-        alias: second name of the flag.
         alone: value of the flag without a value.
         positional: the command line gives it without a flag.
     """
     metadata = {"meaning": meaning, "free": free, "reads": reads, "choices": choices, "least": least}
-    metadata |= {"length": length, "alias": alias, "alone": alone, "positional": positional}
+    metadata |= {"length": length, "alone": alone, "positional": positional}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -252,7 +250,6 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     about = tyro.conf.arg(
         help=field.metadata["meaning"],
         metavar="|".join(shown).replace("BOOL", "TRUE|FALSE") if len(kinds) > 1 else None,
-        aliases=(f"--{field.metadata['alias']}",) if field.metadata["alias"] else None,
         help_behavior_hint="" if is_empty else None,
     )
     typed_as = [Literal[tuple(words)] if words and k is str else k for k in kinds]
@@ -263,7 +260,6 @@ def _flag(field: Field[Any], kind: Any) -> Any:
 def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Flags with their values, and ``key=value`` items. What follows a flag with one value is this value."""
     options = {field.name: (field, get_type_hints(cls)[field.name]) for field in dataclasses.fields(cls)}
-    options |= {field.metadata["alias"]: (field, kind) for field, kind in options.values()}
     flags: list[str] = []
     overrides: list[str] = []
     takes_value = False

@@ -25,7 +25,7 @@ class Options:
 
     labels: Path = option(meaning="folder of label images <name>.png, of tools/infer_seg_voc.py", reads=True)
     root: Path = option(meaning="VOC2012 folder with the lists and the images of the test set", reads=True)
-    out: Path = option(meaning="archive to write: .tgz, .tar.gz, .tar or .zip")
+    out: Path = option(meaning="archive to write, .tgz or .tar.gz")
     split: str = option("test", "list of ImageSets/Segmentation that the server scores")
     competition: int = option(
         6, "5 (trained on VOC alone) or 6 (on anything, such as ImageNet weights)", least=5
@@ -39,14 +39,16 @@ def run(options: Options) -> Path:
         ValueError: every kind of mistake, with the number of images that have it and the first.
         FileNotFoundError: there is no such list.
     """
+    import tarfile
+
     from datasets.lists import read_list
+    from utils.files import atomic_file
     from utils.logging import progress_bar
 
     if options.competition > 6:
         raise ValueError(f"the server has competitions 5 and 6 for segmentation, not {options.competition}")
-    kind = next((k for k in (".tgz", ".tar.gz", ".tar", ".zip") if options.out.name.endswith(k)), None)
-    if kind is None:
-        raise ValueError(f"--out {options.out} must end in .tgz, .tar.gz, .tar or .zip")
+    if not options.out.name.endswith((".tgz", ".tar.gz")):
+        raise ValueError(f"--out {options.out} must end in .tgz or .tar.gz")
     names = list(read_list(options.root / "ImageSets" / "Segmentation" / f"{options.split}.txt"))
     mistakes: dict[str, list[str]] = {}
     has_object = False
@@ -63,7 +65,10 @@ def run(options: Options) -> Path:
             f"{len(found)} of {len(names)}, first {found[0]}: {text}" for text, found in mistakes.items()
         ]
         raise ValueError("nothing is packed. Label images with a mistake:\n  " + "\n  ".join(lines))
-    _pack(options, names, kind)
+    folder = f"results/VOC2012/Segmentation/comp{options.competition}_test_cls"
+    with atomic_file(options.out) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name in names:
+            archive.add(options.labels / f"{name}.png", f"{folder}/{name}.png")
     print(f"written  {options.out} ({len(names)} label images, comp{options.competition}_test_cls)")
     return options.out
 
@@ -106,25 +111,6 @@ def find_mistake(label: Path, photo: Path) -> tuple[str | None, bool]:
     if len(colours) <= used[-1] or (colours[used] != np.asarray(PALETTE)[used]).any():
         return "has another palette than VOC's: a program has changed it", False
     return None, bool(used[-1])
-
-
-def _pack(options: Options, names: list[str], kind: str) -> None:
-    """Write the archive; a reader never sees half a file."""
-    import tarfile
-    import zipfile
-
-    from utils.files import atomic_file
-
-    folder = f"results/VOC2012/Segmentation/comp{options.competition}_test_cls"
-    with atomic_file(options.out) as file:
-        if kind == ".zip":
-            with zipfile.ZipFile(file, "w") as archive:
-                for name in names:
-                    archive.write(options.labels / f"{name}.png", f"{folder}/{name}.png")
-            return
-        with tarfile.open(fileobj=file, mode="w" if kind == ".tar" else "w:gz") as archive:
-            for name in names:
-                archive.add(options.labels / f"{name}.png", f"{folder}/{name}.png")
 
 
 if __name__ == "__main__":

@@ -227,6 +227,3 @@ def test_pyramid_has_the_interface_of_a_cnn(options, size):
         assert m.shape[-2:] == tuple(-(-n // stride) for n in size)
     sum(m.mean() for m in maps).backward()
     assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
-
-
-TIMM = {"name": "vit_small_patch16_dinov3", "options": {"embed_dim": 24, "depth": 4, "num_heads": 2}}

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from datasets.base import Record, Split
 from engine.scores.base import NO_SCORES, ImagePrediction, create_score, plain
 from engine.scores.cam_sweep import CamSweep
-from engine.scores.confusion import Confusion, top_confusions
+from engine.scores.confusion import top_confusions
 from engine.scores.errors import CAUSES, causes
 from engine.scores.evaluation import Evaluation
 from engine.scores.miou import Miou, matrix_of

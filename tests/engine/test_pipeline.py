@@ -249,13 +249,6 @@ def test_command_line_chooses_what_a_stage_runs_and_by_which_config():
     assert stages["cam_net"].options["method"]["background_threshold"] == 0.4
 
 
-def test_home_folder_in_the_work_dir(toy, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    plans = make_plans(toy.config, ["work_dir=~/deep/run"])
-    assert plans[1].inputs == {"before": tmp_path / "deep/run/first"}
-    assert plans[1].folder == tmp_path / "deep/run/second"
-
-
 def child_of(toy, stages):
     child = toy.folder / "child.yaml"
     child.write_text(yaml.safe_dump({"base": str(toy.config), "stages": stages}))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing import assert_close
 
 from datasets.agreement import compare_masks_with_tags
 from datasets.base import Record, Split, WeakSegDataset
@@ -15,7 +14,6 @@ from engine.scores.records import protocol_id
 from engine.validation import protocols, validate
 from methods.base import Method, Prediction
 from ops.cam import normalize_cam
-from tests.cams import scored_label
 from tests.processes import in_a_group
 from utils.distributed import init_process_group
 from utils.image import normalize, read_mask, write_mask
@@ -120,16 +118,6 @@ def test_masks_that_ignore_every_object_end_a_training_before_it_begins(split):
     # Images without objects may well have such masks.
     empty = Split("val", NAMES, tuple(replace(record, tags=()) for record in split.records))
     compare_masks_with_tags(empty)
-
-
-def test_scored_labels_equal_the_published_rule():
-    generator = torch.Generator().manual_seed(0)
-    cam = torch.rand(3, 5, 6, 7, generator=generator)
-    tags = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    full = F.interpolate(cam, (12, 14), mode="bilinear", align_corners=False)
-    label = scored_label(cam, tags, 0.5, (12, 14))
-    assert_close(label, published_label(full, tags, 0.5))
-    assert set(label[0].unique().tolist()) == {0, 2, 4, 5} and not label[2].any()
 
 
 def test_a_score_named_in_the_config_is_in_log_tables_and_records(split):

@@ -78,12 +78,6 @@ def test_batch_equals_images_one_by_one():
     torch.testing.assert_close(together.filter(x), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_repeats_to_the_bit():
-    features = bilateral_features(smooth_image(), 10.0, 10.0)
-    results = [(lattice := PermutohedralLattice(features)).filter(noise_values(lattice)) for _ in range(2)]
-    assert torch.equal(*results)
-
-
 @pytest.mark.parametrize("piece", [2, 5])
 def test_splitting_long_bags_changes_nothing(piece):
     """A flat image puts hundreds of pixels into one bag."""
@@ -107,14 +101,6 @@ def test_cpu_and_cuda_agree_and_cuda_repeats_itself(adjoint):
     first, second = (cuda.filter(x.cuda(), adjoint=adjoint) for _ in range(2))
     assert torch.equal(first, second) and len(cuda.splat_offsets) > 1
     torch.testing.assert_close(first.cpu(), cpu.filter(x, adjoint=adjoint), rtol=1e-4, atol=1e-5)
-
-
-def test_folded_weights_equal_products():
-    lattice = PermutohedralLattice(bilateral_features(smooth_image(), 10.0, 20.0))
-    x = noise_values(lattice)
-    before, after = noise_values(lattice, 1, seed=4)[0, :, 0], noise_values(lattice, 1, seed=5)[0, :, 0]
-    expected = lattice.filter(x * before[:, None]) * after[:, None]
-    torch.testing.assert_close(lattice.weighted(before, after).filter(x), expected)
 
 
 def test_keys_that_leave_no_room_for_the_pixel_number_give_the_same():

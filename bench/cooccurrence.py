@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import linear_regression
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -238,10 +239,7 @@ def write_tables(out: Path) -> str:
 
 def slope(curve: Sequence[Row], column: str) -> float:
     """Least-squares rise of a number from strength 0 to strength 1, of the trainings of one seed."""
-    x = [row["strength"] for row in curve]
-    y = [row[column] for row in curve]
-    middle = sum(x) / len(x)
-    return sum((a - middle) * b for a, b in zip(x, y)) / sum((a - middle) ** 2 for a in x)
+    return linear_regression([row["strength"] for row in curve], [row[column] for row in curve]).slope
 
 
 def cell(group: Sequence[Row], column: str) -> str:

@@ -11,17 +11,16 @@ there; table.csv holds every number of every training. A strength of 1/6 is chan
 
 With several seeds the table shows mean and 95 % interval over them (Student's t); with one, the interval
 over images (bootstrap). ``slope``: rise of a number from strength 0 to 1, fitted for each seed.
+``less CAM's``: difference to the CAM of the plain classifier of the same strength and seed.
 
 gap       mIoU on ``test`` less that on ``test_shuffled``: the same objects on contexts drawn without them
 leak      engine/scores/context_leak.py on ``test_shuffled``; mean over the classes with a partner
 tag leak  how much more often a class is said on its home context than on others, where it is not shown
 control   the same, mean over the classes without a partner
-less CAM's   leak less that of the method ``cam`` with the same strength and seed
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -44,10 +43,9 @@ COLUMNS = (
     "shuffled",
     "gap",
     "leak",
-    "less CAM's",
-    "leak, control",
+    "control leak",
     "tag leak",
-    "tag leak, control",
+    "control tag leak",
 )
 Row = dict[str, Any]  # the numbers of an output of a training, in percent
 
@@ -172,9 +170,9 @@ def numbers(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
             "shuffled": far,
             "gap": near - far,
             "leak": leak[:, partnered].nanmean(1),
-            "leak, control": leak[:, ~partnered].nanmean(1),
+            "control leak": leak[:, ~partnered].nanmean(1),
             "tag leak": tag_leak[partnered].nanmean()[None],
-            "tag leak, control": tag_leak[~partnered].nanmean()[None],
+            "control tag leak": tag_leak[~partnered].nanmean()[None],
         }
         row = {name: 100 * float(values[0]) for name, values in found.items()}
         for name in ("gap", "leak"):
@@ -213,18 +211,18 @@ def write_tables(out: Path) -> str:
             rows[-1] |= found
     if not rows:
         return "nothing is measured yet"
-    plain = {
-        (r["strength"], r["seed"]): r["leak"] for r in rows if (r["method"], r["output"]) == ("cam", "cam")
-    }
-    for row in rows:
-        row["less CAM's"] = row["leak"] - plain.get((row["strength"], row["seed"]), math.nan)
     lines = [list(rows[0]), *(row.values() for row in rows)]
     write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 
+    plain = {(r["strength"], r["seed"]): r for r in rows if r["method"] == r["output"] == "cam"}
     groups, curves = defaultdict(list), defaultdict(list)
     for row in rows:
-        groups[row["method"], row["output"], f"{row['strength']:g}"].append(row)
-        curves[row["method"], row["output"], row["seed"]].append(row)
+        method, output, strength, seed = (row[key] for key in ("method", "output", "strength", "seed"))
+        groups[method, output, f"{strength:g}"].append(row)
+        curves[method, output, seed].append(row)
+        if method != "cam" and (base := plain.get((strength, seed))):
+            less = {column: row[column] - base[column] for column in COLUMNS}
+            groups[method, output, f"{strength:g} less CAM's"].append(less)
     for (method, output, _), curve in curves.items():
         if len(curve) > 1:
             groups[method, output, "slope"].append({column: slope(curve, column) for column in COLUMNS})

@@ -57,8 +57,6 @@ def custom_split(
         raise ValueError(f"data.options.untagged must be one of {', '.join(UNTAGGED)}, got '{untagged}'")
     if tags is None and class_names is None:
         raise ValueError("set data.options.tags or data.options.class_names: nothing else names the classes")
-    if not root.is_dir():
-        raise FileNotFoundError(f"folder {root} does not exist: set data.root")
     words = classes_of(root / tags) if class_names is None and tags is not None else ()
     classes = read_class_names(class_names, root, words)
     files = find_images(root / images)
@@ -162,5 +160,8 @@ def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) 
 def _refuse_unknown(path: Path, names: Collection[str], aliases: Mapping[str, str]) -> None:
     if missing := [name for name in names if name not in aliases]:
         lacking = f"{some(missing, len(names), 'images')} named in {path} are missing, or their short name is"
-        advice = "add the files, remove their lines, or write paths below the image folder (cats/1.jpg)"
+        advice = (
+            "add the files, remove their lines, call a heading 'name', or write paths below the image folder "
+            "(cats/1.jpg)"
+        )
         problem(FileNotFoundError(f"{lacking} not unique: {advice}"))

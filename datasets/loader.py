@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from datasets.base import Batch, WeakSegDataset, collate
 from utils import distributed
 from utils.seed import sample_generator, sample_seed
+from utils.worker import core_count
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -81,7 +82,7 @@ def train_batches(
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=num_workers,
+        num_workers=min(num_workers, core_count()),
         collate_fn=_collate,
         pin_memory=pin_memory,
         worker_init_fn=_set_up_training_worker,
@@ -102,7 +103,7 @@ def eval_loader(dataset: WeakSegDataset, num_workers: int, indices: Sequence[int
         dataset,
         batch_size=1,
         sampler=list(indices),
-        num_workers=num_workers,
+        num_workers=min(num_workers, core_count()),
         collate_fn=_collate,
         worker_init_fn=_set_up_worker,
         generator=torch.Generator(),

@@ -151,15 +151,16 @@ def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
     if not lines:
         return
     place, (image, *columns) = lines[0]
+    has_flags = any(cell.lower() in FLAGS for _, cells in lines[1:] for cell in cells[1:])
     if image.lower().replace(" ", "").replace("_", "") not in IMAGE_WORDS:
         _refuse_header(place, lines[0][1], [cells for _, cells in lines[1:]])
         columns = []
-    elif columns and columns[0].lower() not in TAG_WORDS:
+    elif columns and columns[0].lower() not in TAG_WORDS and (len(columns) > 1 or has_flags):
         yield from _table(place, columns, lines[1:])
         return
     else:
         lines = lines[1:]
-    for k, column in enumerate(columns, start=2):
+    for k, column in enumerate(columns[1:], start=3):
         if column.lower() not in TAG_WORDS:
             raise ValueError(
                 f"{place}, column {k}: '{column}' is no column of tags: call it 'tags', or remove it"

@@ -31,7 +31,11 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
     spec = {"target": data["source"], **(data["options"] or {})}
     if not {"root", "split"} <= (keyword_names(import_target(spec["target"])) or set()):
         raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
-    split: Split = build(spec, root=project_path(data["root"]), split=name)
+    root = project_path(data["root"])
+    if not root.is_dir():
+        how = "tools/make_demo_data.py draws it" if data.get("generate") else "docs/data.md says how to make it"
+        raise FileNotFoundError(f"data set {root} does not exist: {how}, or set data.root")
+    split: Split = build(spec, root=root, split=name)
     reading = reading_of(data)
     has_background = data.get("background") is not False
     records = (replace(record, reading=reading, has_background=has_background) for record in split.records)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -46,9 +48,20 @@ def run(cfg: DictConfig) -> Path:
     check_training(cfg, train_split.num_classes)
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir = run_folder(cfg)
-    with alone_in(work_dir):
+    with alone_in(work_dir), _mirror(cfg, work_dir):
         _train(cfg, train_split, device, work_dir, find_start(cfg, work_dir))
     return work_dir
+
+
+def _mirror(cfg: DictConfig, work_dir: Path) -> AbstractContextManager[Any]:
+    """A run of Weights & Biases that repeats what TensorBoard gets, if ``train.wandb`` names a project."""
+    if cfg.train.wandb is None or not is_main():
+        return nullcontext()
+    import wandb
+
+    return wandb.init(
+        project=cfg.train.wandb, name=cfg.run_name, dir=work_dir, config=to_plain(cfg), sync_tensorboard=True
+    )
 
 
 def _train(

@@ -21,7 +21,6 @@ from engine.means import Means
 from engine.optim import set_learning_rate
 from engine.stopping import Stopping
 from methods.base import Losses, Method, Metrics
-from utils.build import suggest
 from utils.device import to_device
 from utils.distributed import (
     all_reduce_mean,
@@ -218,14 +217,12 @@ class Trainer:
 
     def _check_losses(self, losses: Losses) -> None:
         """A weight that belongs to no loss would be a typing error that changes the result without a word."""
-        whose, weights = type(self.method).__name__, self.method.loss_weights
         for name, loss in losses.items():
-            if name not in weights and loss.requires_grad and name not in self._named:
+            if name not in self.method.loss_weights and loss.requires_grad and name not in self._named:
                 self._named.add(name)
                 LOGGER.warning(f"note     loss {name} has no method.loss_weights.{name}: it is not trained")
-        for name, weight in weights.items():
-            if name not in losses and any(weight.values):
-                raise ValueError(f"method.loss_weights.{name} has no loss in {whose}{suggest(name, losses)}")
+        for name in self.method.loss_weights:
+            self.method.check_loss_weight(name, losses)
 
     def _report_broken(self, losses: Losses) -> NoReturn:
         # The mean over processes: the broken value may be another's. All of them come here at the same step.

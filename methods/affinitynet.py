@@ -55,6 +55,7 @@ class AffinityNet(Method):
 
     labels = "label scores of tools/make_affinity_label.py"
     walk_stride = 1
+    losses = ("bg_pos", "fg_pos", "neg")
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Letters: B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.base import Batch
-from utils.build import check_number
+from utils.build import check_number, suggest
 from utils.image import resize
 from utils.schedule import Schedule
 
@@ -46,6 +46,7 @@ class Method(nn.Module):
     crf_preset = "toco"  # DenseCRF of the paper, which a plain --crf of tools/infer_seg.py takes
     needs_background = False  # whether it cannot work where every pixel shows a class
     has_background = True
+    losses: tuple[str, ...] = ()  # of the ``training_step`` in the same class; (): its first step names them
     decoder_loss: str | None = None  # the loss without which the decoder learns nothing, if there is one
     training_only: tuple[str, ...] = ()  # how the names of weights begin that no prediction needs
 
@@ -61,7 +62,10 @@ class Method(nn.Module):
             raise ValueError(f"num_classes includes the background and must be at least 2, got {num_classes}")
         self.num_classes = num_classes
         self.loss_weights = {name: Schedule(weight) for name, weight in (loss_weights or {}).items()}
+        losses = vars(next(c for c in type(self).__mro__ if "training_step" in vars(c))).get("losses")
         for name, weight in self.loss_weights.items():
+            if losses:
+                self.check_loss_weight(name, losses)
             for value in weight.values:
                 check_number(f"method.loss_weights.{name}", value, -math.inf, math.inf)
         check_number("method.background_threshold", background_threshold)
@@ -86,6 +90,12 @@ class Method(nn.Module):
     def loss_weight(self, name: str, step: int) -> float:
         """Weight of a loss at ``step``; 0 for a loss that the config does not name."""
         return self.loss_weights[name](step) if name in self.loss_weights else 0.0
+
+    def check_loss_weight(self, name: str, losses: Collection[str]) -> None:
+        """Raise a ValueError if a loss that ``losses`` lacks has a weight."""
+        if name not in losses and any(self.loss_weights[name].values):
+            whose = type(self).__name__
+            raise ValueError(f"method.loss_weights.{name} has no loss in {whose}{suggest(name, losses)}")
 
     def present(self, class_logits: Tensor) -> Tensor:
         """Which classes the classifier finds: bool of the shape of ``class_logits`` (..., C)."""

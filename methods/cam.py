@@ -28,6 +28,8 @@ from utils.precision import full_precision
 class CAMNetwork(SingleStageViT):
     """The single-stage ViT without a decoder; its losses ``cls`` and ``cls_aux`` weigh 1 by default."""
 
+    losses = ("cls", "cls_aux")
+
     def __init__(
         self,
         num_classes: int,
@@ -72,6 +74,8 @@ class PooledCAMNetwork(Method):
         colour_jitter: change the colours of training images (PSA).
         xavier: start the classifier from Xavier's uniform distribution (PSA) instead of PyTorch's (IRN).
     """
+
+    losses = ("cls",)
 
     def __init__(
         self,

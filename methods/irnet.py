@@ -46,6 +46,7 @@ class IRNet(Method):
 
     labels = "label images of tools/make_affinity_label.py --mode irn"
     walk_stride = 4
+    losses = ("bg_pos", "fg_pos", "neg", "dp_fg", "dp_bg")
 
     def __init__(
         self,

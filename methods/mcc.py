@@ -42,6 +42,7 @@ class MCC(ContrastiveViT):
     """
 
     crf_preset = "mcc"
+    losses = ("cls", "cls_aux", "aff", "mcc", "seg", "reg")
 
     def __init__(
         self,

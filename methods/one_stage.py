@@ -42,6 +42,8 @@ class OneStage(SingleStageCNN):
         **options: of ``SingleStageCNN``.
     """
 
+    losses = ("cls", "mask")
+
     def __init__(
         self,
         num_classes: int,
@@ -158,6 +160,8 @@ class CAMBaseline(SingleStageCNN):
         background_score: constant mask of the background.
         dropout: of the features, channel by channel.
     """
+
+    losses = ("cls",)
 
     def __init__(
         self,

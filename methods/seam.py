@@ -58,6 +58,7 @@ class SEAM(Method):
     """
 
     needs_background = True
+    losses = ("cls", "min_pool", "er", "ecr")
 
     def __init__(
         self,

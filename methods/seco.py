@@ -64,6 +64,7 @@ class SeCo(ContrastiveViT):
     crf_preset = "seco"
     make_head = key_head
     training_only = (*ContrastiveViT.training_only, "prototypes", "queue")
+    losses = ("cls", "cls_aux", "ptc", "lil", "lig", "seg", "reg")
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Segmentor(Method):
     """
 
     labels = "label images, for example those of tools/infer_seg.py"
+    losses = ("seg",)
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class ToCo(ContrastiveViT):
         **options: of ``ContrastiveViT``.
     """
 
+    losses = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
+
     def __init__(
         self,
         num_classes: int,

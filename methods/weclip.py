@@ -38,6 +38,7 @@ class WeCLIP(ClipES):
     """
 
     crf_preset = "toco"
+    losses = ("seg", "aff")
 
     def __init__(
         self,

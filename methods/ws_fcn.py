@@ -115,9 +115,16 @@ class FlowAlignment(nn.Module):
         with full_precision(flow):  # whole pixels are lost in half-precision coordinates
             flow = flow.float().permute(0, 2, 3, 1)  # (B, h, w, 2)
             height, width = flow.shape[1:3]
-            y, x = (torch.linspace(-1, 1, n, device=flow.device) for n in (height, width))
-            regular = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-            place = regular + flow / constant((width, height), flow.device)
+            if torch.compiler.is_compiling():  # the sizes of an exported graph vary, linspace would fix them
+                size = torch.stack([flow.new_full((), side) for side in (width, height)])
+                x, y = (
+                    2 * torch.arange(n, device=flow.device) / (side - 1) - 1
+                    for n, side in zip((width, height), size)
+                )
+            else:
+                y, x = (torch.linspace(-1, 1, n, device=flow.device) for n in (height, width))
+                size = constant((width, height), flow.device)
+            place = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) + flow / size
             if torch.are_deterministic_algorithms_enabled():  # grid_sample's gradient has no such form
                 return sample_corners(deep.float(), place).to(deep.dtype)
             return F.grid_sample(deep.float(), place, align_corners=True).to(deep.dtype)

@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,6 +165,7 @@ def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
         (["train.resume=no"], "checkpoint"),
         (["method.background_threshold=0,5"], "method.background_threshold"),
         (["method.loss_weights.cls=one"], "method.loss_weights.cls"),
+        (["method.loss_weights.segg=0.1"], "did you mean 'seg'"),
         (["method.low_threshold=0.9"], "method.low_threshold=0.9"),
         (["method.cam_scales=1.0"], "method.cam_scales"),
         (["method.momentum=9"], "method.momentum"),
@@ -263,6 +266,19 @@ def test_environment_that_lacks_packages_is_an_error(tmp_path):
     for path, lacking in ((python, "timm, tqdm"), (tmp_path / "none", "a Python from 3.10 on that runs")):
         done = run(["bash", "run_train.sh", "scripts/train_voc.py"], PYTHON=str(path))
         assert done.returncode == 2 and f"PYTHON={path} lacks {lacking} (req" in done.stderr
+
+
+def test_wandb_repeats_what_tensorboard_gets(demo, plain, monkeypatch):
+    """With a module of that name in its place."""
+    started = []
+
+    def init(**options):
+        started.append(options)
+        return nullcontext()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    go_on([*demo, "train.wandb=my_project"], plain)
+    assert started[0]["project"] == "my_project" and started[0]["sync_tensorboard"]
 
 
 def test_what_a_python_lacks(tmp_path):

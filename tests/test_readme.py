@@ -125,7 +125,7 @@ def adapted(command: str, world: dict, out: Path) -> list[str] | None:
         kept = [w for w in words if not w.startswith(("data.", "config=", "train.", "run_name=", "stages."))]
         return [*kept, config, *data, *SMALL_RUN, f"work_dir={out / 'run'}"]
     if script == "tools/check_data.py":
-        return [f"data.root={world['custom']}" if w.startswith("data.root=") else w for w in words]
+        return [*(w for w in words if not w.startswith("data.root=")), f"data.root={world['custom']}"]
     trained = str(world["runs"][81 if "coco" in script else 21])
     known = {"photo.jpg": world["root"] / "photo.jpg", "my_names.txt": world["root"] / "my_names.txt"}
     known["~/.infer_seg"] = out / "completion"

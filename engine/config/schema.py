@@ -80,7 +80,9 @@ class Data:
         [0.5, 2.0], "random rescaling before the crop: smallest and largest factor", length=2
     )
     num_workers: int = option(
-        4, "loader processes of each training process; 0: load in the training process", free=True
+        4,
+        "loader processes of each training process, at most one for a core; 0: load in the training process",
+        free=True,
     )
     label_dir: str | None = option(
         None,
@@ -125,6 +127,11 @@ class Train:
     checkpoint_every: int = option(1000, "steps between writes of last.pth", free=True, least=1)
     keep_every: int | None = option(
         None, "steps between checkpoints that are kept as step_<n>.pth; null: none", free=True, least=1
+    )
+    wandb: str | None = option(
+        None,
+        "project at Weights & Biases that gets what TensorBoard gets (pip install wandb); null: none",
+        free=True,
     )
     resume: str = option(
         "auto",

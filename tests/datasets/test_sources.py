@@ -12,6 +12,7 @@ from datasets.custom import custom_split, find_images
 from datasets.pictures import picture_files
 from datasets.voc import tags_from_xml, voc_split
 from engine.config.load import load_config
+from engine.data import load_split
 from utils.build import import_target
 from utils.image import write_mask
 
@@ -194,8 +195,10 @@ def test_custom_says_what_is_wrong(own):
         find_images(own / "images")
     with pytest.raises(FileNotFoundError, match="folder"):
         custom_split(own, "all", images="pictures", class_names=["cat"])
-    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set data\.root"):
-        custom_split(own / "nowhere", "all")
+    data = {"source": "datasets.custom.custom_split", "root": str(own / "nowhere"), "options": {}}
+    for how in ({}, {"generate": {"target": "scenes"}}):
+        with pytest.raises(FileNotFoundError, match="tools/make_demo_data" if how else "docs/data.md"):
+            load_split(data | how, "all")
 
 
 def test_a_list_never_means_another_photo_of_the_same_name(own, voc):

@@ -59,6 +59,11 @@ def test_written_tags_read_back(tmp_path_factory, tags):
     assert read == {image: set(words) for image, words in tags.items()}
 
 
+def test_a_single_column_of_tags_has_any_heading(tmp_path):
+    path = write(tmp_path / "tags.csv", "name,Schlagworte\na,cat;dog\nb,\n")
+    assert read_tags(path, CLASSES) == {"a": (1, 2), "b": ()} and classes_of(path) == ["cat", "dog"]
+
+
 @pytest.mark.parametrize("columns", ["cat,bird,traffic light", "cat;bird;traffic light"])
 def test_header_of_a_table_names_the_classes(tmp_path, columns):
     """Those that no image has among them; with known classes it is checked as tags are."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.export import Dim
 
 import engine.graph
 from engine.config.load import load_config, to_plain
@@ -15,6 +16,7 @@ from engine.graph import Graph
 from engine.inference import load_method
 from engine.method import build_method
 from engine.predictor import tag2mask
+from methods.ws_fcn import FlowAlignment
 from tests.stages import call
 from tools import export
 from utils.weights import load_checkpoint, save_checkpoint
@@ -82,6 +84,17 @@ def test_program_takes_other_sizes(seco, tmp_path):
         torch.testing.assert_close(a, b)
     with pytest.raises(FileExistsError):
         call(export, {"model_path": seco, "out": out})
+
+
+def test_ws_fcn_is_exported_for_any_size():
+    """Its alignment, whose grid depends on the size."""
+    torch.manual_seed(0)
+    block, h, w = FlowAlignment(4, 6), Dim("h", min=3), Dim("w", min=3)
+    sizes = ({2: 2 * h, 3: 2 * w}, {2: h, 3: w})
+    inputs = torch.randn(2, 4, 12, 10), torch.randn(2, 6, 6, 5)
+    program = torch.export.export(block, inputs, dynamic_shapes=sizes).module()
+    inputs = torch.randn(2, 4, 8, 14), torch.randn(2, 6, 4, 7)
+    torch.testing.assert_close(program(*inputs), block(*inputs))
 
 
 def test_example_of_the_page_runs_onnx(seco, tmp_path, monkeypatch):

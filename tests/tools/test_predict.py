@@ -111,6 +111,17 @@ def test_hub_takes_paths_pictures_and_arrays(checkpoint, photos):
             model.predict(wrong)
 
 
+def test_notebook_runs(checkpoint, photos, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = json.loads((ROOT / "docs" / "use.ipynb").read_text())["cells"]
+    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+    assert not any(cell.get("outputs") for cell in cells)
+    code = code.replace("logs/seco_custom/last.pth", str(checkpoint))
+    values: dict = {}
+    exec(code.replace("photo.jpg", str(photos / "good.png")), values)
+    assert values["masks"].label.shape == (32, 40) and list(values["masks"].cam) == values["tags"]
+
+
 def test_json_is_all_that_is_printed(checkpoint, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LOGGER, "handlers", [])  # a training in this process prints its log
     (tmp_path / "tags.csv").write_text("good,sheep;crab\n")

@@ -33,7 +33,7 @@ def load_split(data: Mapping[str, Any], name: str) -> Split:
         raise ValueError(f"data.source '{spec['target']}' is no function of a root and a split")
     root = project_path(data["root"])
     if not root.is_dir():
-        how = "tools/make_demo_data.py draws it" if data.get("generate") else "docs/data.md says how to make it"
+        how = "tools/make_demo_data.py draws it" if data.get("generate") else "see docs/data.md"
         raise FileNotFoundError(f"data set {root} does not exist: {how}, or set data.root")
     split: Split = build(spec, root=root, split=name)
     reading = reading_of(data)

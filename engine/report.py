@@ -165,7 +165,9 @@ def schedules(config: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[int, 
 
 def _is_trained(run: Run, loss: str) -> bool:
     """Whether a loss had a weight at a step that was made."""
-    weights = run.config.get("method", {}).get("loss_weights") or {}
+    weights = run.config.get("method", {}).get("loss_weights")
+    if not weights:  # the method has its own
+        return True
     schedule = Schedule(weights.get(loss, 0))
     return any(value and start < run.step for start, value in zip(schedule.starts, schedule.values))
 

@@ -28,6 +28,9 @@ def test_page_needs_the_run_folder_alone_and_shows_names_as_text(make_run, split
     assert "&lt;b&gt;cat" in page and "<b>cat" not in page and "</script><img" not in page
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page) and "from 4: seg 0.1" in page
     assert page.count("weight 0 so far") == 1
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("loss_weights", "other"))  # the method has its own
+    assert "weight 0 so far" not in write_report([folder], tmp_path / "page.html").read_text()
 
 
 def test_page_without_a_run_is_an_error(tmp_path):

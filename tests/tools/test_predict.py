@@ -114,7 +114,7 @@ def test_hub_takes_paths_pictures_and_arrays(checkpoint, photos):
 def test_notebook_runs(checkpoint, photos, monkeypatch):
     monkeypatch.chdir(ROOT)
     cells = json.loads((ROOT / "docs" / "use.ipynb").read_text())["cells"]
-    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     assert not any(cell.get("outputs") for cell in cells)
     code = code.replace("logs/seco_custom/last.pth", str(checkpoint))
     values: dict = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +94,7 @@ def provenance(cfg: Mapping[str, Any] | None, split: Split) -> dict[str, Any]:
             "torchvision": str(torchvision.__version__),
             "numpy": np.__version__,
         },
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from models.backbones.cnn import CNNBackbone
 from models.backbones.timm_net import near_names
 from models.backbones.vit import ViT, resize_pos_embed
+from utils.build import keyword_names
 from utils.logging import LOGGER
 from utils.weights import rename_keys
 
 # Where checkpoints keep the weights that are meant for use, the best first: averages, DINO's teacher, ...
-ENTRIES = ("state_dict_ema", "model_ema", "teacher", "model", "state_dict", "module")
+ENTRIES = ("state_dict_ema", "model_ema", "teacher", "model", "state_dict", "module", "student")
 # In front of names: of wrappers, of DINO, and of the methods of this project.
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)*(backbone\.)?(vit\.)?(net\.)?")
 HEADS = ("head.", "head_dist.", "pre_logits.", "fc_norm.", "attn_pool.")
@@ -114,9 +115,10 @@ def _for_timm(
     module = sys.modules[type(whole).__module__]
     change = getattr(module, "checkpoint_filter_fn", None)
     if change is not None:
-        deit3 = {"adapt_layer_scale": True} if any("gamma_1" in key for key in state) else {}
+        # The authors of DeiT III call a scale gamma_1, as timm does in other families.
+        deit3 = "adapt_layer_scale" in (keyword_names(change) or ()) and any("gamma_1" in k for k in state)
         try:
-            state = change(state, whole, **deit3)
+            state = change(state, whole, **({"adapt_layer_scale": True} if deit3 else {}))
         except (KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             name = whole.pretrained_cfg.get("architecture", "this network")
             first = str(error).partition("\n")[0]

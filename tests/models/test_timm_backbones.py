@@ -267,6 +267,25 @@ def test_weight_files_in_circulation(deit_tiny, name):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "authors"),
+    [
+        *((name, {}) for name in VITS),
+        ("vit_small_patch16_dinov3", {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma"}),
+        ("deit3_small_patch16_224", {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}),
+    ],
+)
+def test_weights_of_timm_and_under_the_names_of_authors_load(name, authors):
+    with torch.device("meta"):
+        backbone = vit(name)
+    plain = timm.create_model(name, num_classes=3, **VITS[name]).state_dict()
+    state = dict(plain)
+    for theirs, ours in authors.items():
+        state = {key.replace(theirs, ours): value for key, value in state.items()}
+    found = pretrained_weights(backbone, {"student": state}, "test")
+    assert found and all(torch.equal(value, plain[key]) for key, value in found.items())
+
+
 def test_distilled_deit_is_a_name_of_its_own(tmp_path):
     name = "deit_tiny_distilled_patch16_224"
     state = timm.create_model(name).state_dict()

@@ -18,39 +18,30 @@ import torch
 from datasets.base import WeakSegDataset
 from datasets.loader import StepSampler, train_batches
 from datasets.transforms import PlainView
-from engine.config.load import load_config
 from engine.train import run as train
 from tests.engine.test_trainer import OPTIONS, records, trainer
 from tests.processes import in_a_group
 from tests.test_launch import assert_same_run, go_on, one_of_the_processes
+from tests.trainings import TRAININGS, small_config
 from utils.weights import load_checkpoint
 
-SMALL = ["data.crop_size=48", "eval.size=48", "train.batch_size=4", "optim.warmup_steps=0", "device=cpu"]
-SMALL += ["train.threads=1", "data.val_set=null", "train.log_every=1"]
-VIT = ["method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2"]
-LOCAL = [*VIT, "method.local_crop_size=16"]
-LABELS = ["data.label_dir={root}/SegmentationClass"]
-METHODS = {
-    "cam": VIT, "toco": LOCAL, "seco": LOCAL, "mcc": VIT, "one_stage": VIT, "ws_fcn": VIT,
-    "segmentor": [*VIT, *LABELS],
-}  # fmt: skip
 
-
-def finished(folder, name, root, steps, *overrides):
+def finished(folder, name, root, steps, workers):
     """Weights and records of a run."""
-    overrides = [text.format(root=root) for text in (*SMALL, *METHODS[name], *overrides)]
-    overrides += [f"data.root={root}", f"train.steps={steps}", f"work_dir={folder}"]
-    train(load_config(f"configs/{name}/demo.yaml", overrides))
-    return load_checkpoint(folder / "last.pth")["model"], records(folder)
+    cfg = small_config(name, folder, root)
+    cfg.device, cfg.data.num_workers, cfg.data.val_set = "cpu", workers, None
+    cfg.train |= {"steps": steps, "batch_size": 4, "log_every": 1, "threads": 1}
+    train(cfg)
+    return load_checkpoint(folder / "run" / "last.pth")["model"], records(folder / "run")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_repeats_itself_to_the_bit_whatever_the_workers(demo_folder, tmp_path, at_length, name):
-    if name != "cam" and not at_length:
+    if name != "CAMNetwork" and not at_length:
         pytest.skip("with --all")
     steps = 300 if at_length else 2
-    whole, alone = finished(tmp_path / "0", name, demo_folder, steps, "data.num_workers=0")
-    parts, helped = finished(tmp_path / "2", name, demo_folder, steps, "data.num_workers=2")
+    whole, alone = finished(tmp_path / "0", name, demo_folder, steps, 0)
+    parts, helped = finished(tmp_path / "2", name, demo_folder, steps, 2)
     torch.testing.assert_close(parts, whole, rtol=0, atol=0)
     assert helped == alone
 

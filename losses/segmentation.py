@@ -10,6 +10,18 @@ from utils.distributed import global_mean
 from utils.precision import full_precision
 
 
+def pixel_cross_entropy(seg_logits: Tensor, label: Tensor, ignore_index: int = 255) -> Tensor:
+    """Mean cross entropy over the labelled pixels of the whole batch, on all processes; 0 if there is none.
+
+    Args:
+        seg_logits: (B, K, H, W).
+        label: (B, H, W) int64; ``ignore_index`` does not count.
+    """
+    with full_precision(seg_logits):
+        total = F.cross_entropy(seg_logits.float(), label, ignore_index=ignore_index, reduction="sum")
+        return global_mean(total, (label != ignore_index).sum(), offset=1e-6)
+
+
 def balanced_cross_entropy(seg_logits: Tensor, pseudo_label: Tensor, ignore_index: int = 255) -> Tensor:
     """Cross entropy with equal weight for background and foreground pixels, however many there are of each.
 

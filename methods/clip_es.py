@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
     """What the network makes of images; the last two are of WeCLIP's decoder."""
 
     sequences: list[Tensor]  # (B, 1 + N, D) behind every block
-    attention: Tensor  # (L, B, N, N) between the patches
+    attention: Tensor  # (L, B, N, N) between the patches, in full precision
     size: tuple[int, int]  # (h, w)
     class_logits: Tensor  # (B, C), how much better the text of a class fits than the best of the background
     affinity: Tensor | None = None  # (B, N, N) in (0, 1)
@@ -107,6 +107,7 @@ class ClipES(Method):
         sequences, maps = self.backbone.walk(x)
         classes, background = self.similarity(sequences[-1]).tensor_split([self.num_classes - 1], 1)
         attention = torch.stack([a[:, 1:, 1:] for a in maps])
+        attention = attention.to(torch.promote_types(attention.dtype, torch.float32))
         return Encoded(sequences, attention, size, classes - background.amax(1, keepdim=True))
 
     def whole(self, image: Tensor, scale: float = 1.0) -> Tensor:

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from datasets.transforms import PlainView
+from losses.segmentation import pixel_cross_entropy
 from methods.base import Batch, Losses, Method, Metrics, Prediction, Transform, parameter_group, resize_like
 from models.backbones import GivesTokens, create_backbone
 from models.blocks import conv_norm_relu
 from models.heads import DECODERS, create_decoder
 from utils.build import build_part, check_choice
-from utils.distributed import global_mean
-from utils.image import IGNORE_INDEX
-from utils.precision import full_precision
 
 HEADS = ("deeplab", *DECODERS)
 
@@ -146,15 +144,3 @@ def with_group_norms(module: nn.Module) -> nn.Module:
         else:
             with_group_norms(child)
     return module
-
-
-def pixel_cross_entropy(seg_logits: Tensor, label: Tensor) -> Tensor:
-    """Mean cross entropy over the labelled pixels of the whole batch, on all processes; 0 if there is none.
-
-    Args:
-        seg_logits: (B, K, H, W).
-        label: (B, H, W) int64; 255 does not count.
-    """
-    with full_precision(seg_logits):
-        total = F.cross_entropy(seg_logits.float(), label, ignore_index=IGNORE_INDEX, reduction="sum")
-        return global_mean(total, (label != IGNORE_INDEX).sum(), offset=1e-6)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.transforms import PlainView
-from losses.segmentation import balanced_cross_entropy
+from losses.segmentation import pixel_cross_entropy
 from methods.base import Batch, Losses, Metrics, Prediction, Transform, resize_like
 from methods.clip_es import ClipES, Encoded
 from models.backbones.vit import to_map
@@ -74,7 +74,7 @@ class WeCLIP(ClipES):
         patch_label = F.interpolate(label[:, None].float(), out.size, mode="nearest")[:, 0].long()
         pairs = affinity_label(patch_label).masked_fill(~self.near(out.size, label.device), IGNORE_INDEX)
         return {
-            "seg": balanced_cross_entropy(resize_like(out.seg_logits, label), label),
+            "seg": pixel_cross_entropy(resize_like(out.seg_logits, label), label),
             "aff": affinity_loss(out.affinity, pairs),
         }, {"fg": ((label > 0) & (label != IGNORE_INDEX)).float().mean()}
 
@@ -82,11 +82,13 @@ class WeCLIP(ClipES):
         with torch.no_grad():
             out = super().encode(image)
         features, seg_logits = self.decoder([to_map(s[:, 1:], out.size) for s in out.sequences])
-        flat = features.flatten(2).float()
-        return out._replace(affinity=(flat.transpose(1, 2) @ flat).sigmoid(), seg_logits=seg_logits)
+        with full_precision(features):
+            flat = features.flatten(2).float()
+            affinity = (flat.transpose(1, 2) @ flat).sigmoid()
+        return out._replace(affinity=affinity, seg_logits=seg_logits)
 
     def patch_affinity(self, out: Encoded) -> Tensor:
-        return agreeing(out.attention[-self.layers :].float(), out.affinity) * out.affinity
+        return agreeing(out.attention[-self.layers :], out.affinity) * out.affinity
 
     @torch.no_grad()
     def pseudo_label(self, image: Tensor, cam: Tensor, class_label: Tensor) -> Tensor:

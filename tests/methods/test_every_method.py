@@ -15,7 +15,10 @@ from methods.seam import SEAM
 from methods.seco import SeCo
 from methods.segmentor import Segmentor
 from methods.toco import ToCo
+from methods.weclip import WeCLIP
 from methods.ws_fcn import WSFCN
+from tests.clip import SMALL as CLIP
+from tests.clip import TEXTS
 from tests.methods.demo import FAST, OPTIONS, demo_batch, demo_method
 
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 64}
@@ -24,6 +27,8 @@ CNN = {"name": "resnet38d", "width": 4}
 DECODER = {"loss_weights": {"cls": 1.0, "mask": 1.0}, "width": 16, "context_dilations": (2, 3, 4)}
 CORRELATION = {"branch_dims": (8, 8), "embed_dim": 16}
 HEAD = {"head": "deeplab", "head_options": {"hidden": 16, "skip_dim": 8, "dilations": (1, 2)}}
+
+FROZEN = {"width": 16, "depth": 1, "heads": 2, "radius": 2, "refiner": {"name": "par", "iterations": 2}}
 
 # class, backbone, options; what it learns from: tags, or labels at a stride
 METHODS = {
@@ -42,10 +47,13 @@ METHODS = {
     "affinity_vit": (AffinityNet, PYRAMID, {"branch_dims": (8, 8, 16)}, 8),
     "irn": (IRNet, PYRAMID, {"radius": 4, "input_size": 64}, 1),
     "segmentor": (Segmentor, PYRAMID, HEAD, 1),
+    "weclip": (WeCLIP, CLIP, TEXTS | FROZEN, "tags"),
 }
 
 
 def build(name):
+    if name == "weclip":
+        pytest.importorskip("open_clip")
     torch.manual_seed(0)
     target, backbone, options, _ = METHODS[name]
     method = target(4, backbone, **options)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from methods.segmentor import HEADS, Segmentor, pixel_cross_entropy
+from losses.segmentation import pixel_cross_entropy
+from methods.segmentor import HEADS, Segmentor
 
 DEMO = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 32}
 PYRAMID = {**DEMO, "pyramid": True}

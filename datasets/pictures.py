@@ -32,8 +32,8 @@ def picture_files(folder: Path, subfolders: bool = True) -> list[Path]:
                 found.append(path)
             elif is_picture(path) or path.suffix.lower() in FOREIGN_SUFFIXES:  # a dangling link, or foreign
                 left_out.append(path)
-        hidden = [Path(place, name) for name in folders if name[0] == "."]
-        left_out += [path for path in hidden if any(map(is_picture, path.iterdir()))]
+        unread = [Path(place, name) for name in folders if name[0] == "." or not subfolders]
+        left_out += [path for path in unread if any(map(is_picture, path.iterdir()))]
         # A link to a folder above would be walked for ever.
         folders[:] = [
             name
@@ -44,7 +44,7 @@ def picture_files(folder: Path, subfolders: bool = True) -> list[Path]:
         first = ", ".join(str(path.relative_to(folder)) for path in sorted(left_out)[:3])
         warn_once(
             f"skipped {len(left_out)} of {len(left_out) + len(found)} pictures in {folder} (unknown format, "
-            f"dangling link or hidden folder): {first}" + (", ..." if len(left_out) > 3 else "")
+            f"dangling link, hidden folder or subfolder): {first}" + (", ..." if len(left_out) > 3 else "")
         )
     return sorted(found)
 

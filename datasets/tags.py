@@ -144,9 +144,14 @@ def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
         raise ValueError(f"{path}: commas or semicolons separate columns, not tabs: save it as CSV")
     first = next((line for line in text.splitlines() if "," in line or ";" in line), "")
     reader = csv.reader(
-        io.StringIO(text), delimiter=";" if ";" in first.partition(",")[0] else ",", skipinitialspace=True
+        io.StringIO(text, newline=None),
+        delimiter=";" if ";" in first.partition(",")[0] else ",",
+        skipinitialspace=True,
     )
-    lines = [(f"{path}, line {reader.line_num}", _cells(row)) for row in reader]
+    try:
+        lines = [(f"{path}, line {reader.line_num}", _cells(row)) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     lines = [(place, cells) for place, cells in lines if cells and cells != ["sep="]]  # Excel's own line
     if not lines:
         return

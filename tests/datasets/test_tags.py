@@ -24,6 +24,7 @@ def write(path, text, encoding="utf-8"):
     [
         "name,tags\na.jpg,dog;cat\nb,\nc,traffic light;\n",
         "a,dog;cat\nb\nc.png,traffic light\n",
+        "a,dog;cat\rb\rc.png,traffic light\r",
         'image,tags\n"a",cat,dog\nb,\nc,traffic light\n',
         "name;tags\na.jpg;dog;cat\nb;\nc;traffic light;\n",  # a spreadsheet in Europe
         'name;tags\na.jpg;"dog;cat"\nb;\nc;traffic light\n',
@@ -103,6 +104,7 @@ def test_header_of_a_table_names_the_classes(tmp_path, columns):
         ("a,cat\nb,do\0g\n", "line 2, column 2"),
         ("a,cat\nb,do\u200bg\n", "line 2, column 2.*ZERO WIDTH"),
         ("a,cat\n../b,dog\n", "leaves its folder"),
+        ("a,cat\nb," + 2**17 * "dog", "line 2: field larger"),
     ],
 )
 def test_other_forms_of_csv_are_refused_with_their_place(tmp_path, text, place):

@@ -33,6 +33,7 @@ from utils.distributed import (
 )
 from utils.logging import LOGGER, MetricsWriter, progress_bar
 from utils.precision import autocast
+from utils.regions import compiled_regions
 
 LINES = 5  # log lines that the shortest run has
 
@@ -116,10 +117,12 @@ class Trainer:
             FloatingPointError: a loss is not finite; names it and the step.
         """
         options, first, seconds = self.options, self.step, 0.0
+        compiled = compiled_regions(self.method, self.device) if self._compiles() else nullcontext()
         self._check_same_start()
         log_every = options.log_every or max(min(200, options.steps // LINES), 1)
         with (
             self.stopping,
+            compiled,
             closing(MetricsWriter(self.work_dir, first)) as writer,
             closing(self.batches(first)) as batches,
             progress_bar(
@@ -158,6 +161,9 @@ class Trainer:
                     )
                     raise SystemExit(self.stopping.exit_code)
         barrier()
+
+    def _compiles(self) -> bool:
+        return self.options.compile == "regions"
 
     def save(self, name: str) -> None:
         """Write a checkpoint of the current step; every process calls it, the main one writes."""
@@ -275,7 +281,9 @@ class Trainer:
         progress = self.progress
         self.save(LAST)  # validation is long: nothing is lost if it is the last thing done
         self.method.eval()
-        with self.stopping.at_once():
+        # Photos have many sizes, and each would be compiled.
+        eager = torch.compiler.set_stance("force_eager") if self._compiles() else nullcontext()
+        with self.stopping.at_once(), eager:
             scores = self.validate(self.average or self.method, self.step)
         writer.write(self.step, {"val": scores})
         if self.report is not None and is_main():

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from utils.logging import warn_once
+
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The mixed-precision context of a device.
@@ -17,6 +19,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "bf16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        warn_once("precision=bf16: this CPU has no bf16 arithmetic (AVX512-BF16, AMX), fp32 is faster on it")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 

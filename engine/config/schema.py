@@ -111,6 +111,12 @@ class Train:
     precision: str = option(
         "auto", "auto (bf16 on a GPU that has it, else fp32), bf16 or fp32", choices=("auto", "bf16", "fp32")
     )
+    compile: str = option(
+        "none",
+        "regions: torch.compile of transformer blocks, refiner and lattice, worth it for long runs on a GPU",
+        choices=("none", "regions"),
+        free=True,
+    )
     deterministic: bool = option(False, "bit-identical reruns (slower on a GPU)")
     ema: float | None = option(
         None,

@@ -16,6 +16,8 @@ from engine.config.schema import Train
 from engine.optim import build_optimizer, poly_warmup_factor
 from engine.trainer import Trainer
 from methods.base import Method
+from utils.logging import collected_warnings
+from utils.precision import autocast
 from utils.seed import sample_generator, sample_seed
 from utils.weights import load_checkpoint
 
@@ -196,6 +198,13 @@ def test_a_sign_of_life_after_the_first_step_that_no_mean_misses(tmp_path, monke
     first, every = records(tmp_path / "b")[0], records(tmp_path / "a")[:4]
     assert first["step"] == 4
     assert first["loss"]["fit"] == pytest.approx(sum(line["loss"]["fit"] for line in every) / 4)
+
+
+def test_a_cpu_without_bf16_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with collected_warnings() as found, autocast(torch.device("cpu"), "bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert len(found) == 1 and "bf16" in found[0]
 
 
 def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_path):

@@ -23,7 +23,7 @@ from utils.schedule import Schedule
 
 REPORT = "report.html"
 TITLES = {"seg": "segmentation", "cam": "CAM", "aux_cam": "auxiliary CAM"}
-WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 340, 180, 44, 20, 8  # of a chart, in its own units
+WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 340, 180, 52, 20, 8  # of a chart, in its own units
 Point = tuple[float, float]  # step, or threshold, and value
 
 

@@ -10,9 +10,10 @@ from utils.precision import full_precision
 
 
 def multilabel_loss(class_logits: Tensor, class_label: Tensor) -> Tensor:
-    """Binary cross entropy of logits and labels (B, C), averaged over classes and images, in float32."""
+    """Binary cross entropy of logits (..., B, C) and labels (B, C), averaged over classes and images."""
     with full_precision(class_logits):
-        return F.multilabel_soft_margin_loss(class_logits.float(), class_label.float())
+        logits = class_logits.float()
+        return -F.logsigmoid(torch.where(class_label > 0, logits, -logits)).mean(-1).mean(-1)
 
 
 def multilabel_hinge_loss(class_logits: Tensor, class_label: Tensor) -> Tensor:

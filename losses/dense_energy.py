@@ -61,14 +61,17 @@ def dense_energy_loss(
         raise ValueError(f"nothing left of a batch of {batch} images of {height}x{width} at scale {scale}")
 
     probs = F.interpolate(seg_logits.float().softmax(1), size=(h, w), mode="bilinear", align_corners=False)
-    rows, columns = _nearest_index(height, h, label.device), _nearest_index(width, w, label.device)
-    image_rgb = image_rgb[:, :, rows][..., columns]
-    unlabelled = label[:, rows][..., columns] == IGNORE_INDEX
+    place = _nearest_places((height, width), (h, w), label.device)  # (2, longer side)
+    rows, columns = place[0, :h], place[1, :w]
+    image_rgb = image_rgb[:, :, rows[:, None], columns]
+    unlabelled = label[:, rows[:, None], columns] == IGNORE_INDEX
     if valid_box is None:
-        inside = torch.ones_like(unlabelled)
+        inside = torch.ones_like(probs[:, 0])
     else:
-        y0, y1, x0, x1 = valid_box.to(label.device).T[:, :, None]
-        inside = ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None, :]
+        box = valid_box.to(label.device).unflatten(1, (2, 2))[..., None]
+        begun, ended = (place[:, None] >= box).unbind(2)  # (B, 2, longer side)
+        within = (begun != ended).to(probs.dtype)
+        inside = within[:, 0, :h, None] * within[:, 1, None, :w]
     return weight * gated_bilateral_energy(image_rgb, probs, unlabelled, inside, sigma_rgb, sigma_xy * scale)
 
 
@@ -82,7 +85,7 @@ def gated_bilateral_energy(
     label.
 
     Args:
-        image_rgb: (B, 3, h, w). probs: (B, K, h, w). unlabelled, inside: (B, h, w) bool.
+        image_rgb: (B, 3, h, w). probs: (B, K, h, w). unlabelled: (B, h, w) bool. inside: the same, 0 or 1.
         sigma_rgb: grey levels. sigma_xy: pixels of these maps.
     """
     return _GatedBilateralEnergy.apply(probs, image_rgb, unlabelled, inside, sigma_rgb, sigma_xy)
@@ -103,9 +106,10 @@ class _GatedBilateralEnergy(torch.autograd.Function):
             )
             for images, values in zip(image_rgb.split(chunk), segment.split(chunk), strict=True)
         ]
-        affinity = torch.cat(filtered).mul_(gate.flatten(1)[:, :, None])  # (B, N, K)
+        affinity = torch.cat(filtered) if len(filtered) > 1 else filtered[0]  # (B, N, K)
+        affinity = affinity.mul_(gate.flatten(1)[:, :, None])
         # Half a million small terms per image: a float32 running sum would lose digits.
-        loss = -(segment * affinity).sum(dtype=torch.float64).to(probs.dtype) / batch
+        loss = (segment * affinity).sum(dtype=torch.float64).to(probs.dtype) / -batch
         affinity *= inside.flatten(1)[:, :, None]
         ctx.save_for_backward(affinity)
         ctx.shape = probs.shape
@@ -119,7 +123,11 @@ class _GatedBilateralEnergy(torch.autograd.Function):
 
 
 @lru_cache(maxsize=8)
-def _nearest_index(size: int, out_size: int, device: torch.device) -> Tensor:
-    """Source pixels of nearest-neighbour resizing, as F.interpolate chooses them."""
-    index = torch.arange(size, dtype=torch.float32, device=device)
-    return F.interpolate(index[None, None], size=out_size, mode="nearest").flatten().long()
+def _nearest_places(size: tuple[int, int], out_size: tuple[int, int], device: torch.device) -> Tensor:
+    """Source rows and columns (2, longer side) of nearest-neighbour resizing, like F.interpolate."""
+    places = []
+    for n, m in zip(size, out_size):
+        index = torch.arange(n, dtype=torch.float32, device=device)
+        index = F.interpolate(index[None, None], size=m, mode="nearest").flatten().long()
+        places.append(F.pad(index, (0, max(out_size) - m)))
+    return torch.stack(places)

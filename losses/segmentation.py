@@ -35,7 +35,7 @@ def balanced_cross_entropy(seg_logits: Tensor, pseudo_label: Tensor, ignore_inde
     with full_precision(seg_logits):
         loss = F.cross_entropy(seg_logits.float(), pseudo_label, ignore_index=ignore_index, reduction="none")
         background = pseudo_label == 0
-        foreground = ~background & (pseudo_label != ignore_index)
+        foreground = background ^ (pseudo_label != ignore_index)  # labelled, but not as background
         means = [
             global_mean((loss * part).sum(), part.sum(), offset=1e-6) for part in (background, foreground)
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.device import positions
@@ -24,7 +25,7 @@ def local_to_local_contrast(
     query_tags: Tensor,
     key_tags: Tensor,
     temperature: float,
-    copies: Tensor | None = None,
+    twice: Tensor | None = None,
     revise_ratio: float = 10.0,
     eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor]:
@@ -45,7 +46,7 @@ def local_to_local_contrast(
         query_tags: (R,) int64.
         key_tags: (M,) int64.
         temperature: T.
-        copies: (M,) how often each key counts; once by default.
+        twice: (N,) keys that count twice, all different.
         revise_ratio: a query becomes background where the entries of l+ below their mean outnumber the others
             by more than this factor. l+ is 0 for the many keys of another tag: the authors' program never
             revises.
@@ -59,23 +60,24 @@ def local_to_local_contrast(
         is_tagged = (query_tags != MIXED)[:, None]
         positive = is_tagged & (query_tags[:, None] == key_tags)
 
-        copies = torch.ones_like(key_tags) if copies is None else copies
-        number = copies.sum()
+        copies, number = torch.ones_like(key_tags), len(key_tags)
+        if twice is not None:
+            copies, number = copies.index_fill_(0, twice, 2), number + len(twice)
+        counted = copies * positive
+        alike = (logits * counted).sum(1)
 
         with torch.no_grad():
-            alike = logits * positive
-            mean = (alike * copies).sum(1) / number
-            below = (copies * (alike < mean[:, None])).sum(1)
-            revised = below / (number - below + 1e-6) > revise_ratio
-            counted = copies * (positive & ~revised[:, None])
+            below = (copies * (logits * positive < alike[:, None] / number)).sum(1)
+            # In the program: below / (number - below + 1e-6) > revise_ratio.
+            revised = below > revise_ratio * (number + 1e-6) / (1 + revise_ratio)
             # The authors drop entries whose exponential is 1: the maximum, and what was set to zero.
             differs = logits != 0
-            pairs = all_reduce_sum((counted * differs).sum())
+            pairs = all_reduce_sum((counted * differs).sum(1).masked_fill(revised, 0).sum())
 
         spread = (logits.exp() * (copies * (is_tagged & (key_tags != MIXED) & differs))).sum(1)
-        score = (logits * counted).sum(1) - number * (spread + eps).log()
-        counts = (spread > 0) & (score < 0) & (pairs > 0)
-        loss = -torch.where(counts, score, 0).mean() / pairs.clamp(min=1)
+        score = number * (spread + eps).log() - alike.masked_fill(revised, 0)
+        counts = (spread > 0) & (pairs > 0)
+        loss = (score.relu() * counts).mean() / pairs.clamp(min=1)
         return loss, query_tags.masked_fill(revised, 0)
 
 
@@ -97,10 +99,9 @@ def local_to_global_contrast(
         logits = query.float() @ prototypes.float().T / temperature  # (R, C)
         class_ids = positions(len(prototypes) + 1, query_tags.device)[1:]
         is_class = query_tags[:, None] == class_ids  # (R, C)
-        in_batch = all_reduce_sum(is_class.any(0).int()) > 0
+        absent = all_reduce_sum(is_class.sum(0)) == 0
         # log(S + eps) in logarithms: prototypes that were never updated have no fixed length, so exp could
         # overflow.
-        floor = logits.new_full((len(logits), 1), math.log(eps))
-        compared = torch.cat([logits.masked_fill(~in_batch, -math.inf), floor], 1)
+        compared = F.pad(logits.masked_fill(absent, -math.inf), (0, 1), value=math.log(eps))
         spread = torch.logsumexp(compared, 1, keepdim=True)
         return global_mean(((spread - logits) * is_class).sum(), is_class.sum(), offset=eps)

@@ -29,6 +29,7 @@ from utils.image import denormalize
 class Start(NamedTuple):
     """What a step knows of its batch before the contrast; only ``views`` and ``out`` carry gradient."""
 
+    image_rgb: Tensor  # (B, 3, H, W) of the main images, 0..255, neither rounded nor clipped
     views: Tokens  # of the main images and, behind them, of the second views: cls_token (2B, D)
     out: Output  # of the main images
     present: PresentClasses
@@ -84,10 +85,11 @@ class ContrastiveViT(SingleStageViT):
         out = self.read_out(views.images(0, len(image)))
         cam, aux_cam = self.multi_scale(image, self.cam_scales, out.tokens, present.select)
         cams = {"cam": cam, "aux_cam": aux_cam}
-        pseudo_label = self.pseudo_label(image, cams[self.label_source(step)], present, valid_box)
+        image_rgb = denormalize(image)
+        pseudo_label = self.pseudo_label(image_rgb, cams[self.label_source(step)], present, valid_box)
         size = out.tokens.patch_tokens.shape[-2:]
         affinity = affinity_label(self.token_label(aux_cam, present, valid_box, size))
-        return Start(views, out, present, cams, pseudo_label, affinity)
+        return Start(image_rgb, views, out, present, cams, pseudo_label, affinity)
 
     @torch.no_grad()
     def token_label(
@@ -105,23 +107,22 @@ class ContrastiveViT(SingleStageViT):
     @torch.no_grad()
     def teach(self, cls_token: Tensor, step: int) -> Tensor:
         """The teacher's projection of class tokens (N, D): the momentum head on the student's encoder."""
-        self.move_teachers(step, (self.teacher_head, self.proj_head))
+        self.move_teachers(step, [self.teacher_head], [self.proj_head])
         return self.teacher_head(cls_token)
 
-    def move_teachers(self, step: int, *pairs: tuple[nn.Module, nn.Module]) -> None:
+    def move_teachers(self, step: int, teachers: Sequence[nn.Module], students: Sequence[nn.Module]) -> None:
         """Move teachers towards students once per step, however many micro-batches it is accumulated from."""
         if step != self.teacher_step:
-            for teacher, student in pairs:
-                update_momentum_copy(teacher, student, self.momentum)
+            update_momentum_copy(teachers, students, self.momentum)
         self.teacher_step = step
 
     def dense_energy(
-        self, image: Tensor, seg_logits: Tensor, pseudo_label: Tensor, valid_box: Tensor, step: int
+        self, image_rgb: Tensor, seg_logits: Tensor, pseudo_label: Tensor, valid_box: Tensor, step: int
     ) -> Tensor:
-        """The loss ``reg`` of normalised images; 0, and no work, while its weight is 0."""
+        """The loss ``reg``; 0, and no work, while its weight is 0."""
         if not self.loss_weight("reg", step):
             return seg_logits.new_zeros(())
-        return dense_energy_loss(denormalize(image), seg_logits, pseudo_label, valid_box)
+        return dense_energy_loss(image_rgb, seg_logits, pseudo_label, valid_box)
 
     def train_transform(self, crop_size: int, scale_range: tuple[float, float]) -> Transform:
         check_room(crop_size, crop_size, self.local_crop_size, self.num_local_crops)

@@ -109,35 +109,35 @@ class SeCo(ContrastiveViT):
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
         image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
-        views, out, present, cams, pseudo_label, affinity = self.begin(batch, step)
+        image_rgb, views, out, present, cams, pseudo_label, affinity = self.begin(batch, step)
 
         # Separate: crops of one category each, as far as the CAM can tell.
         positions, tags = self.decompose(batch, cams[self.tag_source(step)], present)  # (B, V, 2), (B, 2 + V)
         tags = tags.flatten()  # ((2 + V) * B,), image-major like everything below
-        crops, key_crops = (
-            cut(view, positions, self.local_crop_size).flatten(0, 1) for view in (image, batch["strong_view"])
-        )
+        parts = cut(torch.cat([image, batch["strong_view"]], 1), positions, self.local_crop_size)
+        crops, key_crops = (part.flatten(0, 1) for part in parts.chunk(2, 2))
 
         # Conquer: class tokens against remembered tokens and against prototypes.
         if step >= self.prototype_from_step:
             self.update_prototypes(out.tokens.cls_token, class_label)
         query = project(self.proj_head, views.cls_token, self.backbone(crops).cls_token)  # ((2 + V) * B, D)
         # The queue keeps the tags as they are, LIG gets the revised ones.
-        keys, key_tags, copies = self.remember(self.teach(views.cls_token, key_crops, step), tags)
+        new = self.remember(self.teach(views.cls_token, key_crops, step), tags)
         lil, revised_tags = local_to_local_contrast(
-            query, keys, tags, key_tags, self.temperature_lil, copies, self.revise_ratio
+            query, self.queue, tags, self.queue_tags[:, 0], self.temperature_lil, new, self.revise_ratio
         )
-        lig = local_to_global_contrast(query, self.prototypes.clone(), revised_tags, self.temperature_lig)
+        lig = local_to_global_contrast(query, self.prototypes, revised_tags, self.temperature_lig)
+        cls, cls_aux = multilabel_loss(torch.stack([out.class_logits, out.aux_class_logits]), class_label)
         seg_logits = resize_like(out.seg_logits, pseudo_label)
 
         return {
-            "cls": multilabel_loss(out.class_logits, class_label),
-            "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
+            "cls": cls,
+            "cls_aux": cls_aux,
             "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
             "lil": lil,
             "lig": lig,
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
-            "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
+            "reg": self.dense_energy(image_rgb, seg_logits, pseudo_label, valid_box, step),
         }, label_shares(pseudo_label)
 
     # -- separate
@@ -174,29 +174,28 @@ class SeCo(ContrastiveViT):
     @torch.no_grad()
     def teach(self, global_tokens: Tensor, key_crops: Tensor, step: int) -> Tensor:
         """Unit keys ((2 + V) * B, D); those of the global views from the student's tokens, as published."""
-        self.move_teachers(step, (self.teacher_backbone, self.backbone), (self.teacher_head, self.proj_head))
+        teachers = [self.teacher_backbone, self.teacher_head]
+        self.move_teachers(step, teachers, [self.backbone, self.proj_head])
         local_tokens = self.teacher_backbone(key_crops).cls_token
         return project(self.teacher_head, global_tokens, local_tokens)
 
     @torch.no_grad()
-    def remember(self, keys: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def remember(self, keys: Tensor, tags: Tensor) -> Tensor:
         """Put keys (R, D) and tags (R,) of all processes, in the order of the batch, into the queue.
 
-        Returns the queue's keys (M, D), their tags (M,) and how often each counts (M,).
+        Returns their places in it. They count twice: the authors contrast with them and with a queue that
+        holds them. They prepend the process's own keys alone; here the loss does not depend on the number of
+        processes.
         """
-        places = enqueue_(self.queue, self.queue_tags, self.queue_ptr, gather_batch(keys), gather_batch(tags))
-        # The current keys count twice: the authors contrast with them and with a queue that holds them. They
-        # prepend the process's own keys alone; here the loss does not depend on the number of processes.
-        copies = torch.ones_like(self.queue_tags[:, 0]).index_fill_(0, places, 2)
-        return self.queue.clone(), self.queue_tags[:, 0].clone(), copies
+        return enqueue_(self.queue, self.queue_tags, self.queue_ptr, gather_batch(keys), gather_batch(tags))
 
     @torch.no_grad()
     def update_prototypes(self, cls_token: Tensor, class_label: Tensor) -> None:
         """Move prototypes towards the class tokens (B, D) of images with a single class."""
-        labels = class_label.argmax(1).masked_fill(class_label.sum(1) != 1, MIXED)
+        is_class = class_label * (class_label.sum(1, keepdim=True) == 1)
         with full_precision(cls_token):
-            tokens, labels = gather_batch(cls_token.float()), gather_batch(labels)
-            self.prototypes.copy_(moved_prototypes(self.prototypes, tokens, labels, self.prototype_momentum))
+            tokens, is_class = gather_batch(cls_token.float()), gather_batch(is_class.float())
+            self.prototypes = moved_prototypes(self.prototypes, tokens, is_class, self.prototype_momentum)
 
 
 def category_tags(
@@ -216,27 +215,22 @@ def category_tags(
             an image without a confident class are tagged 1. By the paper every pixel counts once, and such
             views are mixed.
     """
-    label = label.masked_fill(label == IGNORE_INDEX, 0)
-    uncertain = label == MIXED
-    classes = label.masked_fill(uncertain, 0)  # (B, H, W), 0 where no class is
-    weight = classes + uncertain if follow == "program" else label != 0
-
-    whole = single_class(classes.flatten(1))  # (B,)
-    classes = torch.where(uncertain, whole.clamp(min=0)[:, None, None], classes)
-    parts = cut(torch.stack([classes, weight.long()], 1), positions, size).flatten(3)  # (V, B, 2, s*s)
-    shown, weight = parts.unbind(2)
-    tags = single_class(shown)
-    tags = tags.masked_fill(tags == 0, MIXED)  # uncertain pixels alone
-    tags = tags.masked_fill(weight.sum(-1) / size**2 <= threshold, 0)  # (V, B)
-    whole = whole.masked_fill(whole == 0, 1 if follow == "program" else MIXED)
-    return torch.cat([whole.expand(2, -1), tags]).T
+    label = label.fmod(IGNORE_INDEX)  # 255 becomes 0
+    parts = cut(label[:, None], positions, size).flatten(2)  # (V, B, s*s)
+    weight = parts.abs() if follow == "program" else parts != 0
+    whole = single_class(label.flatten(1))  # (B,)
+    tags = single_class(torch.where(parts == MIXED, whole[:, None], parts))
+    tags = tags.masked_fill(weight.mean(-1, dtype=torch.float32) <= threshold, 0)  # (V, B)
+    if follow == "program":
+        whole = whole.masked_fill((label <= 0).flatten(1).all(1), 1)
+    return torch.cat([whole[:, None].expand(-1, 2), tags.T], 1)
 
 
 def single_class(classes: Tensor) -> Tensor:
-    """The only class number > 0 along the last dimension; 0 where there is none, -1 for several."""
+    """The only class number > 0 along the last dimension; -1 where there is none, and for several."""
     highest = classes.amax(-1)
-    lowest = classes.masked_fill(classes == 0, IGNORE_INDEX).amin(-1)
-    return highest.masked_fill((highest != lowest) & (highest != 0), MIXED)
+    lowest = classes.masked_fill(classes <= 0, IGNORE_INDEX).amin(-1)
+    return highest.masked_fill(lowest != highest, MIXED)
 
 
 def project(head: ProjectionHead, global_tokens: Tensor, local_tokens: Tensor) -> Tensor:
@@ -245,6 +239,7 @@ def project(head: ProjectionHead, global_tokens: Tensor, local_tokens: Tensor) -
     In float32: divided by their small temperature, half-precision products of them would be off by 0.05.
     """
     batch = len(global_tokens) // 2
-    tokens = torch.cat([global_tokens, local_tokens]).unflatten(0, (-1, batch)).transpose(0, 1).flatten(0, 1)
+    parts = [tokens.unflatten(0, (-1, batch)).transpose(0, 1) for tokens in (global_tokens, local_tokens)]
+    tokens = torch.cat(parts, 1).flatten(0, 1)
     with full_precision(tokens):
         return head(tokens.float())

@@ -58,21 +58,22 @@ class ToCo(ContrastiveViT):
         self.temperature = temperature
 
     def training_step(self, batch: Batch, step: int) -> tuple[Losses, Metrics]:
-        image, class_label, valid_box = batch["image"], batch["class_label"], batch["valid_box"]
-        views, out, present, cams, pseudo_label, affinity = self.begin(batch, step)
+        class_label, valid_box = batch["class_label"], batch["valid_box"]
+        image_rgb, views, out, present, cams, pseudo_label, affinity = self.begin(batch, step)
 
         crops, is_positive = self.sample_crops(batch, cams["aux_cam"], present)  # (V*B, 3, s, s), (B, 2 + V)
         student = self.proj_head(torch.cat([views.cls_token, self.backbone(crops).cls_token]))
         teacher = self.teach(views.cls_token, step)
+        cls, cls_aux = multilabel_loss(torch.stack([out.class_logits, out.aux_class_logits]), class_label)
         seg_logits = resize_like(out.seg_logits, pseudo_label)
 
         return {
-            "cls": multilabel_loss(out.class_logits, class_label),
-            "cls_aux": multilabel_loss(out.aux_class_logits, class_label),
+            "cls": cls,
+            "cls_aux": cls_aux,
             "ptc": patch_affinity_loss(out.tokens.patch_tokens, affinity),
             "ctc": class_token_contrast(student, teacher, is_positive, self.temperature),
             "seg": balanced_cross_entropy(seg_logits, pseudo_label),
-            "reg": self.dense_energy(image, seg_logits, pseudo_label, valid_box, step),
+            "reg": self.dense_energy(image_rgb, seg_logits, pseudo_label, valid_box, step),
         }, label_shares(pseudo_label)
 
     def sample_crops(self, batch: Batch, aux_cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:

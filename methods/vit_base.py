@@ -139,15 +139,17 @@ class SingleStageViT(Method):
         present = present_classes(class_label)
         cam = present.select(getattr(prediction, self.label_source(step)))
         whole = torch.tensor([[0, image.shape[2], 0, image.shape[3]]] * len(image), device=image.device)
-        return self.pseudo_label(image, cam, present, whole)
+        return self.pseudo_label(denormalize(image), cam, present, whole)
 
     @torch.no_grad()
-    def pseudo_label(self, image: Tensor, cam: Tensor, present: PresentClasses, valid_box: Tensor) -> Tensor:
+    def pseudo_label(
+        self, image_rgb: Tensor, cam: Tensor, present: PresentClasses, valid_box: Tensor
+    ) -> Tensor:
         """The decoder's target (B, H, W) int64, from CAMs (B, P, H, W) refined along image edges."""
         thresholds = self.low_threshold, self.high_threshold
-        with full_precision(image):
+        with full_precision(image_rgb):
             # Cut to whole grey levels, as the authors do: the colour spread of flat areas depends on it.
-            image_rgb = denormalize(image.float()).clamp(0, 255).floor() / 255
+            image_rgb = image_rgb.float().clamp(0, 255).floor() / 255
             label = refined_label(self.refiner.refine_all, image_rgb, cam, present, *thresholds)
         label = ignore_outside_box(label, valid_box)
         # Without background an image without tags shows nothing that is known.
@@ -181,4 +183,5 @@ def cam_schedule(key: str, value: Any) -> Schedule:
 def label_shares(pseudo_label: Tensor) -> Metrics:
     """The shares of the pixels that are labelled and that show an object; they tell early if a run fails."""
     valid = pseudo_label != IGNORE_INDEX
-    return {"valid": valid.float().mean(), "fg": (valid & (pseudo_label > 0)).float().mean()}
+    foreground = valid & (pseudo_label > 0)
+    return {"valid": valid.mean(dtype=torch.float32), "fg": foreground.mean(dtype=torch.float32)}

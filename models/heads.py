@@ -51,7 +51,8 @@ class ASPP(nn.Module):
             nn.init.zeros_(branch.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        return sum(branch(features) for branch in self.branches)
+        first, *others = (branch(features) for branch in self.branches)
+        return sum(others, first)
 
 
 class ProjectionHead(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -17,24 +18,24 @@ def momentum_copy(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def update_momentum_copy(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_momentum_copy(
+    teachers: Sequence[nn.Module], students: Sequence[nn.Module], momentum: float
+) -> None:
     """``teacher <- momentum * teacher + (1 - momentum) * student``, frozen parameters included."""
-    slow, fast = list(teacher.parameters()), list(student.parameters())
+    slow, fast = ([p for module in modules for p in module.parameters()] for modules in (teachers, students))
     torch._foreach_mul_(slow, momentum)
     torch._foreach_add_(slow, fast, alpha=1 - momentum)
 
 
-def moved_prototypes(prototypes: Tensor, tokens: Tensor, labels: Tensor, momentum: float) -> Tensor:
+def moved_prototypes(prototypes: Tensor, tokens: Tensor, is_class: Tensor, momentum: float) -> Tensor:
     """Prototypes (C, D) after a moving average over ``tokens`` (N, D), one after the other; unit rows.
 
     Args:
-        labels: (N,) row of each token's prototype, or -1 for none.
+        is_class: (N, C) float, a 1 at the row of each token's prototype, if it has one.
     """
     # All at once: a token is damped once more by every later token of its class.
-    later = (labels[:, None] == labels).triu(1).sum(1)
+    later = (is_class @ is_class.T).triu(1).sum(1)
     share = (1 - momentum) * momentum**later  # (N,)
-    rows = positions(len(prototypes), labels.device)
-    is_class = (labels[:, None] == rows).to(tokens.dtype)  # (N, C)
     kept = momentum ** is_class.sum(0)  # (C,)
     return F.normalize(kept[:, None] * prototypes + (is_class * share[:, None]).T @ tokens, dim=1)
 

@@ -24,16 +24,13 @@ class PresentClasses(NamedTuple):
     """
 
     channels: Tensor  # (B, P) int64 channel numbers
+    class_ids: Tensor  # (B, P) class numbers as in masks
     label: Tensor  # (B, P) float, 1 where the class is present, 0 in the padding
 
-    @property
-    def class_ids(self) -> Tensor:
-        """(B, P) class numbers as in masks."""
-        return self.channels + 1
-
     def select(self, maps: Tensor) -> Tensor:
-        """(B, C, h, w) maps -> the (B, P, h, w) maps of these classes."""
-        return maps.gather(1, self.channels[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
+        """(..., B, C, h, w) maps -> the (..., B, P, h, w) maps of these classes."""
+        index = self.channels[:, :, None, None]
+        return maps.gather(-3, index.expand(*maps.shape[:-4], -1, -1, *maps.shape[-2:]))
 
 
 def present_classes(class_label: Tensor, most: Tensor | None = None) -> PresentClasses:
@@ -42,10 +39,10 @@ def present_classes(class_label: Tensor, most: Tensor | None = None) -> PresentC
     Args:
         most: () the largest number of classes of an image, where the CPU knows it.
     """
-    present = (class_label > 0).to(torch.uint8)
+    present = (class_label > 0).view(torch.uint8)
     count = max(int(present.sum(1).max() if most is None else most), 1)
     index = present.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return PresentClasses(index, class_label.gather(1, index))
+    return PresentClasses(index, index + 1, class_label.gather(1, index))
 
 
 @torch.no_grad()
@@ -70,7 +67,7 @@ def multi_scale_cam(
         As many maps as ``activation`` gives, (B, P, H, W) float32 in [0, 1].
     """
     size = image.shape[-2:]
-    totals: list[Tensor] = []
+    total: Tensor | None = None
     for scale in (1.0, *(s for s in scales if s != 1.0)):
         scaled = image
         if scale != 1.0:
@@ -81,21 +78,13 @@ def multi_scale_cam(
         else:
             pairs = [raw.chunk(2) for raw in activation(torch.cat([scaled, scaled.flip(-1)]))]
         with full_precision(image):
-            fused = [_larger_of_pair(a.float(), b.float(), size, select) for a, b in pairs]
-        totals = [t.add_(f) for t, f in zip(totals, fused)] if totals else fused
-    return tuple(normalize_cam(total) for total in totals)
-
-
-def _larger_of_pair(
-    upright: Tensor, mirrored: Tensor, size: Sequence[int], select: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    maps = [upright, mirrored.flip(-1)]
-    if select is not None:
-        maps = [select(m) for m in maps]
-    upright, mirrored = (
-        F.interpolate(m, size=tuple(size), mode="bilinear", align_corners=False) for m in maps
-    )
-    return torch.maximum(upright, mirrored).relu_()
+            upright, mirrored = ([raw.float() for raw in side] for side in zip(*pairs, strict=True))
+            maps = torch.stack([*upright, *(m.flip(-1) for m in mirrored)])  # (2 * maps, B, C, h, w)
+            maps = maps if select is None else select(maps)
+            enlarged = F.interpolate(maps.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
+            larger = torch.maximum(*enlarged.chunk(2)).relu_()
+        total = larger if total is None else total.add_(larger)
+    return normalize_cam(total).chunk(len(upright))
 
 
 @torch.no_grad()

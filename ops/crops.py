@@ -32,19 +32,16 @@ def first_of_permutation(draws: Tensor, n: Tensor) -> Tensor:
     """
     count, step = draws.shape[1], positions(draws.shape[1], draws.device)
     place = step + draws % (n[:, None] - step)  # (B, V)
+    # Step k reads the places k and ``place``: which earlier step exchanged them last? None is 0, else 1 + it.
+    read = torch.stack([step.expand_as(place), place])
+    hit = (place[:, None] == read[..., None]).tril(-1)  # (2, B, k, earlier step)
+    last = (hit * positions(1 + count, place.device)[1:]).amax(3)
+    first_time, (before, at_place) = last == 0, (last - 1).clamp(min=0)
     # What is at place k when step k takes it: the start of the chain of steps that put it there.
-    before = _steps_until(place, step.expand_as(place))
-    origin = torch.where(before == 0, step, before - 1)
+    origin = torch.where(first_time[0], step, before)
     for _ in range((count - 1).bit_length()):
         origin = origin.gather(1, origin)
-    last = _steps_until(place, place)
-    return torch.where(last == 0, place, origin.gather(1, (last - 1).clamp(min=0)))
-
-
-def _steps_until(place: Tensor, asked: Tensor) -> Tensor:
-    """(B, V): 1 + the last step before step k that exchanged the place ``asked`` (B, V) of it; 0 for none."""
-    hit = (place[:, None] == asked[:, :, None]).tril(-1)  # (B, k, earlier step)
-    return (hit * positions(1 + place.shape[1], place.device)[1:]).amax(2)
+    return torch.where(first_time[1], place, origin.gather(1, at_place))
 
 
 def random_order(n: Tensor, count: int, generators: Iterable[torch.Generator]) -> Tensor:
@@ -82,18 +79,17 @@ def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[T
     height, width = candidates.shape[1:]
     check_room(height, width, size, count)
     window = candidates[:, margin : height - margin, margin : width - margin]
-    columns, allowed = window.shape[2], window.flatten(1)
-    allowed = allowed | (allowed.sum(1, keepdim=True) < count)
-    number = allowed.cumsum(1)  # of the candidates up to a place
-    flat = torch.searchsorted(number, order(number[:, -1]) + 1)
+    columns, number = window.shape[2], window.flatten(1).cumsum(1)  # of the candidates up to a place
+    too_few = number[:, -1:] < count
+    number = torch.where(too_few, positions(1 + number.shape[1], number.device)[1:], number)
+    flat = torch.searchsorted(number, order(number[:, -1]), right=True)
     # A place in the window is the corner of the crop in the image, for both are shifted by the margin.
     return torch.stack([flat // columns, flat % columns], -1)
 
 
 def cut(maps: Tensor, corners: Tensor, size: int) -> Tensor:
     """Crops (V, B, M, s, s) of maps (B, M, H, W) at their top-left ``corners`` (B, V, 2)."""
-    rows, columns = corners.transpose(0, 1).unbind(-1)  # (V, B)
-    side = positions(size, maps.device)
-    image = positions(len(maps), maps.device)[None, :, None, None]
-    crops = maps[image, :, (rows[..., None] + side)[..., None], (columns[..., None] + side)[..., None, :]]
-    return crops.movedim(-1, 2)  # the indexed dimensions come first
+    places = corners.transpose(0, 1)[..., None] + positions(size, maps.device)  # (V, B, 2, s)
+    rows, columns = places[:, :, 0, None, :, None], places[:, :, 1, None, None]
+    image, channel = (positions(n, maps.device) for n in maps.shape[:2])
+    return maps[image[:, None, None, None], channel[:, None, None], rows, columns]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.device import constant, positions
+from utils.regions import region
 
 # float32 holds integers up to 2^24; beyond a quarter of it the position inside a simplex is rounding noise.
 MAX_COORDINATE = 2.0**22
@@ -45,9 +46,10 @@ def bilateral_features(
     batch, _, height, width = image_rgb.shape
     position = _planar_features(height, width, sigma_xy, image_rgb.device)
     # A tensor: CUDA replaces division by a number with multiplication, which can move a pixel's simplex.
-    colour = image_rgb.to(torch.float32).flatten(2) / _sigmas(sigma_rgb, 3, image_rgb.device)[:, None]
-    planar = torch.cat([position.expand(batch, -1, -1), colour], dim=1)
-    return planar.transpose(1, 2)
+    colour = image_rgb.to(torch.float32).flatten(2).transpose(0, 1)
+    colour = colour / _sigmas(sigma_rgb, 3, image_rgb.device)[:, None, None]  # (3, B, H*W)
+    planar = torch.cat([position[:, None].expand(-1, batch, -1), colour])
+    return planar.movedim(0, 2)
 
 
 @lru_cache(maxsize=4)
@@ -95,7 +97,8 @@ class PermutohedralLattice:
             planar = features.detach().to(torch.float32).movedim(-1, 0).flatten(1)  # (d, B*N)
             if pad_to_four and self.points_per_image % 4:
                 planar = torch.cat([planar, planar.new_zeros(self.dim, self.batch)], dim=1)
-            cell, rank, weight = _simplex(planar)
+            constants = tuple(constant(x, self.device)[:, None] for x in _simplex_constants(self.dim))
+            cell, rank, weight = _simplex(planar, *constants)
             on_cpu = self.device.type == "cpu"
             if compact or on_cpu:
                 self._check_range(cell)
@@ -128,21 +131,23 @@ class PermutohedralLattice:
             self.splat_index, rows, first, mode="sum", per_sample_weights=self.splat_weight
         )
         for offset in rest:
-            piece = torch.arange(len(points), dtype=offset.dtype, device=self.device)
+            piece = positions(len(points), self.device, torch.int32)
             points = F.embedding_bag(piece, points, offset, mode="sum")
         return points
 
     def blur(self, points: Tensor, adjoint: bool = False) -> Tensor:
         """Add half of both neighbours along every axis in turn; (M + 1, C) -> (M + 1, C)."""
         indices, weight = self.blur_index.flatten(1), self.blur_weight.flatten()
-        offset = torch.arange(0, len(weight), 3, dtype=indices.dtype, device=self.device)
+        offset = positions(len(points), self.device, torch.int32, step=3)
         for index in reversed(indices) if adjoint else indices:
             points = F.embedding_bag(index, points, offset, mode="sum", per_sample_weights=weight)
         return points
 
     def slice(self, points: Tensor) -> Tensor:
         """Interpolate lattice points (M + 1, C) at the pixels: (B*N, C)."""
-        return F.embedding_bag(self.slice_index, points, mode="sum", per_sample_weights=self.slice_weight)
+        index, weight = self.slice_index.flatten(), self.slice_weight.flatten()
+        offset = positions(len(self.slice_index), self.device, torch.int32, step=self.dim + 1)
+        return F.embedding_bag(index, points, offset, mode="sum", per_sample_weights=weight)
 
     def weighted(self, before: Tensor, after: Tensor) -> PermutohedralLattice:
         """A lattice of ``after * K(before * values)`` at no extra cost; factors (B*N,). Without adjoint."""
@@ -208,24 +213,26 @@ class PermutohedralLattice:
             cell, rank: (D, P) from :func:`_simplex`, P = B*N, plus B if the images are padded.
 
         Returns:
-            Keys (D * P,), their pixels, their places in a (P, D) layout, and the key difference of one step
+            Keys (P * D,), their pixels, their places in a (P, D) layout, and the key difference of one step
             along each axis (D,).
         """
         corners, num_pixels = cell.shape
         digits = cell[:-1] - cell[1:]
         low, high = torch.aminmax(digits, dim=1)
-        size = (high - low).long() + 5  # vertices leave the cell by 1, neighbours by 2
-        below = F.pad(size, (0, 1), value=1).flip(0).cumprod(0).flip(0)  # products of the sizes from k on
-        steps = F.pad(below[1:], (0, 1)) - F.pad(below[1:], (1, 0))
-        key = ((digits - low[:, None] + 2).long() * below[1:, None]).sum(0)
+        size = high - low + 5  # vertices leave the cell by 1, neighbours by 2
+        below = size.masked_fill(_lower_triangle(corners, self.device)[:, :-1], 1)
+        below = below.prod(1, dtype=torch.int64)  # of the sizes from k on
+        steps = F.pad(below[1:], (1, 1)).diff()
+        key = ((digits - low[:, None]).long() * below[1:, None]).sum(0)
         if self.batch > 1:
-            key = key + _image_of(self.batch, self.points_per_image, num_pixels, self.device) * below[0]
+            image = _image_of(self.batch, self.points_per_image, num_pixels, self.device)
+            key = key.addcmul_(image, below[0])
         # Vertex m is vertex 0 minus the steps of the m coordinates of highest rank.
-        least = positions(corners, self.device).flip(0)
-        keys = key - ((rank > least[:, None, None]) * steps[:, None]).sum(1)  # (D, P)
-        keys, order = keys.flatten().sort(stable=True)
-        row = order % num_pixels
-        return keys, row, row * corners + order // num_pixels, steps
+        least = constant(tuple(range(self.dim, -1, -1)), self.device, torch.int8)
+        keys = key[:, None] - ((rank.T[:, None] > least[:, None]) * steps).sum(2)  # (P, D)
+        keys, position = keys.flatten().sort(stable=True)
+        row = torch.empty_like(position, dtype=torch.int32)
+        return keys, torch.floor_divide(position, corners, out=row), position, steps
 
     def _check_range(self, cell: Tensor) -> None:
         """Refuse features whose keys would not fit."""
@@ -246,27 +253,29 @@ class PermutohedralLattice:
     ) -> Tensor:
         """Store the splat and slice matrices of sorted keys; returns the keys (M,) of the distinct points."""
         corners, num_rows, total = self.dim + 1, self.batch * self.points_per_image, len(keys)
-        first = torch.ones_like(keys, dtype=torch.bool)
-        torch.ne(keys[1:], keys[:-1], out=first[1:])
-        vertex = first.cumsum(0, dtype=torch.int32).sub_(1)
+        is_new = keys[1:] != keys[:-1]
+        vertex = F.pad(is_new, (1, 0)).cumsum(0, dtype=torch.int32)
+        # The rows of a point begin at its offset; an empty bag makes the zero row.
         if compact:
-            start = first.nonzero().flatten().int()
+            offset = F.pad(is_new.nonzero().flatten().int() + 1, (1, 1))
+            offset[-1] = total
         else:  # points that do not exist begin behind the last row
-            start = torch.searchsorted(vertex, positions(total, self.device), out_int32=True)
+            offset = torch.searchsorted(vertex, positions(total + 1, self.device), out_int32=True)
             keys = F.pad(keys, (0, 1), value=2**62)
         weight = weight.t().contiguous()  # (P, D): `position` counts in this layout
-        weight[num_rows:] = 0
+        if len(weight) > num_rows:  # padding
+            weight[num_rows:].zero_()
+            row = row.clamp_(max=num_rows - 1)
 
-        self.splat_index = row.clamp_(max=num_rows - 1).int()
+        self.splat_index = row.int()
         self.splat_weight = weight.flatten().index_select(0, position)
-        offset = F.pad(start, (0, 1), value=total)  # an empty bag makes the zero row
         if piece is None and self.device.type != "cpu":
             piece = 2 ** (total.bit_length() // 2 + 1)  # about as many rows in a piece as pieces in the whole
         self.splat_offsets = [offset] if piece is None else _split_bags(offset, total, piece)
         slots = torch.empty_like(vertex).index_copy_(0, position.long(), vertex)
         self.slice_index = slots.view(-1, corners)[:num_rows]
         self.slice_weight = weight[:num_rows].mul_(1 / (1 + 2.0**-self.dim))
-        return keys[start]
+        return keys[offset[:-1]]
 
     def _find_neighbours(self, point_keys: Tensor, steps: Tensor) -> None:
         """Store the blur matrices (D, M + 1, 3): a point and its neighbours, row M where there is none."""
@@ -276,15 +285,22 @@ class PermutohedralLattice:
             found = torch.from_numpy(np.searchsorted(point_keys.numpy(), target.numpy()))
         else:
             found = torch.searchsorted(point_keys, target)
-        exists = F.pad(point_keys, (0, 1), value=-1)[found] == target
-        found = torch.where(exists, found, num_points)
-        own = torch.arange(num_points + 1, dtype=torch.int32, device=self.device).expand(len(steps), -1)
-        after = F.pad(found.int(), (0, 1), value=num_points)
+        missing = F.pad(point_keys, (0, 1), value=-1)[found] != target
+        found.masked_fill_(missing, num_points)
+        own = positions(num_points + 1, self.device, torch.int32).expand(len(steps), -1)
+        self.blur_index = own[..., None].repeat(1, 1, 3)
+        own, after, before = self.blur_index.unbind(2)
+        after[:, :-1].copy_(found)
         # All points without a successor write to the last row, which is reset.
-        before = torch.full_like(after, num_points).scatter_(1, found, own[:, :-1])
-        before[:, -1] = num_points
-        self.blur_index = torch.stack([own, after, before], dim=2)
-        self.blur_weight = constant((1.0, 0.5, 0.5), self.device).repeat(num_points + 1, 1)
+        before.fill_(num_points).scatter_(1, found, own[:, :-1])
+        before[:, -1].fill_(num_points)
+        self.blur_weight = _blur_weights(1 << num_points.bit_length(), self.device)[: num_points + 1]
+
+
+@lru_cache(maxsize=4)
+def _blur_weights(n: int, device: torch.device) -> Tensor:
+    """(n, 3) of a lattice point, and of its neighbours along an axis."""
+    return constant((1.0, 0.5, 0.5), device).repeat(n, 1)
 
 
 @lru_cache(maxsize=2)
@@ -308,31 +324,34 @@ class _Filter(torch.autograd.Function):
 
 def _split_bags(offset: Tensor, total: int, piece: int) -> list[Tensor]:
     """Offsets of the sums that replace one sum over bags: of pieces of up to ``piece`` rows, and of those."""
-    cuts = torch.arange(0, total, piece, dtype=offset.dtype, device=offset.device)
+    cuts = positions(-(-total // piece), offset.device, offset.dtype, step=piece)
     pieces = torch.cat([offset, cuts]).sort().values
     return [pieces, torch.searchsorted(pieces, offset, out_int32=True)]
 
 
-def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@lru_cache
+def _simplex_constants(dim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """In float32: what scales the d features, and the numbers 1 to d."""
+    inverse_std = float(np.float32((dim + 1) * math.sqrt(2 / 3)))
+    scales = [float(np.float32(inverse_std / math.sqrt((k + 1) * (k + 2)))) for k in range(dim)]
+    return tuple(scales), tuple(range(1, dim + 1))
+
+
+@region
+def _simplex(features: Tensor, scales: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Simplex of every point: (d, P) features -> (cell, rank, weight), each (D, P).
 
     ``D * cell`` is the remainder-0 vertex, ``rank`` (int8, a permutation of 0..d in each column) orders the
     coordinates by decreasing distance from it and ``weight[m]`` belongs to vertex m. The float32 operations
     are in the order of the published code: it decides about points on the boundary of a simplex.
     """
-    dim = len(features)
-    corners = dim + 1
-    inverse_std = float(np.float32(corners * math.sqrt(2 / 3)))
-    scales = [float(np.float32(inverse_std / math.sqrt((k + 1) * (k + 2)))) for k in range(dim)]
-    scaled = features * constant(tuple(scales), features.device)[:, None]
-    elevated = features.new_empty(corners, features.shape[1])
-    total = torch.zeros_like(features[0])
-    for k in range(dim, 0, -1):
-        torch.sub(total, scaled[k - 1] * k, out=elevated[k])
-        total = total + scaled[k - 1]
-    elevated[0] = total
+    corners = len(features) + 1
+    scaled = features * scales
+    totals = list(itertools.accumulate(scaled.unbind()[::-1]))
+    elevated = torch.stack([*totals[::-1], torch.zeros_like(totals[0])])  # sums from k on
+    elevated[1:].sub_(scaled * numbers)
 
-    reciprocal = float(np.float32(1 / corners))
+    reciprocal = 1 / corners
     cell = (elevated * reciprocal).round_()
     rank = _rank(torch.sub(elevated, cell, alpha=corners))  # the product is a whole number
     # The rounded coordinates may miss the plane of zero sum: walk back along those that were rounded most.
@@ -342,14 +361,20 @@ def _simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cell += wrap
     # Barycentric weights are differences of the sorted offsets.
     ordered = _sort_columns(torch.sub(elevated, cell, alpha=corners) * reciprocal)
-    return cell, rank, torch.cat([ordered[:1] + (1 - ordered[-1:]), ordered.diff(dim=0)])
+    return cell, rank, ordered.diff(dim=0, prepend=ordered[-1:] - 1)
+
+
+@lru_cache(maxsize=8)
+def _lower_triangle(n: int, device: torch.device) -> Tensor:
+    """(n, n) bool, True below the diagonal."""
+    return torch.ones(n, n, dtype=torch.bool, device=device).tril(-1)
 
 
 def _rank(offset: Tensor) -> Tensor:
     """(D, P) int8: how many numbers of a column are larger, of equal ones those before."""
     if offset.device.type != "cpu":
-        before = torch.ones(len(offset), len(offset), dtype=torch.bool, device=offset.device).tril(-1)
-        larger = torch.where(before[..., None], offset >= offset[:, None], offset > offset[:, None])
+        before = _lower_triangle(len(offset), offset.device)[..., None]
+        larger = torch.where(before, offset >= offset[:, None], offset > offset[:, None])
         return larger.sum(1, dtype=torch.int8)
     rank = torch.zeros_like(offset, dtype=torch.int8)
     for i, j in itertools.combinations(range(len(offset)), 2):

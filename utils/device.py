@@ -14,10 +14,14 @@ def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=32)
-def positions(n: int, device: torch.device) -> Tensor:
-    """0, 1, ..., n - 1, made once for each device; not to be changed."""
-    return torch.arange(n, device=device)
+def positions(n: int, device: torch.device, dtype: torch.dtype = torch.int64, step: int = 1) -> Tensor:
+    """0, step, ..., (n - 1) * step, made once for each device; not to be changed."""
+    return _multiples(1 << (n - 1).bit_length(), step, device, dtype)[:n]
+
+
+@lru_cache(maxsize=64)
+def _multiples(n: int, step: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.arange(0, n * step, step, dtype=dtype, device=device)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

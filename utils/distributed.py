@@ -82,9 +82,10 @@ def shutdown() -> None:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of ``value`` over processes, as a new tensor without gradient."""
-    total = value.detach().clone()
+    """The sum of ``value`` over processes, without gradient."""
+    total = value.detach()
     if is_distributed():
+        total = total.clone()
         dist.all_reduce(total)
     return total
 
@@ -112,9 +113,10 @@ def global_mean(total: Tensor, count: Tensor | float, offset: float = 0.0) -> Te
 
 def gather_batch(value: Tensor) -> Tensor:
     """Values of all processes, of equal shapes, along dim 0 in rank order, without gradient."""
-    value = value.detach().contiguous()
+    value = value.detach()
     if not is_distributed():
         return value
+    value = value.contiguous()
     parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value)
     return torch.cat(parts)

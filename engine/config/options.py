@@ -157,7 +157,7 @@ def _is_outside(field: Field[Any], value: Any) -> bool:
     if not items:
         return not _may_be_empty(field)
     unknown = choices and isinstance(value, str) and value not in choices
-    return unknown or any(isinstance(item, (int, float)) and item < least for item in items)
+    return unknown or any(isinstance(item, (int, float)) and not item >= least for item in items)
 
 
 def _expected(field: Field[Any], kind: Any) -> str:

@@ -18,6 +18,7 @@ from models.refiners.base import Refiner
 from utils.device import constant, positions
 from utils.image import resize
 from utils.precision import full_precision
+from utils.regions import region
 
 # Row-major order around the centre, which is left out: up-left, up, up-right, left, right, ...
 DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
@@ -62,8 +63,14 @@ def propagate(maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]]
         maps: (B, M, H, W).
         affinity: (B, K, H, W), one weight per neighbour in the order of ``offsets``, shared by the M maps.
     """
-    if maps.device.type != "cpu":
-        return _propagate_rows(maps, affinity, offsets, iterations)
+    on_cpu = maps.device.type == "cpu"
+    return (_propagate_views if on_cpu else _propagate_rows)(maps, affinity, offsets, iterations)
+
+
+@region
+def _propagate_views(
+    maps: Tensor, affinity: Tensor, offsets: Sequence[tuple[int, int]], iterations: int
+) -> Tensor:
     for _ in range(iterations):
         # One multiply-add per neighbour: K times less memory than gathering them, and faster on a CPU.
         total = torch.zeros_like(maps)
@@ -78,18 +85,23 @@ def _propagate_rows(
 ) -> Tensor:
     """``propagate`` as a product with a sparse matrix: one operation an iteration, as a GPU needs."""
     b, m, h, w = maps.shape
-    first = positions(b, maps.device)[:, None, None] * (h * w)  # each image's first row
-    index = (neighbour_index((h, w), tuple(offsets), maps.device).T + first).flatten(0, 1)  # (B*H*W, K)
-    weight = affinity.flatten(2).transpose(1, 2).reshape(index.shape)
+    index = _neighbour_rows(b, (h, w), tuple(offsets), maps.device)
+    offset = positions(b * h * w, maps.device, torch.int32, step=len(offsets))
+    weight = affinity.flatten(2).transpose(1, 2).flatten()
     rows = maps.flatten(2).transpose(1, 2).reshape(-1, m)
-    index, offset, weight = (
-        index.flatten(),
-        positions(len(rows), maps.device) * len(offsets),
-        weight.flatten(),
-    )
     for _ in range(iterations):
         rows = F.embedding_bag(index, rows, offset, mode="sum", per_sample_weights=weight)
     return rows.view(b, h, w, m).movedim(-1, 1)
+
+
+@lru_cache(maxsize=2)
+def _neighbour_rows(
+    batch: int, size: tuple[int, int], offsets: tuple[tuple[int, int], ...], device: torch.device
+) -> Tensor:
+    """Numbers (B*H*W*K,) int32 of the neighbours' rows, where images are B*H*W rows."""
+    index = neighbour_index(size, offsets, device).T.int()
+    first = positions(batch, device, torch.int32, step=size[0] * size[1])[:, None, None]
+    return (index + first).flatten()
 
 
 def spread(samples: Sequence[Tensor]) -> Tensor:
@@ -147,13 +159,14 @@ class PAMR(LocalFilter):
     def __init__(self, *args: Any, softness: float = 0.1, **options: Any) -> None:
         super().__init__(*args, softness=softness, **options)
 
+    @region
     @torch.no_grad()
     def affinity(self, image: Tensor) -> Tensor:
         with full_precision(image):
             image = image.float()
             scale = 1e-8 + self.softness * self.local_spread(image)
             views = neighbours(image, self.offsets)
-            return torch.softmax(-over_channels(views, lambda x: ((x - image) / scale).abs_()), 1)
+            return torch.softmax(-over_channels(views, lambda x: (x - image).div_(scale).abs_()), 1)
 
     def local_spread(self, image: Tensor) -> Tensor:
         """Standard deviation (B, 3, H, W) of the colours around each pixel.
@@ -181,6 +194,7 @@ class PAR(LocalFilter):
         # (K,) weights that depend on the distance of the neighbours alone.
         self.position_affinity = tuple((position_weight * weights).tolist())
 
+    @region
     @torch.no_grad()
     def affinity(self, image: Tensor) -> Tensor:
         with full_precision(image):
@@ -188,5 +202,5 @@ class PAR(LocalFilter):
             views = neighbours(image, self.offsets)
             # Spread of the neighbours alone, without the pixel itself, per colour channel.
             scale = self.softness * (spread(views) + 1e-8)
-            colour = torch.softmax(-over_channels(views, lambda x: ((x - image) / scale).square_()), 1)
+            colour = torch.softmax(-over_channels(views, lambda x: (x - image).div_(scale).square_()), 1)
             return colour.add_(constant(self.position_affinity, image.device)[:, None, None])

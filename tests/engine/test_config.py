@@ -103,7 +103,8 @@ def test_crops_without_room_are_refused_before_a_run():
 @pytest.mark.parametrize(
     "override",
     [
-        "train.steps=abc", "train.batch_size=2.5", "optim.lr=-1", "seed=null", "data.scale_range=1",
+        "train.steps=abc", "train.batch_size=2.5", "optim.lr=-1", "optim.lr=nan", "seed=null",
+        "data.scale_range=1",
         "optim.betas=[0.9]", "infer.scales=[]", "infer.scales=[a]", "infer.merge_flips=summ",
         "infer.size=large", "train.keep_every=-1", "infer.tags=nope",
     ],

@@ -339,6 +339,7 @@ def test_boundary_score_looks_at_outlines_alone():
     assert boundary(truth, square(33, 43))[1] < 1.0 > boundary(truth, square(34, 44))[1] > 0
     assert boundary(truth, square(90, 120))[1] == 0.0 and boundary(truth, square(30, 40, k=2))[1] == 0.0
     assert boundary(truth, truth)[2].isnan()
+    assert boundary(square(30, 40, 1), square(30, 40, 1))[1] == 1.0
     hole = truth.clone()
     hole[:, 36:44, 46:54] = 0  # a false outline, and none of the true one is lost
     assert boundary(truth, hole)[1] == pytest.approx(2 * (76 / 108) / (1 + 76 / 108), abs=0.02)

@@ -45,7 +45,7 @@ def test_loss_and_gradients_match_reference(case):
     y0, y1, x0, x1 = box.T[:, :, None]
     inside = ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None]
     image_rgb, unlabelled = images.float()[:, :, rows][..., columns], label[:, rows][..., columns] == 255
-    loss = 1e-7 * gated_bilateral_energy(image_rgb, small, unlabelled, inside, 15.0, 50.0)
+    loss = 1e-7 * gated_bilateral_energy(image_rgb, small, unlabelled, inside.float(), 15.0, 50.0)
     (grad,) = torch.autograd.grad(loss, probs)
     assert relative(loss.detach(), case["loss_from_probs"]) < 1e-5
     assert relative(grad[:, :, ::every, ::every], case["grad_probs"]) < 1e-5

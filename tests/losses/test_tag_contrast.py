@@ -127,9 +127,8 @@ def test_rows_whose_bracket_is_not_negative_are_dropped(temperature):
 def test_a_copy_counts_like_a_second_key():
     query, keys, tags, key_tags = random_case()
     keys[: len(query) // 2] = query.detach()[: len(query) // 2]  # rows whose maximum occurs twice
-    copies = torch.ones(len(keys), dtype=torch.int64)
-    copies[: len(query)] = 2
-    once, revised = local_to_local_contrast(query, keys, tags, key_tags, 0.2, copies)
+    first = torch.arange(len(query))
+    once, revised = local_to_local_contrast(query, keys, tags, key_tags, 0.2, first)
     keys, key_tags = (torch.cat([x[: len(query)], x]) for x in (keys, key_tags))
     twice, revised_twice = local_to_local_contrast(query, keys, tags, key_tags, 0.2)
     assert_close(once, twice, rtol=1e-5, atol=0)

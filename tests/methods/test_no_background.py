@@ -7,6 +7,7 @@ from engine.config.load import load_config
 from engine.method import build_method
 from engine.validation import predicted_image
 from ops.cam import present_classes
+from utils.image import denormalize
 
 SMALL = ["data.background=false", "method.backbone.width=32", "method.backbone.depth=4"]
 
@@ -24,10 +25,10 @@ def test_no_pixel_is_background(name):
         assert set(labels["cam"].unique().tolist()) <= {1, 4}
     if hasattr(method, "pseudo_label"):
         present, box = present_classes(class_label), torch.tensor([[0, 48, 0, 40]])
-        label = method.pseudo_label(image, present.select(out.cam), present, box)
+        label = method.pseudo_label(denormalize(image), present.select(out.cam), present, box)
         assert set(label[..., :40].unique().tolist()) <= {1, 4} and (label[..., 40:] == 255).all()
         present = present_classes(torch.zeros_like(class_label))  # nothing is known of this image
-        assert (method.pseudo_label(image, present.select(out.cam), present, box) == 255).all()
+        assert (method.pseudo_label(denormalize(image), present.select(out.cam), present, box) == 255).all()
 
 
 def test_methods_built_on_background_refuse():

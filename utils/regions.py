@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -28,8 +28,7 @@ def region(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@contextmanager
-def compiled_regions(network: nn.Module, device: torch.device, **options: Any) -> Generator[None, None, None]:
+def compiled_regions(network: nn.Module, device: torch.device, **options: Any) -> AbstractContextManager[Any]:
     """Compile the parts, and the transformer blocks of a network; without a compiler warn and change nothing.
 
     Args:
@@ -41,16 +40,15 @@ def compiled_regions(network: nn.Module, device: torch.device, **options: Any) -
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         warn_once("train.compile=regions needs a compiler, training continues without", f": {reason}")
-        yield
-        return
+        return nullcontext()
     warnings.filterwarnings("ignore", message=".*functools.lru_cache")  # what is cached does not change
     LOGGER.info("compile  transformer blocks, refiner and lattice: the first steps take minutes")
-    torch._dynamo.config.recompile_limit = 64  # shapes of views, crops and scales, with and without gradient
+    # Shapes of views, crops and scales, with and without gradient; PyTorch 2.6 has no recompile_limit.
+    torch._dynamo.config.cache_size_limit = 64
     for module in network.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(**options)
     _compiled.update({function: torch.compile(function, **options) for function in _functions})
-    try:
-        yield
-    finally:
-        _compiled.clear()
+    context = ExitStack()
+    context.callback(_compiled.clear)
+    return context

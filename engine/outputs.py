@@ -11,7 +11,6 @@ import torch
 
 from datasets.agreement import compare_masks_with_tags
 from datasets.base import Record, Sample, Split, WeakSegDataset
-from datasets.pictures import IMAGE_SUFFIXES
 from engine.config.common import CheckpointOptions, ImageOptions
 from engine.data import load_split, reading_of
 from engine.inference import LoadedMethod, for_each_image, image_split, is_photo, load_method
@@ -42,9 +41,6 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
                 f"'{infer}' is a split of the data set and a folder in the working directory: write "
                 f"./{infer} for the folder, or start from another directory for the split"
             )
-        below = (path.suffix.lower() for path in Path(infer).expanduser().glob("*/*"))
-        if is_main() and any(suffix in IMAGE_SUFFIXES for suffix in below):
-            print(f"photos   subfolders of {infer} are skipped")
         return image_split(infer, loaded.class_names, reading_of(loaded.cfg.data))
     name = infer or loaded.cfg.data.val_set
     if not name:

@@ -1,4 +1,4 @@
-"""Methods that are told what they otherwise guess: how much would be gained if the guess were right."""
+"""Methods that know what they otherwise guess: how much a right guess would gain."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python tools/diagnose.py logs/my_run
     python tools/diagnose.py logs/my_run --checkpoint best.pth --infer val
 
-Every wrong pixel has one cause (engine/scores/errors.py). The table says what the mIoU would be if the truth
-stood in for the pixels of a cause alone. It is printed and written to the run folder: diagnosis.json, and
+Every wrong pixel has one cause (engine/scores/errors.py). The table says how much the mIoU would rise if the
+pixels of one cause were right. It is printed and written to the run folder: diagnosis.json, and
 diagnosis.html, the page of the run with the table at its head.
 """
 

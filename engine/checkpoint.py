@@ -137,6 +137,9 @@ def restore_state(
         return Progress(select=select)
     if is_whole:
         _check_data(checkpoint, header)
+    else:  # an exported file has no teacher backbone: it starts as the student's, as in a new training
+        own = {key: key.removeprefix("teacher_") for key in method.state_dict()}
+        weights = {key: weights[name] for key, name in own.items() if name in weights} | weights
     try:
         found = method.load_state_dict(state.get("trained", weights), strict=is_whole)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.export import Dim
 
 import engine.graph
+from engine.checkpoint import Checkpoint, restore_state
 from engine.config.load import load_config, to_plain
 from engine.graph import Graph
 from engine.inference import load_method
@@ -64,6 +65,12 @@ def test_weights_alone_are_a_checkpoint(seco, tmp_path):
     assert ours.score == theirs.score and ours.names == theirs.names and ours.protocol == theirs.protocol
     state = load_checkpoint(out)
     assert state["step"] == 10**6 and "optimizer" not in state
+    method = load_method(seco, "cpu").method
+    student, teacher = method.backbone.state_dict(), method.teacher_backbone.state_dict()
+    teacher["pos_embed"].fill_(torch.nan)
+    optimizer = torch.optim.SGD(method.parameters())
+    restore_state(Checkpoint(out, state), method, optimizer, {}, torch.device("cpu"), "seg")
+    assert torch.equal(teacher["pos_embed"], student["pos_embed"])  # a training begins with it
 
 
 def test_no_prediction_reads_what_only_training_needs(seco):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,23 @@ def record_seen(
         before = before.get("before") or {"step": -1}
     is_same = before.get("names") == content["names"]
     content["before"] = {key: before[key] for key in ("step", "names", "iou")} if is_same else None
-    samples = [
-        draw(method, dataset, i, step=step, size=size, device=device, precision=precision)
-        for i in chosen(content)
-    ]
+    drawn = {"device": device, "precision": precision}
+    record_examples(folder, method, dataset, chosen(content), content, step=step, size=size, **drawn)
+
+
+def record_examples(
+    folder: Path,
+    method: Method,
+    dataset: WeakSegDataset,
+    indices: Iterable[int],
+    content: Mapping[str, Any] = {},
+    *,
+    step: int,
+    size: int,
+    **options: Any,
+) -> None:
+    """Draw some images of a set, ``options`` as of `draw`; ``content`` are numbers of all its images."""
+    samples = [draw(method, dataset, i, step=step, size=size, **options) for i in indices]
     settings = {"step": step, "size": size, "threshold": method.background_threshold}
     write_seen(folder, dataset.split, {**settings, **content}, samples)
 

@@ -27,7 +27,7 @@ from engine.report import REPORT, refresh, write_report
 from engine.run_folder import find_start, foreign_start, run_folder
 from engine.runs import INFO
 from engine.scores.records import provenance, write_scores
-from engine.seen import record_seen
+from engine.seen import EACH, record_examples, record_seen, spread
 from engine.trainer import Trainer
 from engine.validation import protocols, validate
 from methods.base import Method, Predicts
@@ -110,6 +110,11 @@ def _train(
         LOGGER.info(f"resume   {start.path} at step {trainer.step}")
     trainer.fit()
     if is_main() and not val_split:
+        if isinstance(method, Predicts):
+            seen_by, dataset = (trainer.average or method).eval(), WeakSegDataset(train_split)
+            drawn = {"size": cfg.eval.size, "device": device, "precision": cfg.train.precision}
+            indices = sorted(spread(len(dataset), EACH))
+            record_examples(work_dir, seen_by, dataset, indices, step=trainer.step, **drawn)
         write_report([work_dir], work_dir / REPORT)
     best = trainer.progress.best
     found = "" if best is None else f", best {cfg.eval.select} {best:.2f} in {BEST}"

@@ -13,6 +13,8 @@ from engine import report
 from engine.report import refresh, write_report
 from engine.runs import load_run
 from engine.seen import chosen, encoded, overlays
+from engine.train import run as train
+from tests.trainings import small_config
 from tools import report as report_tool
 from utils.logging import MetricsWriter
 
@@ -44,6 +46,15 @@ def test_every_image_has_its_numbers_and_its_change(make_run):
     assert seen["step"] == 8 and seen["before"]["step"] == 4 and len(seen["sweep"]["cam"]) == 60
     assert all(len(values) == 5 and all(0 <= v <= 100 for v in values) for values in seen["iou"].values())
     assert {len(picture[1].shape) for picture in overlays(seen)} == {3}
+
+
+def test_a_run_without_validation_draws_training_images(demo_folder, tmp_path):
+    cfg = small_config("CAMNetwork", tmp_path, demo_folder)
+    cfg.data.val_set, cfg.device = None, "cpu"
+    train(cfg)
+    [content] = load_run(tmp_path / "run").seen.values()
+    samples = content["samples"]
+    assert samples and all("cam" in sample["maps"] for sample in samples)
 
 
 def test_worst_best_and_most_changed_images_are_drawn():

@@ -76,15 +76,15 @@ def multi_scale_cam(
         if scale == 1.0 and first is not None:
             pairs = list(zip(first, activation(scaled.flip(-1)), strict=True))
         else:
-            pairs = [raw.chunk(2) for raw in activation(torch.cat([scaled, scaled.flip(-1)]))]
+            pairs = [raw.unflatten(0, (2, -1)) for raw in activation(torch.cat([scaled, scaled.flip(-1)]))]
         with full_precision(image):
             upright, mirrored = ([raw.float() for raw in side] for side in zip(*pairs, strict=True))
             maps = torch.stack([*upright, *(m.flip(-1) for m in mirrored)])  # (2 * maps, B, C, h, w)
             maps = maps if select is None else select(maps)
             enlarged = F.interpolate(maps.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
-            larger = torch.maximum(*enlarged.chunk(2)).relu_()
+            larger = torch.maximum(*enlarged.unflatten(0, (2, -1))).relu_()
         total = larger if total is None else total.add_(larger)
-    return normalize_cam(total).chunk(len(upright))
+    return normalize_cam(total).unflatten(0, (len(upright), -1)).unbind()
 
 
 @torch.no_grad()

@@ -49,9 +49,9 @@ def make():
         num_classes = case["cls"].shape[1] + 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cnn_base, "create_backbone", lambda: backbone)
-            method = (method_class or METHODS[name])(
-                num_classes, {}, {"cls": 1.0, "mask": [[0, 0.0], [2, 1.0]]}
-            )
+            method_class = method_class or METHODS[name]
+            weights = {"cls": 1.0, "mask": [[0, 0.0], [2, 1.0]]}
+            method = method_class(num_classes, {}, {key: weights[key] for key in method_class.losses})
         for ours, part in method.named_children():
             if part is not backbone:
                 case.load_author_weights(part, local_names(part, names, ours), MADE)

@@ -60,7 +60,7 @@ def custom_split(
     words = classes_of(root / tags) if class_names is None and tags is not None else ()
     classes = read_class_names(class_names, root, words)
     files = find_images(root / images)
-    aliases = _aliases(files)
+    aliases = aliases_of(files)
     known = _known_tags(root / tags, classes, aliases) if tags is not None else {}
 
     names = _names_of(root, split, lists, files, aliases, val_fraction, group)
@@ -138,7 +138,7 @@ def _names_of(
     return [name for name in files if (uniform[name] < val_fraction) == (split == "val")]
 
 
-def _aliases(files: Mapping[str, Path]) -> dict[str, str]:
+def aliases_of(files: Mapping[str, Path]) -> dict[str, str]:
     """Every way to call an image -> its name: the name itself, and the file's own name if it is unique."""
     short = Counter(name.rpartition("/")[2] for name in files)
     unique = {alias: name for name in files if short[alias := name.rpartition("/")[2]] == 1}

@@ -66,6 +66,11 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     return tags
 
 
+def split_tags(text: str) -> list[str]:
+    """The tags in ``dog;person``."""
+    return [word.strip() for word in text.split(";") if word.strip()]
+
+
 def classes_of(path: Path) -> list[str]:
     """The classes that a tags file speaks of, sorted; words that would be classes by mistake are errors."""
     place_of: dict[str, str] = {}
@@ -117,7 +122,8 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
         is_prepared = (path.parent / "ImageSets").is_dir()
         made = "make it with tools/prepare_voc.py or tools/prepare_coco.py, " if is_prepared else ""
         raise FileNotFoundError(
-            f"tags file {path} is missing: {made}write it (docs/data.md), or set data.options.tags"
+            f"tags file {path} is missing: {made}write it (docs/data.md), or mend its path "
+            "(data.options.tags, --tags)"
         )
     readers = {".csv": _csv, ".json": _json, ".txt": _txt, ".npy": _npy}
     if path.suffix.lower() not in readers:
@@ -171,8 +177,8 @@ def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
                 f"{place}, column {k}: '{column}' is no column of tags: call it 'tags', or remove it"
             )
     for place, (image, *cells) in lines:
-        words = ((k, word.strip()) for k, cell in enumerate(cells, start=2) for word in cell.split(";"))
-        tags = [(word, f"{place}, column {k}") for k, word in words if word]
+        words = ((k, word) for k, cell in enumerate(cells, start=2) for word in split_tags(cell))
+        tags = [(word, f"{place}, column {k}") for k, word in words]
         yield Entry(strip_suffix(image), tags, place)
 
 

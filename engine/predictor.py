@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from datasets.tags import split_tags
 from engine.data import reading_of
 from engine.inference import LoadedMethod, load_method
 from engine.refinement import cam_to_refined_label
@@ -67,18 +68,19 @@ class Predictor:
             LOGGER.warning(
                 f"warning  the decoder of {loaded.path} was not trained: up to step {loaded.step} the weight "
                 f"of its loss '{self.method.decoder_loss}' was 0; "
-                + ("use label=cam instead" if label == "seg" else "labels are made from CAMs")
+                + ("choose the label 'cam' instead" if label == "seg" else "labels are made from CAMs")
             )
 
     @torch.no_grad()
     def predict(
-        self, image: str | Path | Image.Image | np.ndarray, tags: Sequence[str] | None = None
+        self, image: str | Path | Image.Image | np.ndarray, tags: str | Sequence[str] | None = None
     ) -> Masks:
         """The masks of a photo.
 
         Args:
             image: a path, a Pillow image, or (H, W, 3) uint8.
-            tags: the classes that it shows, to which label and CAMs are restricted. None: unknown.
+            tags: the classes that it shows (a list, or ``dog;person``), to which label and CAMs are
+                restricted. None: unknown.
 
         Raises:
             FileNotFoundError, UnreadableImageError: there is no such photo, or it cannot be read.
@@ -145,12 +147,14 @@ class Predictor:
         protocol = protocol_id("cam", "photos", self.method.cam_scales, refiner=self.refined)
         return enlarge(label, size).cpu().numpy(), f"{protocol}@{threshold:.2f}"
 
-    def _class_label(self, tags: Sequence[str]) -> Tensor:
+    def _class_label(self, tags: str | Sequence[str]) -> Tensor:
         """(C,) of the names of classes."""
         known = self.names[1:]
+        tags = split_tags(tags) if isinstance(tags, str) else tags
         for tag in tags:
             if tag not in known:
-                raise ValueError(f"'{tag}' is not a class of {self.loaded.path}{suggest(tag, known)}")
+                advice = ": separate tags by ';'" if "," in tag else suggest(tag, known)
+                raise ValueError(f"'{tag}' is not a class of {self.loaded.path}{advice}")
         return torch.tensor([float(name in tags) for name in known], device=self.device)
 
 

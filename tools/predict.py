@@ -4,8 +4,8 @@
     python tools/predict.py photos "more/*.png" --model_path logs/my_run/last.pth --tags "dog;sofa"
 
 A photo <name>.jpg gives <name>.png (a palette PNG of class indices), <name>.json (class names, areas, scores,
-model, protocol) and overlay/<name>.jpg in the folder ``--out``, beside what is there. A photo that cannot be
-read is named when all others are done, and the exit code is 2.
+model, protocol) and overlay/<name>.jpg in the folder ``--out``, beside what is there. <name> is its path
+below the folder that is given. A photo that cannot be read is named at the end, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def run(options: Options) -> Path:
     from utils.image import UnreadableImageError
     from utils.logging import progress_bar
 
-    photos = _named(_photo_files(options.photos))
+    photos = _photos(options.photos)
+    earlier = _earlier_results(options.photos, photos, options.out)
     model = tag2mask(options.model_path, options.label, options.crf, options.device, options.overrides)
     tags_of = _tags(options.tags, model.names, photos)
     if not options.json:
         print(model.loaded.describe())
-        print(f"output   {options.out}   ({len(photos)} photos)")
+        print(f"output   {options.out}   ({len(photos)} photos, {earlier} earlier results are replaced)")
     failed = []
     for name, path in progress_bar(photos.items(), desc="predict", unit="img", disable=options.json):
         try:
@@ -86,13 +87,10 @@ def run(options: Options) -> Path:
 def _predict(model: Any, path: Path, tags: Sequence[str] | None, folder: Path, name: str) -> dict[str, Any]:
     """Write the files of a photo; returns its record."""
     from utils.drawing import write_picture
-    from utils.files import read_json, write_json
+    from utils.files import write_json
     from utils.image import write_mask
     from utils.outlines import outlined_overlay
 
-    about = folder / f"{name}.json"
-    if about.is_file() and (other := read_json(about).get("image")) != str(path):
-        raise FileExistsError(f"{path}: {about} is the result of {other}, choose another --out")
     image = model.pixels(path)
     masks = model.predict(image, tags)
     record = {
@@ -106,64 +104,81 @@ def _predict(model: Any, path: Path, tags: Sequence[str] | None, folder: Path, n
         "protocol": masks.protocol,
         "model": model.loaded.provenance(),
     }
+    write_json(folder / f"{name}.json", record)  # first: it says whose the other files are
     write_mask(folder / f"{name}.png", masks.label)
     write_picture(folder / "overlay" / f"{name}.jpg", outlined_overlay(image, masks.label, masks.names))
-    write_json(about, record)
     return record
 
 
-def _photo_files(items: Sequence[str]) -> list[Path]:
-    """The pictures that photos, folders and patterns name, damaged ones and dangling links among them."""
+def _photos(items: Sequence[str]) -> dict[str, Path]:
+    """Photos by name: the path, without suffix, below the folder or the fixed start of the pattern."""
     import os
-    from glob import glob
+    from glob import glob, has_magic
+    from itertools import takewhile
 
-    from datasets.pictures import FOREIGN_SUFFIXES, IMAGE_SUFFIXES
+    from datasets.custom import find_images
+    from datasets.lists import nfc
 
-    found: list[Path] = []
-    for item in items:
-        path = Path(item).expanduser()
+    photos: dict[str, Path] = {}
+    for path in (Path(item).expanduser() for item in items):
         if path.is_dir():
-            visible = [p for p in sorted(path.iterdir()) if p.name[0] != "."]
-            inside = [p for p in visible if p.suffix.lower() in (*IMAGE_SUFFIXES, *FOREIGN_SUFFIXES)]
+            named = list(find_images(path).items())
         else:
-            inside = [path] if os.path.lexists(path) else sorted(map(Path, glob(str(path), recursive=True)))
-        photos = [p.absolute() for p in inside if not p.is_dir()]
-        if not photos:
-            raise FileNotFoundError(f"there is no photo {item}")
-        found += photos
-    if not found:
+            folder, files = path.parent, [path]
+            if not os.path.lexists(path):
+                folder = Path(*takewhile(lambda part: not has_magic(part), path.parts))
+                files = [p for p in map(Path, sorted(glob(str(path), recursive=True))) if not p.is_dir()]
+            named = [(nfc(p.relative_to(folder).with_suffix("").as_posix()), p) for p in files]
+        if not named:
+            raise FileNotFoundError(f"there is no photo {path}")
+        for name, file in named:
+            if (other := photos.setdefault(name, file.absolute())) != file.absolute():
+                raise ValueError(
+                    f"{other} and {file} would both be '{name}': rename one, give the folder above both, or "
+                    "give each a run with another --out"
+                )
+    if not photos:
         raise ValueError("name photos, folders of photos or patterns")
-    return list(dict.fromkeys(found))
+    return photos
 
 
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Photos by their stems, or where two are equal, by their paths below the folder of all."""
-    import os
+def _earlier_results(items: Sequence[str], photos: dict[str, Path], out: Path) -> int:
+    """How many photos have results in the folder; a folder where other files would be replaced is refused."""
+    from utils.files import read_json
 
-    folder = os.path.commonpath([path.parent for path in paths])
-    below = [path.relative_to(folder) for path in paths]
-    names = [path.stem for path in paths]
-    for longer in ([p.with_suffix("").as_posix() for p in below], [p.as_posix() for p in below]):
-        if len(set(names)) < len(paths):
-            names = longer
-    return dict(zip(names, paths))
+    folder, given = out.resolve(), [Path(item).expanduser() for item in items]
+    among = [path for path in given if path.is_dir() and folder.is_relative_to(path.resolve())]
+    among += [path.parent for path in photos.values() if path.parent.resolve() == folder]
+    if among:
+        raise ValueError(f"results in {out} would be among the photos of {among[0]}: give another --out")
+    count = 0
+    for name, path in photos.items():
+        about = out / f"{name}.json"
+        files = [file for file in (about, out / f"{name}.png", out / f"overlay/{name}.jpg") if file.exists()]
+        if files and (not about.is_file() or read_json(about).get("image") != str(path)):
+            raise FileExistsError(f"{files[0]} is not a result of {path}: give another --out")
+        count += bool(files)
+    return count
 
 
 def _tags(
     text: str | None, class_names: Sequence[str], photos: dict[str, Path]
 ) -> dict[str, list[str] | None]:
     """Tags by name of the photo, as ``--tags`` says."""
-    from datasets.tags import read_tags
+    from datasets.custom import aliases_of
+    from datasets.lists import some
+    from datasets.tags import read_tags, split_tags
 
     if text is None:
         return {}
     if Path(text).suffix.lower() not in (".csv", ".json", ".txt"):
-        words = [word.strip() for word in text.split(";") if word.strip()]
-        return {name: words for name in photos}
-    known = read_tags(text, class_names)
-    if missing := [name for name, path in photos.items() if path.stem not in known]:
-        raise ValueError(f"{text} has no line for {len(missing)} of {len(photos)} photos, first {missing[0]}")
-    return {name: [class_names[k] for k in known[path.stem]] for name, path in photos.items()}
+        return dict.fromkeys(photos, split_tags(text))
+    names = aliases_of(photos)
+    known = {names.get(image): ids for image, ids in read_tags(text, class_names).items()}
+    if missing := [name for name in photos if name not in known]:
+        lacking = f"{text} has no line for {some(missing, len(photos), 'photos')}"
+        raise ValueError(f"{lacking}: give the folder below which the paths of its lines are")
+    return {name: [class_names[k] for k in known[name]] for name in photos}
 
 
 if __name__ == "__main__":

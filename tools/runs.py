@@ -30,6 +30,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     from engine.config.load import project_path
     from engine.runs import find_runs, grouped
 
+    if missing := [str(folder) for folder in options.folders if not folder.is_dir()]:
+        raise FileNotFoundError(f"there is no folder {', '.join(missing)}")
     groups = grouped(find_runs(options.folders or [project_path("logs")]))
     rows = [row(member, title) for title, members in groups.items() for member in members]
     if options.json:

@@ -119,7 +119,8 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be read back
     if not path.is_file():
-        foreign = next((file for file in folder.rglob("*.*") if file.suffix in FILES), None)
+        kinds = (*FILES, ".jpg", ".jpeg")  # among photos, results would be photos of the next run
+        foreign = next((file for file in folder.rglob("*.*") if file.suffix.lower() in kinds), None)
         if foreign is not None:
             raise ValueError(
                 f"{folder} contains files of another origin, for example {foreign.name} "

@@ -37,6 +37,8 @@ def outlined_overlay(image_rgb: np.ndarray, mask: np.ndarray, class_names: Seque
         mask: (H, W) uint8 class ids.
     """
     height, width = mask.shape
+    if image_rgb.shape[:2] != mask.shape:
+        raise ValueError(f"the photo has {image_rgb.shape[:2]} pixels, its mask {mask.shape}")
     factor = np.clip(max(height, width), 640, 1600) / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     shares = np.bincount(mask.ravel(), minlength=len(class_names)) / mask.size

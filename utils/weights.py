@@ -76,6 +76,11 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {path} does not exist" + (f"; found there: {', '.join(near)}" if near else "")
         )
+    if path.suffix in (".onnx", ".pt2"):
+        raise ValueError(
+            f"{path} is an exported graph, which runs in onnxruntime or torch.export (docs/use.md): "
+            "give a .pth or .safetensors file here"
+        )
     if path.suffix == ".params":
         return dict(load_mxnet_params(path))
     damaged = f"{path} is damaged or not a checkpoint"

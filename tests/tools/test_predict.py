@@ -12,6 +12,7 @@ from engine.config.options import parse
 from engine.predictor import tag2mask
 from tests.stages import call
 from tools import infer_seg, predict
+from utils.files import claim_folder
 from utils.image import UnreadableImageError, read_mask
 from utils.logging import LOGGER
 
@@ -54,23 +55,44 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(checkpoint, photos
     (photos / "dangling.jpg").symlink_to("nowhere.jpg")
     (photos / "link.png").symlink_to("good.png")
     with pytest.raises(UnreadableImageError, match=r"2 of 4.*broken\.jpg.*dangling\.jpg"):
-        run(checkpoint, [str(photos)], tmp_path / "out")
+        run(checkpoint, [str(photos), str(photos / "dangling.jpg")], tmp_path / "out")
     assert {p.stem for p in (tmp_path / "out").glob("*.json")} == {"good", "link"}
 
 
-def test_photos_of_one_name_keep_apart(checkpoint, photos, tmp_path):
+def test_names_are_paths_below_the_folder_as_in_training(checkpoint, photos, tmp_path, capsys):
     for folder in ("a", "b"):
         (photos / folder).mkdir()
         Image.new("RGB", (20, 20)).save(photos / folder / "1.png")
-    out = run(checkpoint, [str(photos / "**" / "*.png")], tmp_path / "out")
-    assert {p.relative_to(out).as_posix() for p in out.rglob("*.json")} == {
-        "good.json",
-        "a/1.json",
-        "b/1.json",
-    }
-    with pytest.raises(UnreadableImageError, match="another --out"):
-        (photos / "a" / "1.png").rename(photos / "b" / "good.png")
-        run(checkpoint, [str(photos / "b" / "good.png")], out)
+    tags = tmp_path / "tags.csv"
+    tags.write_text("good.png,sheep\na/1.png,sheep\nb/1.png,crab\n")
+    for given in (photos, photos / "**"):
+        out = run(checkpoint, [str(given)], tmp_path / "out", tags=str(tags))
+        made = {p.relative_to(out).as_posix(): json.loads(p.read_text())["tags"] for p in out.rglob("*.json")}
+        assert made == {"good.json": ["sheep"], "a/1.json": ["sheep"], "b/1.json": ["crab"]}
+    assert "3 earlier results are replaced" in capsys.readouterr().out
+
+
+def test_no_other_file_is_replaced(checkpoint, photos, tmp_path):
+    (photos / "sub").mkdir()
+    Image.new("RGB", (20, 20)).save(photos / "sub" / "good.png")
+    (tmp_path / "two").mkdir()
+    for name in ("good.png", "good.webp"):
+        Image.new("RGB", (20, 20)).save(tmp_path / "two" / name)
+    before = {path: path.read_bytes() for path in photos.rglob("*.*")}
+    files = [str(path) for path in photos.glob("*.png")]
+    for given, out, reason in (
+        ([str(photos)], photos, "among the photos"),
+        (files, photos, "among the photos"),
+        (files, photos / "sub", "not a result of"),
+        ([str(tmp_path / "two" / "*")], tmp_path / "out", "would both be 'good'"),
+        ([str(tmp_path / "two")], tmp_path / "out", "two files"),
+    ):
+        with pytest.raises((ValueError, FileExistsError), match=reason):
+            run(checkpoint, given, out)
+    assert before == {path: path.read_bytes() for path in photos.rglob("*.*")}
+    with pytest.raises(ValueError, match="another origin"):
+        (photos / "good.png").rename(photos / "good.JPG")
+        claim_folder(photos, {})
 
 
 def test_the_decoder_labels_as_infer_seg_does(checkpoint, photos, tmp_path):
@@ -97,8 +119,10 @@ def test_labels_of_cams_are_those_of_the_tags(checkpoint, photos, crf):
     if not crf:
         largest = np.max(list(masks.cam.values()), axis=0)
         np.testing.assert_array_equal(masks.label == 0, largest <= model.method.background_threshold)
-    with pytest.raises(ValueError, match="did you mean 'sheep'"):
-        model.predict(photos / "good.png", ["sheeep"])
+    assert set(model.predict(photos / "good.png", "sheep; crab").cam) == {"sheep", "crab"}
+    for wrong, advice in (("sheeep", "did you mean 'sheep'"), ("sheep, crab", "separate tags by ';'")):
+        with pytest.raises(ValueError, match=advice):
+            model.predict(photos / "good.png", wrong)
 
 
 def test_hub_takes_paths_pictures_and_arrays(checkpoint, photos):

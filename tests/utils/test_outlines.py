@@ -1,6 +1,7 @@
 """Outlines of masks over photos."""
 
 import numpy as np
+import pytest
 
 from utils.outlines import SAFE_COLOURS, outlined_overlay, safe_colours
 
@@ -20,3 +21,5 @@ def test_background_stays_photo_above_the_legend():
     assert picture.shape[1] == 500 and picture.shape[0] > 640
     assert (picture[210:640] == 100).all() and (picture[:190, :190] != 100).any(-1).all()
     assert (picture[-1] == 255).all()
+    with pytest.raises(ValueError, match="pixels"):
+        outlined_overlay(photo.transpose(1, 0, 2), mask, ("background", "cat", "dog"))

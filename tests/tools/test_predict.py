@@ -142,8 +142,11 @@ def test_notebook_runs(checkpoint, photos, monkeypatch):
     assert not any(cell.get("outputs") for cell in cells)
     code = code.replace("logs/seco_custom/last.pth", str(checkpoint))
     values: dict = {}
-    exec(code.replace("photo.jpg", str(photos / "good.png")), values)
-    assert values["masks"].label.shape == (32, 40) and list(values["masks"].cam) == values["tags"]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation, as of a phone held upright
+    Image.open(photos / "good.png").save(photos / "turned.jpg", exif=turned)
+    exec(code.replace("photo.jpg", str(photos / "turned.jpg")), values)
+    assert values["masks"].label.shape == (40, 32) and list(values["masks"].cam) == values["tags"]
 
 
 def test_json_is_all_that_is_printed(checkpoint, photos, tmp_path, capsys, monkeypatch):

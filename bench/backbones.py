@@ -4,8 +4,6 @@ python bench/backbones.py --write
 python bench/backbones.py --names vit_small_patch14_dinov2 swin_tiny_patch4_window7_224
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

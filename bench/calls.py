@@ -3,8 +3,6 @@
 B images, L labels or classes, H W pixels, h w nodes of the walk (a quarter of the pixels).
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec

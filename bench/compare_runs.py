@@ -3,8 +3,6 @@
 Losses of all logged steps may differ by 1e-4, weights not at all.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass

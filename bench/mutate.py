@@ -8,8 +8,6 @@ Results are appended to ``--out``, and what is there already is not run again. T
 changed: each mutant has a process of its own, forked after the libraries are imported.
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import hashlib

@@ -1,7 +1,5 @@
 """Methods that know what they otherwise guess: how much a right guess would gain."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -10,8 +10,6 @@ is of the device's own rate in products of two 1024 x 1024 matrices, in the same
 where they can be imported: ``pydensecrf`` (pip install pydensecrf2), rloss's ``bilateralfilter``.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import resource

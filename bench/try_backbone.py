@@ -1,7 +1,5 @@
 """One row of the table that bench/backbones.py writes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether the tags of a split make sense, and whether masks speak of the same classes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ C: foreground classes; class ids 1..C are the values that masks hold, 0 is backg
 H, W: pixels.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

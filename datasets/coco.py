@@ -1,7 +1,5 @@
 """MS COCO 2014, mask values 1..80: where the files are and what the classes are called."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

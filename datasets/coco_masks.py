@@ -3,8 +3,6 @@
 H x W the image.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@
 on a sample before the transform of the method. H, W: pixels of the image; h, w: of an object's box.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One's own images: a folder of pictures and one file of tags; masks only if there is something to score."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter

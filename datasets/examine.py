@@ -1,7 +1,5 @@
 """Everything that can be wrong with the files of a split, image by image (tools/check_data.py)."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterable

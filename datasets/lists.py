@@ -1,7 +1,5 @@
 """The text around a data set: lists of names, class names, and which file belongs to a name."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Which samples make which step, and the loaders that fetch them."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 from collections.abc import Generator, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Which files of a folder are pictures, and a word about those that look like one and are left out."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -8,8 +8,6 @@
 ``.npy``   the dictionary image -> 0/1 vector over the foreground classes of other programs
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

@@ -4,8 +4,6 @@ A tile is a window (top, left, bottom, right) of its image. Splits list images, 
 afterwards, so no image has tiles in two splits. H, W: pixels of the image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 

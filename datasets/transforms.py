@@ -4,8 +4,6 @@ A view makes ``image`` (3, S, S) normalised, ``valid_box`` (4,) int64 y0, y1, x0
 and labels (S, S), 255 outside of it. Draws come from torch's global generator, which the data set seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """PASCAL VOC 2012, and every data set in its layout: where the files are and what the classes are called."""
 
-from __future__ import annotations
-
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Masks and tags of PASCAL VOC 2012 out of what is published: VOC's own files and SBD's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The state of a training: written, found again after a crash, and restored."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """Mistakes that would show late, found before a training begins."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

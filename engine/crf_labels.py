@@ -3,8 +3,6 @@
 K labels, n classes without background, H x W the image, h x w the stored maps.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

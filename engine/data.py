@@ -1,7 +1,5 @@
 """From the ``data`` section of a config to splits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

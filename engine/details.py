@@ -1,7 +1,5 @@
 """What a report shows of a validation beyond its scores: the IoU and the found tags of every image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

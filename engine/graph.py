@@ -3,8 +3,6 @@
 B images, C foreground classes, (H, W) pixels, multiples of `Graph.multiple`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Inference over a data set: load a checkpoint, list photos, visit every image once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Means of a training's numbers since its last log line."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """From the ``method`` section of a config to a method."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Optimisers (AdamW for ViTs, SGD for CNNs) and their schedule: linear warm-up, polynomial decay."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From one photo to its masks: what tools/predict.py, tools/app.py and torch.hub (hubconf.py) share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

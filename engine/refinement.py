@@ -3,8 +3,6 @@
 n foreground classes of an image, (H, W) pixels.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

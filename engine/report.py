@@ -1,7 +1,5 @@
 """One page for one run or many: ``report.html``, which needs no server, no data set and no other file."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The folder of a run: which one it is, and where a training in it begins."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import DictConfig

@@ -3,8 +3,6 @@
 Whatever a folder lacks is left out, so that folders of tools and of older versions are read too.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

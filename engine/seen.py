@@ -4,8 +4,6 @@ It holds the numbers of every image (`Details`), and of some images a photo and 
 the class id as red and its score as green, 255 for labels; both are small and lie in the JSON as data URIs.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -3,8 +3,6 @@
 Letters: K classes with background 0, H x W the image, h x w the size at which the network sees it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

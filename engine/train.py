@@ -1,7 +1,5 @@
 """Train one method on one data set: ``run(cfg)`` builds everything from the config and fits it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace

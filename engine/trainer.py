@@ -1,7 +1,5 @@
 """The only training loop: precision, accumulation, logging, validation, checkpoints and exact resume."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Generator, Mapping

@@ -1,7 +1,5 @@
 """The validation that runs during training: scores on a split, as the single-stage trainers do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import islice
 

@@ -3,8 +3,6 @@
 B images, (h, w) tokens or strided pixels; P directions and N sources of pixel pairs (ops/pairs.py).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch.nn.functional as F

@@ -3,8 +3,6 @@
 B images, V student views (two global views first), D projection size.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

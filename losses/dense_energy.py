@@ -5,8 +5,6 @@ gate that SeCo, ToCo and MCC train with. Letters: B images, K classes with backg
 of the shrunk maps, N = h*w.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

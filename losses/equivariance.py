@@ -3,8 +3,6 @@
 B images, K classes with background 0, C = K - 1, (h, w) pixels.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

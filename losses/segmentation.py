@@ -1,7 +1,5 @@
 """Losses between a decoder's logits and a pseudo label."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Tags are integers: 1..C a class, 0 background, -1 mixed or unknown, which takes 
 this process, M keys, C classes, D projection size. Every normaliser counts over the global batch.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

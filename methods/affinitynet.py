@@ -6,8 +6,6 @@ B images, P present classes, (H, W) pixels, (h, w) the grid of the affinities at
 directions and N sources of pixel pairs (ops/pairs.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

@@ -3,8 +3,6 @@
 Letters: B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of a network's map.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable

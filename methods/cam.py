@@ -4,8 +4,6 @@ Plain classifiers: the baseline of the single-stage ViTs, and the first stage of
 B images, C foreground classes, D features, (H, W) pixels, (h, w) pixels of the deep map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

@@ -5,8 +5,6 @@ et al., CVPR 2023). B images, C foreground classes, P of them present, L blocks,
 D width of the image tower, E width of the space of texts and images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 B images, V views of each, C foreground classes, K = C + 1, (H, W) pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 

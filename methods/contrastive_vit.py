@@ -3,8 +3,6 @@
 B images, P present classes, D width, (H, W) pixels, (h, w) tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 

@@ -4,8 +4,6 @@ ToCo's network; its local views are the whole image seen through random masks. B
 each, P classes present in an image, D width, (H, W) pixels, (h, w) tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ With its CAM baseline. B images, C foreground classes, P of them present, K = C 
 (H, W) pixels, (h, w) places of the shallow feature map at stride 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

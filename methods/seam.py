@@ -4,8 +4,6 @@ Its classifier; what follows (labels, pixel affinities, random walk) is PSA's wi
 B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of the deepest map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 

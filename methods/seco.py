@@ -5,8 +5,6 @@ B images, V local crops of each, s their side, C foreground classes, P of them p
 pixels. Tags: 1..C a class, 0 background, -1 mixed or unknown.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial

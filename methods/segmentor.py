@@ -3,8 +3,6 @@
 B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positions of the head's map.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 B images, P present classes, V local crops of each, s their side, D width, (H, W) pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial

@@ -3,8 +3,6 @@
 B images, C foreground classes, P of them present, K = C + 1, D width, (H, W) pixels, (h, w) tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

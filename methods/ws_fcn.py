@@ -3,8 +3,6 @@
 1-stage-wseg with another decoder. Letters of methods/one_stage.py; F, S channels of the deep and shallow map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

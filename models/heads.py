@@ -3,8 +3,6 @@
 Decoders map (B, D, h, w) to (B, K, h, w): D backbone width, K classes with background.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

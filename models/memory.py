@@ -1,7 +1,5 @@
 """What contrastive methods remember between steps: momentum copies, class prototypes, a queue of keys."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 

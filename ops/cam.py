@@ -4,8 +4,6 @@ B images, C foreground classes, P <= C of them kept, (H, W) pixels, (h, w) token
 foreground class c + 1 unless ``class_ids`` says otherwise. Nothing here carries gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

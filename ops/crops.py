@@ -3,8 +3,6 @@
 B images, V crops of each, M channels, (H, W) pixels, s side of a crop in pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -4,8 +4,6 @@ B images, C foreground classes, P <= C of them kept, (H, W) pixels, (h, w) token
 gradient. All comparisons are "<= threshold".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -4,8 +4,6 @@ A destination is to the right or below of its source, so every pair comes once. 
 map, P directions, N = (h - r + 1) * (w - 2r + 2) sources, the pixels with all P destinations.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

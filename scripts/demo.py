@@ -7,8 +7,6 @@ logs/demo/ (out=DIR: elsewhere) then holds report.html, table.txt, scores.json a
 What is finished is not done again; an interrupted demo continues.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

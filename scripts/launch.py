@@ -2,8 +2,6 @@
 or the stages of a pipeline.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -6,8 +6,6 @@ Needs gradio (pip install gradio). Photos stay on this machine, and no other mac
 ``--host 0.0.0.0`` says so.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ Writing takes a folder of masks: coco writes ``instances.json`` of run-length co
 outlines for each image and ``data.yaml``, voc palette PNGs. Ignored pixels (255) belong to no object.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

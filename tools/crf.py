@@ -17,8 +17,6 @@ thresholds (strict, lax); one value runs the CRF once and ignores nothing.
     clip_es one run on [1 - largest CAM, CAMs]; pixels with a probability below 0.95 are ignored
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from dataclasses import dataclass

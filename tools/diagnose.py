@@ -8,8 +8,6 @@ pixels of one cause were right. It is printed and written to the run folder: dia
 diagnosis.html, the page of the run with the table at its head.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

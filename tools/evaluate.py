@@ -8,8 +8,6 @@ The data set comes from a config or out of a checkpoint; ``key=value`` changes i
 data.options.masks=...).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ Their files (.npy) are pickles; they are read by a guarded reader that runs no c
 is finished.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

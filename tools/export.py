@@ -9,8 +9,6 @@ metadata; every tool takes it as --model_path. ``.onnx`` (needs onnx, onnxscript
 the network before they are written (docs/use.md).
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

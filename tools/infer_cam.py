@@ -7,8 +7,6 @@ A file holds the CAMs of the classes that its image is tagged with (``utils/cam_
 images whose tags are unknown get those that the classifier finds. Run again, it skips what is finished.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@ scripts/train_voc.py --help). Run again, it skips what is finished. Under torchr
 images are shared out over the processes.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial

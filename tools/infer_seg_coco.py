@@ -1,7 +1,5 @@
 """Segment MS COCO: python tools/infer_seg_coco.py --model_path CKPT [--infer val_part|val|LIST] [--help]"""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Segment PASCAL VOC: python tools/infer_seg_voc.py --model_path CKPT [--infer val|test|LIST] [--help]"""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

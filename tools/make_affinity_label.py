@@ -9,8 +9,6 @@ scores (utils/cam_files.py, ``ScoreFile``), because training averages them over 
 again, it skips what is finished.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ Options of the scenes are those of `datasets.demo.scene.SceneOptions`. A set tha
 alone; one that was interrupted is continued.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

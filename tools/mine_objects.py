@@ -6,8 +6,6 @@ An image gives an object if its label holds a single class that covers neither t
 (Su et al., ICCV 2021). Run again, it continues where it stopped.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

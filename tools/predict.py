@@ -8,8 +8,6 @@ model, protocol) and overlay/<name>.jpg in the folder ``--out``, beside what is 
 below the folder that is given. A photo that cannot be read is named at the end, and the exit code is 2.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

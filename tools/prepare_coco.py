@@ -14,8 +14,6 @@ tagged with the classes of its mask and of its crowd regions. An interrupted run
 there are kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Collection, Iterable, Mapping

@@ -8,8 +8,6 @@ itself has not, either a folder ``SegmentationClassAug`` or SBD's ``.mat`` files
 images of VOC train and val, whatever was there, SBD's for the others. An interrupted run continues.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

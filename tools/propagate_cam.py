@@ -6,8 +6,6 @@ The checkpoint says which walk (IRN, PSA, SEAM) and its constants; ``method.beta
 without classes becomes background. Run again, it skips what is finished.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

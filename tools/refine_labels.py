@@ -8,8 +8,6 @@ background of ``--threshold``, or with ``--write cam`` CAMs again. Run again, it
 (docs/refiners.md).
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

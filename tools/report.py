@@ -6,8 +6,6 @@ Runs that differ in their seed alone are a group, shown as mean with 95 % interv
 of its own run at each validation: logs/<run>/report.html.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

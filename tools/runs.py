@@ -4,8 +4,6 @@ python tools/runs.py                    runs of one config together, with mean a
 python tools/runs.py logs/demo --csv    those of a folder, as a table for other programs
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@
 What is not there (masks, a decoder, tags) is left out. CAMs are those of the image's tags.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@ Competition 6 is for networks that saw any data but VOC's test images, ImageNet 
 VOC's data alone.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Objects from configs: a mapping with a ``target`` import path becomes a call with keyword arguments."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect

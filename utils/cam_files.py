@@ -3,8 +3,6 @@
 No file holds a pickle, so reading one cannot run code; every file appears complete or not at all.
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What all entry points share: errors of the user end in one line, not in a traceback."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """Numbers of the host on a device, without waiting for it."""
 
-from __future__ import annotations
-
 from functools import cache, lru_cache
 
 import torch

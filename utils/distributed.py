@@ -3,8 +3,6 @@
 Everything works without a process group too: one process is a world of size one.
 """
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -3,8 +3,6 @@
 Pictures are (H, W, 3) uint8 arrays; masks hold class indices, 255 (ignore) is drawn light grey.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

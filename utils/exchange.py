@@ -4,8 +4,6 @@ IRN, CDA    {"keys": (n,) class indices from 0, "cam": (n, h, w), "high_res": (n
 PSA, SEAM   {class index from 0: (H, W)}
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Plain files, written whole or not at all, and folders that say what made them (``settings.json``)."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

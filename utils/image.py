@@ -3,8 +3,6 @@
 H, W: pixels. Images are RGB; masks hold class indices (0 background, 255 ignore).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A run's records: lines for people (run.log), one JSON object per line (metrics.jsonl), and TensorBoard."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

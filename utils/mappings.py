@@ -1,7 +1,5 @@
 """Nested mappings: merged key by key, compared leaf by leaf."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any

@@ -6,8 +6,6 @@ begin with a magic number, (from the second on) int32 storage type 0 for dense, 
 int64 sizes. Then come int32 device type and number, int32 type (0: float32), values.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import struct

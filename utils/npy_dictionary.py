@@ -4,8 +4,6 @@ Such a file is a pickle, which can run any code when it is read. This reader adm
 containers and CPU tensors, and refuses everything else.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import re

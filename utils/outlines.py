@@ -1,7 +1,5 @@
 """A mask over its photo: outlines, names, a legend, and colours that colour-blind people tell apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Labels, activation maps, refiners and losses are float32.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

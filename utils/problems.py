@@ -1,7 +1,5 @@
 """Problems of data: the first one is raised, or all of them are collected."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -1,7 +1,5 @@
 """Parts of a training step whose shapes do not change, which ``train.compile=regions`` compiles."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Values that change during training, written in a config as ``[[from_step, value], ...]``."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Random numbers that belong to a sample, not to the process or worker that happens to draw them."""
 
-from __future__ import annotations
-
 import os
 import random
 import zlib

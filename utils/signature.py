@@ -1,7 +1,5 @@
 """The arguments of a class or function, read from its source without importing it."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

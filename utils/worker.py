@@ -1,7 +1,5 @@
 """Worker processes: how many there may be, and what each does first."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading

@@ -4,8 +4,6 @@ Everything is drawn at the output size with analytic anti-aliasing, colours are 
 randomness is that of the generator that a function gets. H W: pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

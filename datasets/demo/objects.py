@@ -3,8 +3,6 @@
 u v: object coordinates (u right, v down, the foot of the object at v = 0, 2 units wide); H W: pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

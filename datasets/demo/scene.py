@@ -6,8 +6,6 @@ the same objects as ``test`` in the same places, but draws the context without l
 between the two splits is what the context was worth. Contexts are background in the masks.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Write the generated scenes of the demo as a data set in VOC layout."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """The text of ``--help``: every key of a config with its value and its meaning."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this file, then the command line
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -10,8 +10,6 @@ both make the same checks::
         out: Path = option(meaning="folder for the labels")
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

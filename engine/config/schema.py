@@ -4,8 +4,6 @@ An experiment is a file ``configs/<method>/<data>.yaml`` that sets what differs.
 project's root.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, is_dataclass

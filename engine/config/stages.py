@@ -10,8 +10,6 @@ stages:                                  # in a file that builds on it: by name
   cam_train: {like: cam, infer: train}   # add: everything else as in stage "cam"
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the stages of a pipeline made of some images, for its report: a column for each stage."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

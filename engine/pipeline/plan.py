@@ -1,7 +1,5 @@
 """The stages of a pipeline, checked and complete before the first one runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Container, Mapping, Sequence

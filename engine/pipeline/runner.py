@@ -7,8 +7,6 @@ are free to change, and whether processes share its work. It writes to ``<work_d
 (docs/pipelines.md).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

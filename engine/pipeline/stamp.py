@@ -6,8 +6,6 @@ run        id of the run that finished; later stages name it among their setting
            this one did
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -4,8 +4,6 @@ A file of this folder is a score that ``eval.scores`` can name: ``boundary_f.py`
 Letters: K classes with background 0, C = K - 1 foreground classes, H x W pixels of a mask.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

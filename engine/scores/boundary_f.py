@@ -1,8 +1,6 @@
 """Boundary F-score: how well outlines agree (Csurka et al., What is a good evaluation measure for semantic
 segmentation?, BMVC 2013)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """mIoU of CAMs over background thresholds, the scan of the multi-stage papers, in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

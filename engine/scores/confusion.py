@@ -1,7 +1,5 @@
 """Confusion ratio FP / TP (SeCo, CVPR 2024): how many wrong pixels come with each right one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Context leak: how much more of its home context is painted with a class than of other contexts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Causes of wrong pixels, and the mIoU that mending each of them would give."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 

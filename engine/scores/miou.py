@@ -1,7 +1,5 @@
 """Mean intersection over union, the number that papers report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

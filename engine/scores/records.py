@@ -1,7 +1,5 @@
 """``scores.json``: every score of a folder with its protocol id, and where it comes from."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Tables of text for the terminal and the log."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """F1 of the predicted image tags."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Checkpoints of the authors' programs: recognised by their keys (``tables.yaml``) and renamed to ours."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A backbone maps normalised images to ``Tokens`` on a grid (``GivesTokens``) or t
 (``GivesMaps``); a method says with ``require`` which of them it reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 B images, D width of the image tower, E width of the shared space, (h, w) patches, N = h * w, T texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

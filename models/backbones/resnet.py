@@ -3,8 +3,6 @@
 Parameter names are torchvision's, so its weights and those of IRN, 1-stage-wseg and WS-FCN fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -3,8 +3,6 @@
 The backbone of PSA, SEAM, 1-stage-wseg and WS-FCN, under the parameter names of their published files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Hierarchical networks of timm as lists of maps: Swin, ConvNeXt, PVT, ResNets and other CNNs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

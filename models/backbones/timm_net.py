@@ -4,8 +4,6 @@ A name is timm's (``vit_small_patch14_dinov2``), with a tag of its weights (``.l
 front of a name that this project has itself, ``timm/`` asks for timm's network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache

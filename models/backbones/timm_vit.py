@@ -3,8 +3,6 @@
 B images, D width, (H, W) pixels, (h, w) tokens, P patch size, p prefix tokens (class and registers).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any

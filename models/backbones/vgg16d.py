@@ -3,8 +3,6 @@
 The backbone of PSA's and 1-stage-wseg's VGG variants, under the parameter names of their files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

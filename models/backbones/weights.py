@@ -1,7 +1,5 @@
 """Pretrained weights of backbones, from files in circulation or from timm."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping

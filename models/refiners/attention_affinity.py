@@ -5,8 +5,6 @@
 B images, M score maps, (h, w) tokens, N = h * w.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """The compiled ``pydensecrf`` behind the same door as our own CRF, for a comparison on one's own data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

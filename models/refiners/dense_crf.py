@@ -6,8 +6,6 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 B images, L labels, H W pixels, N = H*W.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

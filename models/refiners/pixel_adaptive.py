@@ -3,8 +3,6 @@
 B images, M maps, K neighbours, (H, W) pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """DenseCRF parameters of the published programs, all with 10 steps and symmetric normalisation."""
 
-from __future__ import annotations
-
 
 def _weights(gaussian: tuple[float, float], bilateral: tuple[float, float, float]) -> dict[str, float]:
     """Parameters from (sigma xy, weight) and (sigma xy, sigma rgb, weight)."""

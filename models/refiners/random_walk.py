@@ -6,8 +6,6 @@ n times instead; 2 ** n steps are the same walk.
 K classes, (h, w) pixels of the walked map, P directions and N sources of pixel pairs (ops/pairs.py).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

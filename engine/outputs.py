@@ -30,7 +30,7 @@ def load_inputs(options: CheckpointOptions) -> tuple[torch.device, LoadedMethod,
 
 def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
     """The images that ``--infer`` names: a split, a list file, a photo or a folder of photos; default: the
-    config's val_set.
+    config's val_set, or where there is none its train_set.
 
     Raises:
         ValueError: the data set has other classes than the checkpoint, or the name means two things.
@@ -42,9 +42,7 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
                 f"./{infer} for the folder, or start from another directory for the split"
             )
         return image_split(infer, loaded.class_names, reading_of(loaded.cfg.data))
-    name = infer or loaded.cfg.data.val_set
-    if not name:
-        raise ValueError("the checkpoint's config has no data.val_set: name the images with --infer")
+    name = infer or loaded.cfg.data.val_set or loaded.cfg.data.train_set
     try:
         split = load_split(loaded.cfg.data, name)
     except (FileNotFoundError, ValueError) as error:

@@ -45,16 +45,21 @@ class Chart:
 
 
 def write_report(folders: Iterable[Path], out: Path, title: str | None = None, note: str = "") -> Path:
-    """Write the page of some run folders.
-
-    Args:
-        title: default: the run's name, or how many runs there are.
-        note: text with line breaks for its head.
+    """`write_page` of some run folders.
 
     Raises:
         FileNotFoundError: a folder holds nothing of a run.
     """
-    runs = [load_run(Path(folder)) for folder in folders]
+    return write_page([load_run(folder) for folder in folders], out, title, note)
+
+
+def write_page(runs: Sequence[Run], out: Path, title: str | None = None, note: str = "") -> Path:
+    """Write the page of some runs.
+
+    Args:
+        title: default: the run's name, or how many runs there are.
+        note: text with line breaks for its head.
+    """
     groups = grouped(runs)
     members = [Member(run, name, i) for i, (name, group) in enumerate(groups.items()) for run in group]
     environment = Environment(
@@ -89,8 +94,9 @@ def write_report(folders: Iterable[Path], out: Path, title: str | None = None, n
 def refresh(folder: Path, writer: MetricsWriter, step: int) -> None:
     """After a validation: pictures for TensorBoard and the page of the run; its errors end no training."""
     try:
-        write_report([folder], folder / REPORT)
-        for split, content in load_run(folder).seen.items():
+        run = load_run(folder)
+        write_page([run], folder / REPORT)
+        for split, content in run.seen.items():
             writer.draw(step, {f"{split}/{name}": picture for name, picture in overlays(content)})
     except Exception as error:
         warn_once(f"{folder / REPORT} is not written: {type(error).__name__}: {error}")
@@ -250,10 +256,10 @@ def tag_errors(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
     """Per run and split: which tags the classifier missed or made up, and with which true ones."""
     for run, _, _ in members:
         for split, content in run.seen.items():
-            names = content["class_names"]
-            if "found" not in content:
-                continue
-            pairs = [(set(t), set(f)) for t, f in zip(content["tags"], content["found"]) if t is not None]
+            names, drawn = content["class_names"], [s for s in content["samples"] if "found" in s]
+            tags = content.get("tags", [sample["tags"] for sample in drawn])
+            found_tags = content.get("found", [sample["found"] for sample in drawn])
+            pairs = [(set(t), set(f)) for t, f in zip(tags, found_tags) if t is not None]
             rows = []
             for k in range(1, len(names)):
                 true = [found for tags, found in pairs if k in tags]

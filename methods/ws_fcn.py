@@ -116,7 +116,7 @@ class FlowAlignment(nn.Module):
             if torch.compiler.is_compiling():  # the sizes of an exported graph vary, linspace would fix them
                 size = torch.stack([flow.new_full((), side) for side in (width, height)])
                 x, y = (
-                    2 * torch.arange(n, device=flow.device) / (side - 1) - 1
+                    2 * torch.arange(n, device=flow.device) / (side - 1).clamp(min=1) - 1
                     for n, side in zip((width, height), size)
                 )
             else:

@@ -34,19 +34,24 @@ class Options:
 
 def run(options: Options) -> Path:
     """Write ``diagnosis.json`` and ``diagnosis.html`` to the run folder; returns the page."""
-    import json
-
     from datasets.base import WeakSegDataset
     from engine.outputs import load_inputs
     from engine.report import write_report
+    from engine.scores.base import plain
     from engine.validation import validate
-    from utils.files import write_atomic
+    from utils.files import write_json
 
     path = options.run / options.checkpoint
     given = CheckpointOptions(
         model_path=path, infer=options.infer, device=options.device, overrides=options.overrides
     )
     device, loaded, split = load_inputs(given)
+    if not any(record.mask for record in split.records):
+        advice = "name a split with masks (--infer), or set data.options.masks"
+        raise ValueError(
+            f"'{split.name}' has no masks to compare with: {advice}. tools/visualize.py needs none: it shows "
+            "CAMs, labels, and the tags that the classifier misses or makes up"
+        )
     dataset, scores = WeakSegDataset(split, with_mask=True), ("miou", "errors")
     scored = validate(loaded.method, dataset, size=loaded.cfg.eval.size, device=device, scores=scores)
     images = scored.details.content()
@@ -60,13 +65,13 @@ def run(options: Options) -> Path:
         "checkpoint": str(path),
         "split": split.name,
         "images": int(scored.images),
-        "miou": {output: values.mean for output, values in scored.results["miou"].items()},
+        "miou": {output: plain(values.mean) for output, values in scored.results["miou"].items()},
         "errors": {output: values.more for output, values in scored.results["errors"].items()},
         "worst": worst,
     }
     text = "\n\n".join([_head(about), scored.tables(), _worst(worst, split.class_names)])
     print(text)
-    write_atomic(options.run / "diagnosis.json", json.dumps(about, indent=1).encode())
+    write_json(options.run / "diagnosis.json", about)
     page = write_report([options.run], options.run / "diagnosis.html", note=text)
     print(f"\n{page}")
     return page

@@ -166,17 +166,20 @@ def _tags(
     from datasets.custom import aliases_of
     from datasets.lists import some
     from datasets.tags import read_tags, split_tags
+    from utils.logging import LOGGER
 
     if text is None:
         return {}
     if Path(text).suffix.lower() not in (".csv", ".json", ".txt"):
         return dict.fromkeys(photos, split_tags(text))
     names = aliases_of(photos)
-    known = {names.get(image): ids for image, ids in read_tags(text, class_names).items()}
+    known = {names[image]: ids for image, ids in read_tags(text, class_names).items() if image in names}
     if missing := [name for name in photos if name not in known]:
         lacking = f"{text} has no line for {some(missing, len(photos), 'photos')}"
-        raise ValueError(f"{lacking}: give the folder below which the paths of its lines are")
-    return {name: [class_names[k] for k in known[name]] for name in photos}
+        if len(missing) == len(photos):
+            raise ValueError(f"{lacking}: give the folder below which the paths of its lines are")
+        LOGGER.warning(f"warning  {lacking}: segmented as photos of unknown tags")
+    return {name: [class_names[k] for k in ids] for name, ids in known.items()}
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class CheckpointOptions(DataOptions):
     )
     infer: str | None = option(
         None,
-        "split, list file (.txt), photo, or folder of photos; default: data.val_set",
+        "split, list file (.txt), photo, or folder of photos; default: data.val_set, else data.train_set",
         reads="images",
     )
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)

@@ -91,7 +91,7 @@ def test_pictures_are_in_tensorboard(make_run):
 
 
 def test_a_broken_report_ends_no_training(make_run, caplog, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "write_page", lambda *_: 1 / 0)
     refresh(make_run("one"), None, 8)
     assert "ZeroDivisionError" in caplog.text
 

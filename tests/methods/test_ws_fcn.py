@@ -58,6 +58,14 @@ def test_alignment_samples_deterministically_where_asked_to(monkeypatch):
     assert_close(block(shallow, deep), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_alignment_of_a_graph_is_the_same_down_to_one_column(monkeypatch):
+    torch.manual_seed(0)
+    block, shallow, deep = FlowAlignment(4, 6), torch.randn(2, 4, 5, 1), torch.randn(2, 6, 3, 1)
+    expected = block(shallow, deep)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_close(block(shallow, deep), expected)
+
+
 @recorded("wsfcn_sf2")
 def test_fusion_matches_reference_values_and_gradients(case):
     block = check_block(case, ConsistentFusion, ("left", "down"), NAMES, "fusion", ("", "_train"))

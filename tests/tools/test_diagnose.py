@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 from tests.stages import call
 from tools import diagnose
 
@@ -17,3 +19,5 @@ def test_a_run_gets_a_table_a_page_and_its_numbers(checkpoint, tmp_path, capsys)
     assert found["images"] == 6 and set(found["errors"]) == {"cam", "aux_cam", "seg"}
     assert [row["name"] in page.read_text() for row in found["worst"]] == [True, True]
     assert "missed class" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="visualize"):
+        call(diagnose, {"run": folder, "device": "cpu", "overrides": ["data.options.masks=null"]})

@@ -59,17 +59,19 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(checkpoint, photos
     assert {p.stem for p in (tmp_path / "out").glob("*.json")} == {"good", "link"}
 
 
-def test_names_are_paths_below_the_folder_as_in_training(checkpoint, photos, tmp_path, capsys):
+def test_names_are_paths_below_the_folder_as_in_training(checkpoint, photos, tmp_path, capsys, caplog):
     for folder in ("a", "b"):
         (photos / folder).mkdir()
         Image.new("RGB", (20, 20)).save(photos / folder / "1.png")
+    Image.new("RGB", (20, 20)).save(photos / "new.png")  # the file of tags has no line for it
     tags = tmp_path / "tags.csv"
     tags.write_text("good.png,sheep\na/1.png,sheep\nb/1.png,crab\n")
     for given in (photos, photos / "**"):
         out = run(checkpoint, [str(given)], tmp_path / "out", tags=str(tags))
         made = {p.relative_to(out).as_posix(): json.loads(p.read_text())["tags"] for p in out.rglob("*.json")}
-        assert made == {"good.json": ["sheep"], "a/1.json": ["sheep"], "b/1.json": ["crab"]}
-    assert "3 earlier results are replaced" in capsys.readouterr().out
+        known = {"good.json": ["sheep"], "a/1.json": ["sheep"], "b/1.json": ["crab"]}
+        assert made == known | {"new.json": None} and "1 of 4 photos (new)" in caplog.text
+    assert "4 earlier results are replaced" in capsys.readouterr().out
 
 
 def test_no_other_file_is_replaced(checkpoint, photos, tmp_path):

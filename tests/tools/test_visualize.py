@@ -15,6 +15,14 @@ def test_page_shows_what_the_method_makes(checkpoint, tmp_path):
     seen = json.loads((tmp_path / "seen" / "test.json").read_text())
     assert len(seen["samples"]) == 3 and page == tmp_path / "report.html"
     assert list(seen["samples"][0]["maps"]) == ["truth", "cam", "aux_cam", "pseudo_label", "seg"]
+    assert "Tag errors" in page.read_text()
+
+
+def test_without_a_scored_split_training_images_are_drawn(checkpoint, tmp_path):
+    overrides = ["data.val_set=null", "data.options.masks=null"]
+    options = {"model_path": checkpoint, "out": tmp_path, "device": "cpu", "count": 1, "overrides": overrides}
+    call(visualize, options)
+    assert "truth" not in json.loads((tmp_path / "seen" / "train.json").read_text())["samples"][0]["maps"]
 
 
 def test_background_stays_photo_and_classes_take_their_colour():

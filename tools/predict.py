@@ -178,7 +178,7 @@ def _tags(
         lacking = f"{text} has no line for {some(missing, len(photos), 'photos')}"
         if len(missing) == len(photos):
             raise ValueError(f"{lacking}: give the folder below which the paths of its lines are")
-        LOGGER.warning(f"warning  {lacking}: segmented as photos of unknown tags")
+        LOGGER.warning(f"warning  {lacking}: segmented without tags")
     return {name: [class_names[k] for k in ids] for name, ids in known.items()}
 
 

@@ -59,7 +59,7 @@ class LoadedMethod:
             f"{self.cfg.method.target})"
         ]
         if self.source != "tag2mask" or self.unmatched:
-            lines.append(f"         {len(self.unmatched)} unmatched keys")
+            lines.append(f"         unmatched keys: {len(self.unmatched)}")
         lines += [f"         {key}" for key in self.unmatched]
         return "\n".join(
             [*lines, *([] if self.decoder_is_trained else ["         its decoder is untrained"])]

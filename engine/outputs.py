@@ -187,8 +187,3 @@ class Outputs:
         """Print the scores and add them to ``scores.json``; returns the folder."""
         self.evaluation.reduce().report(self.folder, self.protocol, self.settings, self.source)
         return self.folder
-
-
-def is_up_to_date(path: Path, record: Record, is_bare: bool) -> bool:
-    """Whether the file of an image is there and, of photos alone, was made from this very photo."""
-    return has_date(path, record.image) if is_bare else path.is_file()

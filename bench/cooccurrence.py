@@ -4,6 +4,7 @@
     python bench/cooccurrence.py --methods cam seco --strengths 0.95    some of them
     python bench/cooccurrence.py --shard 2/8                            every eighth, for a job array
     python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
+    python bench/cooccurrence.py --methods psa irn --config demo_cda    pipelines
     python bench/cooccurrence.py --out logs/hard data.generate.appearance=0.3                other scenes
 
 Each training has a folder below ``--out``. What is finished is not done again. The table covers what is
@@ -54,7 +55,8 @@ Row = dict[str, Any]  # the numbers of an output of a training, in percent
 class Options:
     """Which methods are trained on which scenes."""
 
-    methods: list[str] = option(["cam", "toco", "seco"], "each with its configs/<method>/demo.yaml")
+    methods: list[str] = option(["cam", "toco", "seco"], "folders below configs/")
+    config: str = option("demo", "the file in the folder of each method")
     strengths: list[float] = option(
         [0.1667, 0.5, 0.8, 0.95], "probabilities that an object of a partnered class is on its partner"
     )
@@ -69,6 +71,10 @@ class Options:
 
 def run(options: Options) -> Path:
     """Train and measure what is not there yet, then write the tables; returns the folder."""
+    import torch
+
+    from utils.files import atomic_file
+
     part, parts = map(int, options.shard.split("/"))
     jobs = list(product(options.seeds, options.strengths, options.methods))
     for seed, strength, method in jobs[part::parts]:
@@ -77,7 +83,9 @@ def run(options: Options) -> Path:
         if not (folder / "measures.pt").is_file():
             print(f"--- {folder.name}", flush=True)
             train_one(options, folder, method, strength, seed)
-            measure(folder)
+            measured = {path.parent.name: measure(path) for path in checkpoints(folder)}
+            with atomic_file(folder / "measures.pt") as file:
+                torch.save(measured, file)
     print(write_tables(options.out))
     return options.out
 
@@ -85,6 +93,7 @@ def run(options: Options) -> Path:
 def train_one(options: Options, folder: Path, method: str, strength: float, seed: int) -> None:
     """Draw the scenes of a strength and train a method on them."""
     from engine.config.load import load_config
+    from engine.pipeline import runner
     from engine.train import run as train
     from tools import make_demo_data
     from utils.files import alone_in
@@ -98,11 +107,22 @@ def train_one(options: Options, folder: Path, method: str, strength: float, seed
         make_demo_data.run(make_demo_data.Options(out=root, overrides=scenes))
     given = [f"data.root={root.absolute()}", "data.val_set=null", f"seed={seed}"]
     given += [f"work_dir={folder}", f"run_name={folder.name}"]
-    train(load_config(f"{method}/demo.yaml", [*options.overrides, *given]))
+    config, overrides = f"{method}/{options.config}.yaml", [*options.overrides, *given]
+    cfg = load_config(config, overrides)
+    if cfg.stages:
+        runner.run(config, overrides)
+    else:
+        train(cfg)
 
 
-def measure(folder: Path) -> None:
-    """Predict both test splits with the last checkpoint and keep the counts of every image."""
+def checkpoints(folder: Path) -> list[Path]:
+    """Last checkpoints of the networks that predict: of a pipeline its classifiers and segmentors."""
+    stages = [*folder.glob("cam_net*/last.pth"), *folder.glob("segment*/last.pth")]
+    return stages or [folder / "last.pth"]
+
+
+def measure(checkpoint: Path) -> dict[str, Any]:
+    """Counts of every image of both test splits, as a checkpoint predicts it."""
     import torch
 
     from datasets.base import WeakSegDataset
@@ -111,12 +131,11 @@ def measure(folder: Path) -> None:
     from engine.scores.base import confusion_matrix
     from engine.scores.context_leak import ground_counts
     from engine.validation import predicted_image
-    from utils.files import atomic_file
     from utils.image import normalize
     from utils.logging import progress_bar
 
-    loaded = load_method(folder / "last.pth", "cpu")
-    measures: dict[str, object] = {}
+    loaded = load_method(checkpoint, "cpu")
+    measures: dict[str, Any] = {}
     for name in SPLITS:
         split = load_split(loaded.cfg.data, name)
         dataset = WeakSegDataset(split, with_mask=True)
@@ -136,12 +155,11 @@ def measure(folder: Path) -> None:
             columns["context"].append(sample["context"][-1].mode().values)
         measures[name] = {key: torch.stack(values) for key, values in columns.items()}
         measures["class_names"] = split.class_names
-    with atomic_file(folder / "measures.pt") as file:
-        torch.save(measures, file)
+    return measures
 
 
-def numbers(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Every output of a measured training with its numbers, in percent."""
+def numbers(measures: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every output of a network with its numbers, in percent."""
     import torch
 
     from datasets.demo.contexts import CONTEXTS
@@ -149,7 +167,6 @@ def numbers(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     from datasets.demo.scene import SceneOptions
     from engine.scores.context_leak import leak_of_counts
 
-    measures = torch.load(folder / "measures.pt", weights_only=True)
     matched, shuffled = (measures[name] for name in SPLITS)
     names = measures["class_names"]
     partnered = torch.tensor([name in SceneOptions().partnered for name in names[1:]])
@@ -200,15 +217,20 @@ def mean_iou(counts: Tensor) -> Tensor:
 
 def write_tables(out: Path) -> str:
     """The table of all measured trainings; writes it beside them."""
+    import torch
+
     from engine.scores.tables import text_table
     from utils.files import write_atomic
 
     rows = []
-    for folder in sorted(path.parent for path in out.glob("*/measures.pt")):
-        method, strength, seed = folder.name.rsplit("-", 2)
-        for output, found in numbers(folder):
-            rows.append({"method": method, "output": output, "strength": float(strength), "seed": int(seed)})
-            rows[-1] |= found
+    for file in sorted(out.glob("*/measures.pt")):
+        method, strength, seed = file.parent.name.rsplit("-", 2)
+        measured = torch.load(file, weights_only=True)
+        for network, measures in measured.items():
+            for output, found in numbers(measures):
+                title = output if len(measured) == 1 else f"{network} {output}"
+                row = {"method": method, "output": title, "strength": float(strength), "seed": int(seed)}
+                rows.append(row | found)
     if not rows:
         return "nothing is measured yet"
     lines = [list(rows[0]), *(row.values() for row in rows)]

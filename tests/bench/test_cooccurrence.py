@@ -27,7 +27,7 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
 def test_shards_share_all_trainings(tmp_path, monkeypatch):
     done: list[Path] = []
     monkeypatch.setattr(cooccurrence, "train_one", lambda options, folder, *_: done.append(folder.name))
-    monkeypatch.setattr(cooccurrence, "measure", lambda folder: None)
+    monkeypatch.setattr(cooccurrence, "checkpoints", lambda folder: [])
     for k in range(5):
         cooccurrence.run(Options(out=tmp_path, shard=f"{k}/5"))
     assert len(done) == len(set(done)) == 36

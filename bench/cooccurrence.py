@@ -8,7 +8,8 @@
     python bench/cooccurrence.py --out logs/hard data.generate.appearance=0.3                other scenes
 
 Each training has a folder below ``--out``. What is finished is not done again. The table covers what is
-there; table.csv holds every number of every training. A strength of 1/6 is chance: there are six contexts.
+there; table.csv holds every number of every training, report.html the curves. A strength of 1/6 is chance:
+there are six contexts.
 
 With several seeds the table shows mean and 95 % interval over them (Student's t); with one, the interval
 over images (bootstrap). ``slope``: rise of a number from strength 0 to 1, fitted for each seed.
@@ -219,6 +220,7 @@ def write_tables(out: Path) -> str:
     """The table of all measured trainings; writes it beside them."""
     import torch
 
+    from engine.report import REPORT, write_report
     from engine.scores.tables import text_table
     from utils.files import write_atomic
 
@@ -254,6 +256,8 @@ def write_tables(out: Path) -> str:
     ]
     table = text_table(["method", "output", "strength", "seeds", *COLUMNS], cells)
     write_atomic(out / "table.txt", f"{table}\n".encode())
+    trainings = sorted(file.parent for file in out.glob("*/run.json"))
+    write_report(trainings, out / REPORT, "Co-occurrence", table)
     return table
 
 

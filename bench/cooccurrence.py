@@ -4,7 +4,7 @@
     python bench/cooccurrence.py --methods cam seco --strengths 0.95    some of them
     python bench/cooccurrence.py --shard 2/8                            every eighth, for a job array
     python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
-    python bench/cooccurrence.py --methods psa irn --config demo_cda    pipelines
+    python bench/cooccurrence.py --methods psa irn --config "{method}/demo_cda.yaml"    pipelines
     python bench/cooccurrence.py --out logs/hard data.generate.appearance=0.3                other scenes
 
 Each training has a folder below ``--out``. What is finished is not done again. The table covers what is
@@ -56,8 +56,8 @@ Row = dict[str, Any]  # the numbers of an output of a training, in percent
 class Options:
     """Which methods are trained on which scenes."""
 
-    methods: list[str] = option(["cam", "toco", "seco"], "folders below configs/")
-    config: str = option("demo", "the file in the folder of each method")
+    methods: list[str] = option(["cam", "toco", "seco"], "folders of configs")
+    config: str = option("{method}/demo.yaml", "where the config of each method is")
     strengths: list[float] = option(
         [0.1667, 0.5, 0.8, 0.95], "probabilities that an object of a partnered class is on its partner"
     )
@@ -108,7 +108,7 @@ def train_one(options: Options, folder: Path, method: str, strength: float, seed
         make_demo_data.run(make_demo_data.Options(out=root, overrides=scenes))
     given = [f"data.root={root.absolute()}", "data.val_set=null", f"seed={seed}"]
     given += [f"work_dir={folder}", f"run_name={folder.name}"]
-    config, overrides = f"{method}/{options.config}.yaml", [*options.overrides, *given]
+    config, overrides = options.config.format(method=method), [*options.overrides, *given]
     cfg = load_config(config, overrides)
     if cfg.stages:
         runner.run(config, overrides)

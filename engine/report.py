@@ -268,8 +268,9 @@ def tag_errors(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
                 often = max(sorted(set(beside)), key=beside.count, default=None)
                 seen_with = "" if often is None else f"{names[often]} ({beside.count(often)})"
                 found_true = sum(k in found for found in true)
-                rows.append((names[k], len(true), found_true, len(true) - found_true, len(wrong), seen_with))
-            if pairs:
+                row = names[k], len(true), found_true, len(true) - found_true, len(wrong), seen_with
+                rows += [row] if true or wrong else []
+            if rows:
                 yield {"title": f"{run.name}, {split}", "rows": rows}
 
 

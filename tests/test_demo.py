@@ -56,12 +56,6 @@ def test_methods_train_side_by_side(tmp_path, monkeypatch):
     assert sorted(asked) == sorted((name, "train.threads=1", "seed=1") for name in demo.CONFIGS)
 
 
-def test_a_pipeline_is_no_demo(arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments, "configs/irn/demo.yaml"])
-    with pytest.raises(ValueError, match="is a pipeline"):
-        demo.main()
-
-
 def test_other_scenes_lie_beside_the_runs(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("tools.make_demo_data.run", lambda options: asked.append(options) or sys.exit(0))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import runpy
 import shutil
 import signal
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +22,6 @@ from engine.config.load import load_config
 from engine.train import run as train
 from scripts.launch import main
 from tests.processes import TIMEOUT, free_port, in_a_group, launch
-from utils.files import alone_in
 from utils.image import read_mask, write_mask
 from utils.weights import load_checkpoint
 
@@ -148,12 +145,6 @@ def test_run_of_another_config_or_start_is_left_alone(demo, plain):
     assert (plain / "last.pth").stat().st_mtime_ns == before
 
 
-def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
-    monkeypatch.setattr("engine.train.alone_in", partial(alone_in, wait=0))
-    with alone_in(plain), pytest.raises(ValueError, match="in use"):
-        go_on(demo, plain)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -161,17 +152,9 @@ def test_two_runs_do_not_share_a_folder(demo, plain, monkeypatch):
         (["device=cuda:7"], "0 found"),
         (["train.batch_size=5", "train.accumulate=2"], "batch_size"),
         (["method.label_source=camm"], "label_source"),
-        (["eval.select=segg"], "did you mean 'seg'"),
         (["train.resume=no"], "checkpoint"),
-        (["method.background_threshold=0,5"], "method.background_threshold"),
-        (["method.loss_weights.cls=one"], "method.loss_weights.cls"),
         (["method.loss_weights.segg=0.1"], "did you mean 'seg'"),
-        (["method.low_threshold=0.9"], "method.low_threshold=0.9"),
-        (["method.cam_scales=1.0"], "method.cam_scales"),
-        (["method.momentum=9"], "method.momentum"),
-        (["method.decoder=null"], "decoder"),
         (["data.label_dir=logs"], "learns from tags"),
-        (["data.generate.strength=0.1"], "tools/make_demo_data.py"),
         (["run_name=../elsewhere"], "run_name"),
     ],
 )
@@ -183,12 +166,6 @@ def test_bad_command_line_gets_one_clear_error(demo, tmp_path, arguments, messag
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
-
-
-def test_log_says_what_a_short_run_does_not_reach(demo, tmp_path, capsys):
-    arguments = ["train.steps=1", "optim.warmup_steps=1", "method.loss_weights.seg=[[0,0.0],[7,0.1]]"]
-    go_on([*demo, *arguments], tmp_path / "run")
-    assert re.search(r"ends before .*warmup_steps.*, the loss seg \(step 7\)", capsys.readouterr().out)
 
 
 def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
@@ -234,10 +211,8 @@ def test_positions_of_the_launcher(tmp_path, positions, flags, arguments, gpus):
 @pytest.mark.parametrize(
     ("positions", "message", "nodes"),
     [
-        (["four"], "GPUS must be", {}),
         (["4", "70000"], "PORT must be", {}),
         (["4", "29501", "0;1;2;3"], "DEVICES must be", {}),
-        (["4", "29501", "gpu"], "DEVICES must be", {}),
         (["4", "29501", "0,1"], "DEVICES names 2", {}),
         (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2"}),
         (["4"], "NNODES=2 needs MASTER_ADDR", {"NNODES": "2", "NODE_RANK": "1"}),
@@ -311,11 +286,3 @@ def test_help_shows_what_a_command_would_use(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("Train on PASCAL VOC 2012", "usage:", "train.steps = 20000"))
     assert "DEVICES" in run(["bash", "run_train.sh", "--help"]).stdout
-    changes = ["config=configs/cam/demo.yaml", "train.steps=7", "method.backbone.frozen=all"]
-    monkeypatch.setattr(sys, "argv", ["train_voc.py", "--help", *changes])
-    main(default_config="configs/toco/voc.yaml", doc="")
-    shown = capsys.readouterr().out
-    assert "train.steps = 7 " in shown and "method.backbone.frozen = all " in shown
-    sys.argv.append("train.stpes=8")
-    with pytest.raises(SystemExit):
-        main(default_config="configs/toco/voc.yaml", doc="")

@@ -10,8 +10,6 @@ from datasets.demo.objects import OBJECTS
 from datasets.demo.scene import SPLITS, SceneOptions, context_given_class, draw_content, render_scene
 from datasets.demo.write import read_meta, write_dataset
 from datasets.voc import voc_split
-from engine.config.options import parse
-from tools import make_demo_data
 from utils.image import read_image, read_mask
 
 SMALL = SceneOptions(seed=3, train=6, test=3, image_size=64)
@@ -118,27 +116,11 @@ def test_a_folder_of_real_data_is_never_written_to(tmp_path, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["boat", "plane"]}, "plane"),
         ({"classes": ["boat"]}, "sheep"),  # partnered by default, but no longer a class
         ({"strength": 1.2}, "strength"),
-        ({"object_size": [0.5, 0.3]}, "object_size"),
         ({"object_size": [0.1, 0.3], "image_size": 64}, "8 pixels"),
-        ({"max_objects": 0}, "max_objects"),
     ],
 )
 def test_bad_options_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         SceneOptions(**change)
-
-
-def test_the_tool_takes_options_and_refuses_unknown_ones(tmp_path, capsys):
-    def run(out, *arguments):
-        arguments = ["--out", str(tmp_path / out), "--workers", "1", *arguments]
-        make_demo_data.run(parse(make_demo_data.Options, None, arguments))
-
-    run("set", "train=2", "test=1", "image_size=64", "strength=0.7", "classes=[boat,sheep,car]")
-    assert "train 2, test 1, test_shuffled 1 images of 3 classes" in capsys.readouterr().out
-    assert read_meta(tmp_path / "set")["options"]["strength"] == 0.7
-    with pytest.raises(KeyError, match="did you mean 'strength'"):
-        run("other", "strenght=0.7")
-    assert not (tmp_path / "other").exists()

@@ -88,14 +88,6 @@ def test_rescaling_stays_in_its_range(seed):
     assert 50 <= x1 - x0 <= 60 and abs((y1 - y0) - (x1 - x0) * 30 / 44) <= 0.5
 
 
-def test_padding_reaches_both_ends():
-    boxes = []
-    for seed in range(100):
-        torch.manual_seed(seed)
-        boxes.append(random_crop(sample(10, 10), 16, (1.0, 1.0))["valid_box"].tolist())
-    assert {box[0] for box in boxes} == set(range(7)) == {box[2] for box in boxes}
-
-
 def runs_right(view, box):
     """Whether the picture gets lighter towards the right inside the box; colour changes keep that."""
     y0, y1, x0, x1 = box.tolist()
@@ -180,9 +172,7 @@ def test_a_view_is_a_function_of_image_and_seed(tmp_path, name):
     ("view", "options", "term"),
     [
         (ResizedView, {"area_range": (0.5, 2.0)}, "share"),
-        (PlainView, {"scale_range": (2.0, 0.5)}, "ascending"),
         (StageView, {"long_side": (60, 50)}, "ascending"),
-        (StageView, {"scale_range": (0, 1)}, "ascending"),
     ],
 )
 def test_bad_settings_are_refused(view, options, term):

@@ -4,13 +4,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from engine.checks import check_training
-from engine.config import load as config
 from engine.config.help import documented_keys
 from engine.config.load import CONFIGS, ROOT, find_config, load_config, load_stages, override_config, to_plain
 from engine.config.schema import frozen_differences
 from engine.method import build_method
 from engine.segmentation import inference_refiner
-from utils.build import build, import_target, keyword_names
+from utils.build import import_target, keyword_names
 from utils.schedule import Schedule
 from utils.signature import arguments
 
@@ -53,12 +52,6 @@ def test_dotted_keys_of_a_file_are_refused(text, tmp_path):
         load_config(write(tmp_path / "mine.yaml", f"base: cam/demo.yaml\n{text}\n"))
 
 
-def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
-    (tmp_path / "twice.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
-    with pytest.raises(ValueError, match="twice"):
-        load_config(tmp_path / "twice.yaml")
-
-
 def test_a_file_changes_its_bases_and_the_command_line_changes_both(tmp_path):
     """Bases are beside their file too; lists are replaced; 1e-4 is a number."""
     write(tmp_path / "own_base.yaml", "base: cam/demo.yaml\ntrain: {steps: 4}\ninfer: {scales: [1.0, 2.0]}\n")
@@ -75,9 +68,7 @@ def test_a_file_changes_its_bases_and_the_command_line_changes_both(tmp_path):
         ("train.step=5", KeyError, "command line: 'train.step' .*did you mean 'train.steps'"),
         ("method.temprature=5", KeyError, "did you mean 'temperature'"),
         ("method.backbone.aux_layr=2", KeyError, r"method\.backbone: did you mean 'aux_layer'"),
-        ("method.backbone.nmae=vit_demo", KeyError, "did you mean 'name'"),
         ("train.steps", ValueError, "not key=value"),
-        ("train.steps=eight", ValueError, "train.steps expects a whole number from 1, got 'eight'"),
         ("optim.name=adam", ValueError, "expects adamw or sgd, got 'adam': did you mean 'adamw'"),
     ],
 )
@@ -104,9 +95,7 @@ def test_crops_without_room_are_refused_before_a_run():
     "override",
     [
         "train.steps=abc", "train.batch_size=2.5", "optim.lr=-1", "optim.lr=nan", "seed=null",
-        "data.scale_range=1",
-        "optim.betas=[0.9]", "infer.scales=[]", "infer.scales=[a]", "infer.merge_flips=summ",
-        "infer.size=large", "train.keep_every=-1", "infer.tags=nope",
+        "optim.betas=[0.9]", "infer.scales=[a]", "infer.merge_flips=summ", "infer.tags=nope",
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_wherever_it_comes_from(override):
@@ -117,7 +106,7 @@ def test_a_value_of_the_wrong_kind_is_refused_wherever_it_comes_from(override):
         override_config(load_config("configs/toco/voc.yaml"), [override])
 
 
-TEXTS = ["/d/set #2", "20240101_120000", "010", "1e3", "12:30", "yes", "null #", "~", "2007"]
+TEXTS = ["/d/set #2", "20240101_120000", "010", "1e3", "12:30", "yes", "~"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -159,31 +148,6 @@ def test_arguments_read_from_the_source_are_those_that_python_knows(target):
     assert set(arguments(target)) == keyword_names(import_target(target))
 
 
-def test_bases_in_a_circle_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
-    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(ValueError, match="bases of each other"):
-        load_config(tmp_path / "a.yaml")
-
-
-def test_build_refuses_unknown_arguments():
-    with pytest.raises(
-        KeyError, match="'sepc' is not an argument of utils.schedule.Schedule: did you mean 'spec'"
-    ):
-        build({"target": "utils.schedule.Schedule", "sepc": 1})
-    with pytest.raises(ImportError, match="no 'Shedule': did you mean 'Schedule'"):
-        build({"target": "utils.schedule.Shedule"})
-    with pytest.raises(ImportError, match=r"module 'utils.shedule'"):
-        build({"target": "utils.shedule.Schedule"})
-
-
-def test_schedule_holds_each_value_until_the_next():
-    weight = Schedule([[0, 0.0], [2001, 0.1]])
-    assert [weight(step) for step in (0, 2000, 2001, 10**6)] == [0.0, 0.0, 0.1, 0.1]
-    assert Schedule(0.5)(123) == 0.5
-
-
 @pytest.mark.parametrize(
     "spec", [[], [[5, 1.0]], [[0, 1.0], [0, 2.0]], [[0, 1.0], [9, 2.0], [3, 1.0]], [1, 2]]
 )
@@ -205,8 +169,3 @@ def test_refiner_of_the_inference_is_a_name_or_a_mapping(tmp_path):
     for wrong in ("tocoo", {"target": "x"}, {"name": "dense_crf", "step": 3}):
         with pytest.raises((KeyError, ValueError), match="refiner"):
             inference_refiner(wrong)
-
-
-def test_another_data_source_drops_the_options_of_the_base(tmp_path):
-    (tmp_path / "mine.yaml").write_text("base: toco/voc.yaml\ndata: {source: tests.stages.call, root: x}\n")
-    assert not load_config(tmp_path / "mine.yaml").data.options

@@ -53,16 +53,11 @@ def test_rates_and_adamw_match_reference_values(case):
 
 def test_frozen_parameters_are_left_out():
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
-    optimizer = build_optimizer(
-        [
-            {"name": "a", "params": [frozen], "lr_scale": 1.0},
-            {"name": "b", "params": [nn.Parameter(torch.ones(1)), frozen], "lr_scale": 10.0},
-        ],
-        lr=0.1,
-        weight_decay=0.5,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
+    groups = [
+        {"name": "a", "params": [frozen], "lr_scale": 1.0},
+        {"name": "b", "params": [nn.Parameter(torch.ones(1)), frozen], "lr_scale": 10.0},
+    ]
+    optimizer = build_optimizer(groups, lr=0.1, weight_decay=0.5)
     assert [(g["name"], len(g["params"]), g["base_lr"]) for g in optimizer.param_groups] == [("b", 1, 1.0)]
 
 

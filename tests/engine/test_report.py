@@ -15,7 +15,6 @@ from engine.runs import load_run
 from engine.seen import chosen, encoded, overlays
 from engine.train import run as train
 from tests.trainings import small_config
-from tools import report as report_tool
 from utils.logging import MetricsWriter
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,12 +32,6 @@ def test_page_needs_the_run_folder_alone_and_shows_names_as_text(make_run, split
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("loss_weights", "other"))  # the method has its own
     assert "weight 0 so far" not in write_report([folder], tmp_path / "page.html").read_text()
-
-
-def test_page_without_a_run_is_an_error(tmp_path):
-    for folders, error in (([], ValueError), ([tmp_path], FileNotFoundError)):
-        with pytest.raises(error, match="run folder"):
-            report_tool.run(report_tool.Options(runs=folders))
 
 
 def test_every_image_has_its_numbers_and_its_change(make_run):

@@ -16,8 +16,6 @@ from engine.config.schema import Train
 from engine.optim import build_optimizer, poly_warmup_factor
 from engine.trainer import Trainer
 from methods.base import Method
-from utils.logging import collected_warnings
-from utils.precision import autocast
 from utils.seed import sample_generator, sample_seed
 from utils.weights import load_checkpoint
 
@@ -189,24 +187,6 @@ def test_weight_zero_means_no_influence_and_does_not_look_trained(tmp_path, monk
     assert "late" not in lines[0] and "weight 0: late" in lines[-1]
 
 
-def test_a_sign_of_life_after_the_first_step_that_no_mean_misses(tmp_path, monkeypatch):
-    lines = []
-    monkeypatch.setattr("engine.trainer.LOGGER.info", lines.append)
-    trainer(tmp_path / "a").fit()
-    trainer(tmp_path / "b", options=replace(OPTIONS, log_every=4)).fit()
-    assert [line.split("/")[0].split()[1] for line in lines[-3:]] == ["1", "4", "8"]
-    first, every = records(tmp_path / "b")[0], records(tmp_path / "a")[:4]
-    assert first["step"] == 4
-    assert first["loss"]["fit"] == pytest.approx(sum(line["loss"]["fit"] for line in every) / 4)
-
-
-def test_a_cpu_without_bf16_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with collected_warnings() as found, autocast(torch.device("cpu"), "bf16"):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    assert len(found) == 1 and "bf16" in found[0]
-
-
 def test_accumulated_micro_batches_equal_one_batch_for_means_over_images(tmp_path):
     def halves(start):
         for batch in batches(start):
@@ -318,13 +298,6 @@ def test_other_images_are_named(tmp_path, monkeypatch):
     assert not warned
     resume(tmp_path, header=new)
     assert len(warned) == 1 and "a -> b" in warned[0]
-
-
-def test_a_finished_run_taken_to_another_folder_is_saved_there(tmp_path, whole):
-    run = trainer(tmp_path / "b")
-    run.restore(last_good(whole))
-    run.fit()
-    assert load_checkpoint(tmp_path / "b/last.pth")["step"] == 8
 
 
 def test_scores_and_checkpoints_are_of_the_average_and_a_resume_equals_an_uninterrupted_run(tmp_path):

@@ -138,13 +138,3 @@ def test_superpixels_straighten_a_ragged_border(kind):
     scores = torch.nn.functional.one_hot(torch.from_numpy(label), 4).movedim(-1, 0)[None].float()
     voted = create_refiner("mask_vote", superpixels=kind).refine(image, scores)[0].argmax(0).numpy()
     assert miou(truth, voted) > miou(truth, label) + 0.1
-
-
-def test_wrong_options_are_named(tmp_path):
-    for options, error, key in [
-        ({"masks": tmp_path / "none"}, FileNotFoundError, "none"),
-        ({"superpixels": "slick"}, ValueError, "slic"),
-        ({"inside": 2}, ValueError, "inside"),
-    ]:
-        with pytest.raises(error, match=key):
-            create_refiner("mask_vote", **options)

@@ -84,10 +84,3 @@ def test_walk_to_edges_matches_reference_values(case):
     step = [-(-side // part) for side, part in zip(size, case["up"].shape[1:])]
     up, expected = up[:, :: step[0], :: step[1]], case["up"]
     assert_close(up / up.max(), expected / expected.max(), rtol=1e-4, atol=1e-4)
-
-
-def test_exponent_zero_is_refused():
-    pairs = PixelPairs(3)
-    scores, affinity = random_inputs(pairs, (8, 8))
-    with pytest.raises(ValueError, match="positive"):
-        random_walk(scores, affinity, pairs, 0, 4)

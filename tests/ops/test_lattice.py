@@ -130,11 +130,8 @@ def test_approximates_the_exact_gaussian_filter(sigma_rgb):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (torch.zeros(1, 0, 5), "non-empty"),
         (torch.zeros(0, 4, 5), "non-empty"),
-        (torch.zeros(4, 5), "non-empty"),
         (torch.tensor([[[0.0, float("nan")]]]), "NaN"),
-        (torch.tensor([[[0.0, float("inf")]]]), "NaN or infinity"),
         (torch.tensor([[[0.0, 0.0], [0.0, 1e8]]]), "larger sigmas"),
         (torch.eye(5)[None] * 3e5, "overflow"),
     ],

@@ -28,14 +28,8 @@ def test_irn_dictionary_of_tensors_is_read(tmp_path):
     assert found.size == (10, 13)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_psa_dictionary_of_any_pickle_protocol_is_read(tmp_path, protocol):
-    file = cams()
-    content = {int(k) - 1: file.cam[i].numpy() for i, k in enumerate(file.class_ids)}
-    with open(tmp_path / "a.npy", "wb") as out:
-        array = np.array(content, dtype=object)
-        np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
-        pickle.dump(array, out, protocol=protocol)
+def test_psa_dictionary_is_read(tmp_path):
+    file = save_psa(tmp_path / "a.npy")
     found = load_foreign_cam(tmp_path / "a.npy")
     assert torch.equal(found.cam, file.cam) and torch.equal(found.class_ids, file.class_ids)
 
@@ -56,19 +50,11 @@ def test_code_inside_a_tensors_storage_does_not_run(tmp_path):
             load_foreign_cam(tmp_path / "a.npy")
 
 
-def test_dictionary_of_something_else_is_named(tmp_path):
-    np.save(tmp_path / "c.npy", {"scores": np.zeros(3)})
-    with pytest.raises(ValueError, match=r"c\.npy is not a CAM file.*scores"):
-        load_foreign_cam(tmp_path / "c.npy")
-
-
 @pytest.mark.parametrize(
     ("keys", "maps", "message"),
     [
         ([2], np.zeros((2, 6, 8)), "1 classes, but maps are"),
-        ([2, 2], np.zeros((2, 6, 8)), "not different numbers from 0"),
         ([-3], np.zeros((1, 6, 8)), "not different numbers from 0"),
-        ([2], np.full((1, 6, 8), np.nan), "up to nan"),
         ([2], np.full((1, 6, 8), 6.98), "up to 6.98"),
     ],
 )
@@ -77,12 +63,6 @@ def test_maps_that_cannot_be_cams_are_refused(tmp_path, keys, maps, message):
     np.save(tmp_path / "a.npy", np.array(content, dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=f"a.npy is not a CAM file.*{message}"):
         load_foreign_cam(tmp_path / "a.npy")
-
-
-def test_nearly_constant_map_of_seam_is_read(tmp_path):
-    """SEAM takes the minimum twice from pixels at the minimum, which ends far below 0."""
-    np.save(tmp_path / "a.npy", np.array({0: np.float32([[1, -101]])}, dtype=object), allow_pickle=True)
-    assert load_foreign_cam(tmp_path / "a.npy").cam.tolist() == [[[1, -101]]]
 
 
 def save_psa(path, classes=(3, 15)):

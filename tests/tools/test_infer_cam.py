@@ -43,14 +43,6 @@ def test_score_at_the_fixed_threshold_is_that_of_validation(cams, checkpoint, sp
         assert found[f"{name}/test/ms+flip@0.50"] == expected.results["miou"][name].more["matrix"]
 
 
-def test_best_threshold_is_the_best_of_the_sweep(cams):
-    for record in read_scores(cams):
-        if record["protocol"].endswith("@best"):
-            curve = record["miou_by_threshold"]
-            assert record["score"]["miou"] == max(curve.values()) == curve[f"{record['threshold']:.2f}"]
-            assert list(curve) == [f"{i / 100:.2f}" for i in range(60)]
-
-
 def test_evaluate_reads_the_same_scores_from_the_files(cams, checkpoint, tmp_path):
     call(evaluate, {"cam": str(cams), "model_path": str(checkpoint), "out": str(tmp_path), "threshold": 0.5})
     assert [(r["protocol"], r["score"]) for r in read_scores(tmp_path)] == [
@@ -121,23 +113,6 @@ def test_ignored_pixels_are_refused_unless_asked_for(split, checkpoint, tmp_path
     call(evaluate, {**options, "ignored": ignored})
     score = read_scores(tmp_path)[0]["score"]["miou"]
     assert score == 1.0 if miou == "perfect" else score < 1.0
-
-
-def test_label_out_of_range_is_an_error(split, checkpoint, tmp_path):
-    for record in split.records:
-        write_mask(tmp_path / f"{record.name}.png", np.full((48, 48), 9, np.uint8))
-    with pytest.raises(ValueError, match="none of the 7 classes"):
-        call(evaluate, {"labels": str(tmp_path), "model_path": str(checkpoint)})
-
-
-def test_what_to_score_must_be_said(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="either --labels FOLDER"):
-        call(evaluate, {"model_path": str(checkpoint)})
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        call(evaluate, {"labels": str(tmp_path / "none"), "model_path": str(checkpoint)})
-    no_val = ["config=configs/datasets/custom.yaml"]
-    with pytest.raises(ValueError, match=r"has no data\.val_set"):
-        call(evaluate, {"labels": str(tmp_path), "overrides": no_val})
 
 
 def test_untagged_photos_get_the_classes_that_the_classifier_finds(checkpoint, demo_folder, tmp_path):

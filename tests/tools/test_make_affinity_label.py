@@ -70,16 +70,3 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
     next(cam.glob("*.npz")).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 CAM files"):
         call(make_affinity_label, {**labels, "out": tmp_path / "other"})
-
-
-def test_bad_options_are_clear_errors(folder):  # noqa: F811
-    path, _ = folder
-    with pytest.raises(ValueError, match=r"background_threshold=0\.4 must be below"):
-        call(make_affinity_label, options(path, background_threshold=0.4))
-    with pytest.raises(ValueError, match="high_alpha=3.* must be above low_alpha=4"):
-        call(make_affinity_label, options(path, mode="psa", high_alpha=3))
-    with pytest.raises(ValueError, match="name the data set"):
-        call(make_affinity_label, options(path, images=None))
-    (path / "images" / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
-        call(make_affinity_label, options(path))

@@ -60,15 +60,3 @@ def test_labels_without_any_object_make_an_empty_bank(labels):
     for path in folder.iterdir():
         write_mask(path, np.zeros((48, 48)))
     assert len(ObjectBank(call(mine_objects, options), split.class_names)) == 0
-
-
-def test_missing_labels_and_wrong_bounds_are_clear_errors(labels):
-    split, folder, options = labels
-    with pytest.raises(ValueError, match="ascending shares"):
-        call(mine_objects, {**options, "min_share": 0.8})
-    label_path(folder, split.records[2].name).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 labels of split 'train' are missing"):
-        call(mine_objects, options)
-    write_mask(label_path(folder, split.records[2].name), np.zeros((5, 5)))
-    with pytest.raises(ValueError, match=r"is 5 x 5 pixels, but its image .* is 48 x 48"):
-        call(mine_objects, {**options, "num_workers": 0})

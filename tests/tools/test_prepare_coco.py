@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -122,15 +121,11 @@ def edit(coco, change, part="train"):
     [
         *(
             ("annotations", "segmentation", shape, "annotation 2: segmentation")
-            for shape in (None, [], [[1, 2, 3, 4]], [0, 0, 5, 0, 5, 5], {"counts": [0, 4], "size": [2, 2]})
+            for shape in (None, [0, 0, 5, 0, 5, 5], {"counts": [0, 4], "size": [2, 2]})
         ),
         ("annotations", "image_id", 99, "annotation 2: image_id"),
-        ("annotations", "image_id", None, "annotation 2: image_id"),
-        ("annotations", "category_id", 12, "annotation 2: category_id"),
         ("annotations", "iscrowd", "no", "annotation 2: iscrowd"),
-        ("images", "height", None, "image 8: height"),
         ("images", "id", 7, "image 7 appears twice"),
-        ("images", "file_name", "a\0.jpg", "image 8"),
         ("images", "file_name", "COCO_train2014_000000000007.jpg", "same file_name"),
         ("categories", "name", "giraffe", "other classes"),
     ],
@@ -139,30 +134,6 @@ def test_annotations_that_are_not_cocos_are_named_by_their_id(coco, where, key, 
     edit(coco, lambda content: content[where][1].update({key: value}))
     with pytest.raises(ValueError, match=rf"instances_train2014\.json.*{term}"):
         prepare(coco)
-
-
-@pytest.mark.parametrize("content", ["[1, 2", '{"images": []}', "[]"])
-def test_files_that_are_not_cocos_are_named(coco, content):
-    (coco / "annotations/instances_train2014.json").write_text(content)
-    with pytest.raises(ValueError, match=r"instances_train2014\.json"):
-        prepare(coco)
-
-
-def test_numbers_may_be_text(coco):
-    prepare(coco)
-    mask, tags = read_mask(coco_split(coco, "train").records[0].mask), (coco / "tags.csv").read_text()
-    shutil.rmtree(coco / "SegmentationClass")
-
-    def as_text(content):
-        for image in content["images"]:
-            image["id"] = str(image["id"])
-        for annotation in content["annotations"]:
-            annotation |= {key: str(annotation[key]) for key in ("image_id", "category_id", "iscrowd")}
-
-    edit(coco, as_text)
-    prepare(coco)
-    assert np.array_equal(read_mask(coco_split(coco, "train").records[0].mask), mask)
-    assert (coco / "tags.csv").read_text() == tags
 
 
 def test_images_of_one_name_in_two_folders_stay_two(coco):

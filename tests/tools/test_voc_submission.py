@@ -43,30 +43,17 @@ def spoil(kind, path):
     mask = np.zeros((20, 30), np.uint8)
     if kind == "missing":
         path.unlink()
-    elif kind == "cannot be read":
-        path.write_bytes(path.read_bytes()[:60])
-    elif kind == "JPEG":
-        Image.fromarray(mask).save(path, "JPEG")
     elif kind == "mode L":
         Image.fromarray(mask).save(path)
-    elif kind == "mode RGB":
-        Image.new("RGB", (30, 20)).save(path)
     elif kind == "another size":
         write_mask(path, mask.T)
     elif kind == "255":
         write_mask(path, mask + 255)
     elif kind == "above 20":
         write_mask(path, mask + 21)
-    elif kind == "palette":
-        picture = Image.fromarray(mask + 1)
-        picture.putpalette(list(range(256)) * 3)
-        picture.save(path)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["missing", "cannot be read", "JPEG", "mode L", "mode RGB", "another size", "255", "above 20", "palette"],
-)
+@pytest.mark.parametrize("kind", ["missing", "mode L", "another size", "255", "above 20"])
 def test_each_mistake_is_refused_with_its_reason(voc, kind):
     spoil(kind, voc / "labels" / "b.png")
     with pytest.raises(ValueError, match=f"1 of 2, first b.*{kind}"):

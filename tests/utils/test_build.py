@@ -24,11 +24,6 @@ def test_option_that_the_part_does_not_take_is_named_with_its_key(part, option):
         build_part(part, {option: 1}, 3, key="method.head")
 
 
-def test_other_names_that_may_stand_at_the_key_are_suggested():
-    with pytest.raises(KeyError, match="did you mean 'pretrained'"):
-        build_part(ProjectionHead, {"pretraned": 1}, 3, key="method.x", others=["pretrained"])
-
-
 def test_decoder_by_name_with_options():
     decoder = create_decoder("large_fov", 8, 3, {"hidden": 4})
     assert isinstance(decoder, LargeFOV) and decoder.conv7.weight.shape == (4, 4, 3, 3)

@@ -15,7 +15,6 @@ from utils.image import (
     rescale,
     write_mask,
 )
-from utils.logging import collected_warnings
 
 INDICES = np.array([[0, 1, 20], [255, 5, 0]], dtype=np.uint8)
 
@@ -123,22 +122,6 @@ def test_deep_pictures_are_scaled_by_their_type(tmp_path, dtype, white, channels
         assert read.shape == (4, 6, 3) and np.abs(read.astype(float) - 255 * share).max() <= 1
 
 
-def test_deep_pictures_are_noted_once_with_the_first_file(tmp_path):
-    with collected_warnings() as warnings:
-        for name in "ab":
-            Image.fromarray(np.full((2, 2), 40000, np.uint16)).save(tmp_path / f"{name}.png")
-            read_image(tmp_path / f"{name}.png")
-            read_image(tmp_path / f"{name}.png", Reading((), (0, 40000)))
-    assert len(warnings) == 1 and "data.value_range" in warnings[0] and "a.png" in warnings[0]
-
-
-def test_a_compressed_grey_tiff_has_the_range_of_its_data_set(tmp_path):
-    values = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(values).save(tmp_path / "a.tif", compression="tiff_lzw")
-    read = np.asarray(read_image(tmp_path / "a.tif", Reading((), (0, 4095))))
-    assert (read == (values.astype(int) * 255 // 4095)[..., None]).all()
-
-
 @pytest.mark.parametrize("layout", ["contig", "separate", None])
 def test_bands_and_values_are_those_of_the_data_set(tmp_path, layout):
     """Bands may be interleaved, planes or pages; the scale is the same for a dark and a bright image."""
@@ -165,21 +148,11 @@ def test_values_without_a_known_white_are_refused(tmp_path, values):
         read_image(tmp_path / "a.tif")
 
 
-def test_a_tiff_may_state_its_white(tmp_path):
-    picture = Image.fromarray(np.full((2, 2), 4095, np.uint16))
-    picture.save(tmp_path / "a.tif", tiffinfo={281: 4095})
-    assert (np.asarray(read_image(tmp_path / "a.tif")) == 255).all()
-
-
-def colours(mask):
-    return PALETTE[mask]
-
-
 def test_masks_that_programs_have_changed_are_refused(tmp_path):
     mask = np.zeros((40, 50), np.uint8)
     mask[5:20, 5:25], mask[22:35, 20:45] = 15, 255
-    renumbered = Image.fromarray(colours(mask)).quantize(3)
-    hidden = np.dstack([colours(mask), np.where(mask == 15, 0, 255).astype(np.uint8)])
+    renumbered = Image.fromarray(PALETTE[mask]).quantize(3)
+    hidden = np.dstack([PALETTE[mask], np.where(mask == 15, 0, 255).astype(np.uint8)])
     grey = Image.fromarray(mask)
     for picture, options, term in (
         (renumbered, {}, "other indices"), (Image.fromarray(hidden), {}, "transparent"),

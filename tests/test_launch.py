@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +21,10 @@ from datasets.demo.scene import SceneOptions
 from datasets.demo.write import write_dataset
 from engine.config.load import load_config
 from engine.train import run as train
+from engine.trainer import Trainer
 from scripts.launch import main
-from tests.processes import TIMEOUT, free_port, in_a_group, launch
+from tests.processes import TIMEOUT, free_port, in_a_group, launch, start
+from utils.distributed import world_size
 from utils.image import read_mask, write_mask
 from utils.weights import load_checkpoint
 
@@ -85,7 +88,7 @@ def test_a_run_leaves_a_report(plain):
 
 
 def test_split_of_the_batch_over_processes_does_not_change_the_step(demo, plain, tmp_path):
-    in_a_group(one_of_the_processes, demo, tmp_path / "run", size=4)
+    in_a_group(one_of_the_processes, demo, tmp_path / "run")
     assert_same_run(tmp_path / "run", plain)
 
 
@@ -93,42 +96,42 @@ def one_of_the_processes(rank, demo, folder):
     go_on(demo, folder)
 
 
-def test_stop_signal_to_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):
-    """Each process hears the signal at another moment; they stop after the same step."""
-    folder = tmp_path / "run"
-    command = ["bash", "run_train.sh", "scripts/train_voc.py", "2", free_port(), "cpu", "stopped", *demo]
-    process = subprocess.Popen(
-        [*command, f"work_dir={folder}", "train.checkpoint_every=100"],
-        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("step"):
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == 128 + signal.SIGTERM and "Traceback" not in rest, rest
-    assert (folder / "last.pth").is_file(), rest
-    go_on(demo, folder)
-    assert_same_run(folder, plain)
+def stopped_by_a_signal(rank, demo, folder, alone):
+    """After its first step the last process of a group gets the signal, or a process with all its workers."""
+    step = Trainer._train_step
+    if alone:
+        os.setsid()
+
+    def step_and_stop(self, *arguments):
+        out = step(self, *arguments)
+        if rank == world_size() - 1:
+            os.kill(0 if alone else os.getpid(), signal.SIGTERM)
+        return out
+
+    Trainer._train_step = step_and_stop
+    try:
+        go_on([*demo, "train.checkpoint_every=100"], folder)
+    except SystemExit as end:
+        if alone:
+            raise
+        return end.code
+    return 0
+
+
+def test_stop_signal_to_one_of_two_processes_saves_and_the_run_goes_on(demo, plain, tmp_path):
+    """They stop after the same step."""
+    assert in_a_group(stopped_by_a_signal, demo, tmp_path / "run", False) == 2 * [128 + signal.SIGTERM]
+    go_on(demo, tmp_path / "run")
+    assert_same_run(tmp_path / "run", plain)
 
 
 def test_stop_signal_to_the_loader_workers_too_saves_and_the_run_goes_on(demo, plain, tmp_path):
     """Ctrl-C and a cluster's stop reach the whole process group."""
-    folder = tmp_path / "run"
-    options = ["data.num_workers=1", "train.checkpoint_every=100"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "scripts/train_voc.py", *demo, f"work_dir={folder}", *options],
-        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("step"):
-            os.killpg(process.pid, signal.SIGTERM)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == 128 + signal.SIGTERM, rest
-    go_on(demo, folder)
-    assert_same_run(folder, plain, tolerance=0)
+    process = start(stopped_by_a_signal, 0, [*demo, "data.num_workers=1"], tmp_path / "run", True)
+    process.join(TIMEOUT)
+    assert process.exitcode == 128 + signal.SIGTERM
+    go_on(demo, tmp_path / "run")
+    assert_same_run(tmp_path / "run", plain, tolerance=0)
 
 
 def test_run_of_another_config_or_start_is_left_alone(demo, plain):
@@ -178,13 +181,56 @@ def test_masks_of_other_classes_end_a_run_before_its_first_step(demo, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def torchrun(errors, *words):
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = ["torchrun.py", *words]
+    runpy.run_path(str(ROOT / "scripts/torchrun.py"), run_name="__main__")
+
+
+def launched(folder, text, port=None):
+    """A running launcher of two processes of a script with this text, and the file of what they say."""
+    (folder / "script.py").write_text(text)
+    flags = ["--nproc_per_node=2", f"--master_port={port or free_port()}"]
+    return start(torchrun, folder / "errors", *flags, str(folder / "script.py")), folder / "errors"
+
+
 def test_error_of_a_process_is_the_last_word_of_the_launcher(tmp_path):
     """torchrun would add a traceback of its own."""
-    script = tmp_path / "fails.py"
-    script.write_text("import sys; print('what is wrong', file=sys.stderr); sys.exit(2)")
-    done = run(["bash", "run_train.sh", str(script), "2", free_port(), "cpu"])
-    assert done.returncode == 2 and "what is wrong" in done.stderr
-    assert "Traceback" not in done.stderr
+    process, errors = launched(tmp_path, "import sys; print('what is wrong', file=sys.stderr); sys.exit(2)")
+    process.join(TIMEOUT)
+    assert process.exitcode == 2 and "what is wrong" in errors.read_text()
+    assert "Traceback" not in errors.read_text()
+
+
+def test_stop_signal_reaches_the_processes_of_the_launcher(tmp_path):
+    said = tmp_path / "said"
+    process, errors = launched(
+        tmp_path,
+        f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (open({str(said)!r}, "a").write("end "), sys.exit(143)))
+open({str(said)!r}, "a").write("on ")
+time.sleep({TIMEOUT})
+""",
+    )
+    while not said.is_file() or said.read_text().count("on") < 2:
+        time.sleep(0.05)
+        assert process.is_alive()
+    process.terminate()
+    process.join(TIMEOUT)
+    assert process.exitcode == 128 + signal.SIGTERM and said.read_text().count("end") == 2
+    assert "Traceback" not in errors.read_text()
+
+
+def test_port_that_is_taken_is_a_clear_error(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        process, errors = launched(tmp_path, "", port)
+        process.join(TIMEOUT)
+    assert process.exitcode == 2 and port in errors.read_text() and "another PORT" in errors.read_text()
+    assert "Traceback" not in errors.read_text()
 
 
 @pytest.mark.parametrize(
@@ -222,16 +268,6 @@ def test_bad_positions_of_the_launcher_are_an_error(tmp_path, positions, message
     command = ["bash", "run_train.sh", "scripts/train_voc.py", *positions]
     done, started = launch(command, tmp_path, cwd=ROOT, env={"PATH": os.environ["PATH"], **nodes})
     assert done.returncode == 2 and message in done.stderr and started is None
-
-
-def test_port_that_is_taken_is_a_clear_error():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = str(other.getsockname()[1])
-        done = run(["bash", "run_train.sh", "scripts/train_voc.py", "1", port, "cpu"])
-    assert done.returncode == 2 and port in done.stderr and "another PORT" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_environment_that_lacks_packages_is_an_error(tmp_path):

@@ -78,6 +78,8 @@ def runs(request, demo_folder, tmp_path_factory):  # noqa: F811
     """Config, counts of a step, results of a training on the CPU, on the GPU, and continued on the GPU."""
     folder = tmp_path_factory.mktemp(request.param)
     cfg = small_config(request.param, folder, demo_folder)
+    (folder / "two.txt").write_text("test_00000\ntest_00001\n")
+    cfg.data.val_set = str(folder / "two.txt")
     on_cpu = OmegaConf.merge(cfg, {"work_dir": str(folder / "cpu"), "device": "cpu"})
     train.run(on_cpu)
     results = [result(on_cpu)]

@@ -228,15 +228,6 @@ def test_turned_objects_keep_their_area_and_colours(class_id):
         assert (pasted[covered] >= 198).all() and (pasted[~covered] == 90).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 60), (60, 3)])
-def test_tiny_images_and_thin_objects_fit(size):
-    item = MinedObject(1, np.zeros((2, 90, 3), np.uint8), np.ones((2, 90), bool))
-    for seed in range(5):
-        for paste in (Paste(), Paste(rescale=True, blend=True), Paste(rotate=False)):
-            pasted, covered = paste(np.zeros((*size, 3), np.uint8), item, SampleDraw(seed))
-            assert pasted.shape == (*size, 3) and covered.shape == size
-
-
 def test_missing_or_foreign_bank_is_a_clear_error(world, tmp_path):
     bank = world[1]
     with pytest.raises(FileNotFoundError, match="object bank"):

@@ -97,30 +97,9 @@ def test_a_second_run_touches_nothing_and_an_interrupted_one_is_continued(folder
     assert kept.stat().st_mtime_ns == files[kept]
 
 
-def test_other_options_are_refused(tmp_path):
-    options = replace(SMALL, train=3, test=1)
-    write_dataset(tmp_path, options, workers=1)
-    fewer = replace(options, train=1, strength=0.5)
-    with pytest.raises(FileExistsError, match=r"strength: 0\.9 -> 0\.5"):
-        write_dataset(tmp_path, fewer, workers=1)
-
-
 @pytest.mark.parametrize("file", ["JPEGImages/a.jpg", "meta.json"])
 def test_a_folder_of_real_data_is_never_written_to(tmp_path, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("{}")
     with pytest.raises(FileExistsError, match="another folder"):
         write_dataset(tmp_path, SMALL, workers=1)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"classes": ["boat"]}, "sheep"),  # partnered by default, but no longer a class
-        ({"strength": 1.2}, "strength"),
-        ({"object_size": [0.1, 0.3], "image_size": 64}, "8 pixels"),
-    ],
-)
-def test_bad_options_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        SceneOptions(**change)

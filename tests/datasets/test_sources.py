@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.custom import custom_split, find_images
+from datasets.custom import custom_split
 from datasets.pictures import picture_files
 from datasets.voc import tags_from_xml, voc_split
 from engine.config.load import load_config
@@ -169,14 +169,6 @@ def test_custom_tags_that_do_not_fit_are_named(own, tags, error, term):
     text(own / "tags.csv", tags)
     with pytest.raises(error, match=term):
         custom_split(own, "all")
-
-
-def test_custom_says_what_is_wrong(own):
-    with pytest.raises(ValueError, match=r"no images \(4 images"):
-        custom_split(own, "val", tags=None, class_names=["cat"], val_fraction=0.0)
-    picture(own / "images" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.png.*two files"):
-        find_images(own / "images")
 
 
 def test_a_list_never_means_another_photo_of_the_same_name(own, voc):

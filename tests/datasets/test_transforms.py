@@ -166,15 +166,3 @@ def test_a_view_is_a_function_of_image_and_seed(tmp_path, name):
     for key in ("image", "global_view", "strong_view", "valid_box"):
         assert key not in first or torch.equal(first[key], again[key])
     assert not torch.equal(first["image"], other["image"])
-
-
-@pytest.mark.parametrize(
-    ("view", "options", "term"),
-    [
-        (ResizedView, {"area_range": (0.5, 2.0)}, "share"),
-        (StageView, {"long_side": (60, 50)}, "ascending"),
-    ],
-)
-def test_bad_settings_are_refused(view, options, term):
-    with pytest.raises(ValueError, match=term):
-        view(**{"crop_size": 32, **options})

@@ -5,12 +5,11 @@ from omegaconf import OmegaConf
 
 from engine.checks import check_training
 from engine.config.help import documented_keys
-from engine.config.load import CONFIGS, ROOT, find_config, load_config, load_stages, override_config, to_plain
+from engine.config.load import CONFIGS, ROOT, load_config, load_stages, override_config, to_plain
 from engine.config.schema import frozen_differences
 from engine.method import build_method
 from engine.segmentation import inference_refiner
 from utils.build import import_target, keyword_names
-from utils.schedule import Schedule
 from utils.signature import arguments
 
 EXPERIMENTS = sorted(
@@ -32,13 +31,6 @@ def test_every_experiment_resolves_and_every_key_is_explained(name):
         )
         given = {key.removeprefix(f"{section}.").partition(".")[0] for key in keys if key.startswith(section)}
         assert given - {"target", section} <= set(arguments(str(target)) or given)
-
-
-def test_help_has_values_of_the_config_and_defaults_of_the_class():
-    rows = {key: row for key, *row in documented_keys("configs/toco/voc.yaml")}
-    assert rows["train.steps"][0] == 20000 and rows["method.backbone.name"][0].startswith("deit")
-    value, meaning = rows["method.cam_scales"]  # no file sets it; the text is the base class's
-    assert value == [1.0, 0.5, 1.5] and meaning.startswith("image scales")
 
 
 def write(path, text):
@@ -75,15 +67,6 @@ def test_a_file_changes_its_bases_and_the_command_line_changes_both(tmp_path):
 def test_unknown_keys_are_refused(override, error, hint):
     with pytest.raises(error, match=hint):
         build_method(load_config("configs/toco/voc.yaml", [override]), 21, pretrained=False)
-
-
-def test_an_unknown_key_names_its_file_and_the_closest_one(tmp_path):
-    with pytest.raises(KeyError, match=r"x.yaml: 'train.stepps' .*did you mean 'train.steps'"):
-        load_config(write(tmp_path / "x.yaml", "base: cam/demo.yaml\ntrain: {stepps: 3}\n"))
-    with pytest.raises(FileNotFoundError, match="did you mean 'configs/toco/voc.yaml'"):
-        find_config("configs/toco/vocc.yaml")
-    with pytest.raises(FileNotFoundError, match="folder with configs/toco/coco.yaml"):
-        find_config("configs/toco")
 
 
 def test_crops_without_room_are_refused_before_a_run():
@@ -146,14 +129,6 @@ def test_what_a_resumed_run_may_change():
 )
 def test_arguments_read_from_the_source_are_those_that_python_knows(target):
     assert set(arguments(target)) == keyword_names(import_target(target))
-
-
-@pytest.mark.parametrize(
-    "spec", [[], [[5, 1.0]], [[0, 1.0], [0, 2.0]], [[0, 1.0], [9, 2.0], [3, 1.0]], [1, 2]]
-)
-def test_schedule_refuses_what_has_no_order(spec):
-    with pytest.raises(ValueError):
-        Schedule(spec)
 
 
 def test_refiner_of_the_inference_is_a_name_or_a_mapping(tmp_path):

@@ -144,12 +144,6 @@ def test_sweep_and_label_images_match_the_published_programs(case, tmp_path):
     case.compare("png_eval", percent(evaluation.results["miou"]["seg"].per_class["iou"]), rtol=0)
 
 
-def test_f1_of_logits_takes_those_above_zero():
-    logits = torch.tensor([[0.1, 0.0, -3.0]])
-    assert tag_f1(logits, torch.tensor([[1.0, 0.0, 0.0]])).tolist() == [1.0]
-    assert tag_f1(logits, torch.tensor([[1.0, 1.0, 1.0]])).tolist() == [0.5]
-
-
 # Every score, one of your own too, has these properties; K is 4.
 CLASSES = ("background", "boat", "sheep", "car")  # context_leak expects those of the scenes
 ALL = sorted({path.stem for path in Path(inspect.getfile(Miou)).parent.glob("[a-z]*.py")} - set(NO_SCORES))

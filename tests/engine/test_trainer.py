@@ -243,30 +243,9 @@ def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
     trainer(tmp_path, loss_weights={"fit": 1.0, "of_its_base": 0.0}).fit()
 
 
-def test_losses_that_have_no_weight_are_named(tmp_path, monkeypatch):
-    warned, plain = [], Toy.training_step
-    monkeypatch.setattr("engine.trainer.LOGGER.warning", warned.append)
-
-    def forgetful(self, batch, step):
-        losses, metrics = plain(self, batch, step)
-        return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}, metrics
-
-    monkeypatch.setattr(Toy, "training_step", forgetful)
-    trainer(tmp_path).fit()
-    assert len(warned) == 1 and "loss_weights.new" in warned[0]
-
-
 def test_metrics_are_logged_and_never_end_a_run(whole):
     metrics = [line["metrics"] for line in records(whole)]
     assert len(metrics) == 8 and all(m["broken"] is None and math.isfinite(m["level"]) for m in metrics)
-
-
-def test_checkpoint_without_optimizer_gives_its_weights(tmp_path, whole):
-    weights = load_checkpoint(whole / "last.pth")["model"]
-    run = trainer(tmp_path)
-    run.restore(Checkpoint(tmp_path / "converted.pth", {"model": weights}))
-    assert run.step == 0
-    torch.testing.assert_close(run.method.state_dict(), weights)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_training_repeats_itself_to_the_bit_whatever_the_workers(demo_folder, 
 
 
 def test_how_a_batch_is_split_over_processes_changes_nothing(demo, tmp_path, at_length):
-    """1 x 4 = 2 x 2 = 4 x 1 images after 20 steps; tests/test_launch.py compares 1 x 4 and 4 x 1 after 4."""
+    """1 x 4 = 2 x 2 = 4 x 1 images after 20 steps; tests/test_launch.py compares 1 x 4 and 2 x 2 after 4."""
     if not at_length:
         pytest.skip("with --all")
     demo = [*demo, "train.steps=20"]

@@ -15,9 +15,11 @@ from methods.toco import ToCo
 VIT = {"name": "vit_demo", "width": 32, "depth": 4, "heads": 2, "image_size": 48}
 CROPS = {"local_crop_size": 24, "num_local_crops": 3}
 FAST = {"head": {"hidden_dim": 32}, "refiner": {"name": "par", "iterations": 2}}
+HEAD = {"head": {"hidden_dim": 32, "bottleneck_dim": 16, "out_dim": 64}}
 OPTIONS: dict[type[ContrastiveViT], dict[str, Any]] = {
-    ToCo: CROPS | {"loss_weights": {"cls": 1, "cls_aux": 1, "ptc": 0.2, "ctc": 0.5, "seg": 0.1}},
-    MCC: {
+    ToCo: CROPS | HEAD | {"loss_weights": {"cls": 1, "cls_aux": 1, "ptc": 0.2, "ctc": 0.5, "seg": 0.1}},
+    MCC: HEAD
+    | {
         "loss_weights": {"cls": 1, "cls_aux": 1, "aff": 0.2, "mcc": 0.5, "seg": 0.1},
         "mask_rate": 0.7,
         "mask_scale": 2,

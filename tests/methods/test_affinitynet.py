@@ -1,6 +1,5 @@
 """PSA's classifier, affinity network and random walk: the authors' values, and promises for any input."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -188,14 +187,3 @@ def test_labels_follow_the_image_and_padding_is_ignored():
         assert torch.equal(label[sure] == 1, (share > area / 2)[sure])
         mirrored.add(bool(label[inside][0] == 1))
     assert mirrored == {True, False}
-
-
-def test_missing_and_foreign_scores_are_named():
-    sample = scored_sample()
-    with pytest.raises(ValueError, match="no label scores"):
-        AffinityView(64, 8)({"name": "a", "image": sample["image"]})
-    sample["label_scores"]["scores"] = sample["label_scores"]["scores"][..., :20]
-    with pytest.raises(ValueError, match=r"image 'a' are \(30, 20\), but the image is \(30, 50\)"):
-        AffinityView(64, 8)(sample)
-    with pytest.raises(ValueError, match="multiple of the stride 8"):
-        AffinityView(60, 8)

@@ -52,10 +52,3 @@ def test_ignored_pixels_have_no_gradient_and_do_not_count():
     assert not logits.grad[:, :, label[0] == 255].any()
     expected = torch.nn.functional.cross_entropy(logits, label, ignore_index=255)
     torch.testing.assert_close(loss, expected)
-
-
-def test_a_wrong_head_is_a_clear_error():
-    with pytest.raises(ValueError, match="method.head"):
-        small("liner")
-    with pytest.raises(KeyError, match="head_options"):
-        Segmentor(4, {"name": "vit_demo"}, head="linear", head_options={"hidden": 3})

@@ -162,21 +162,6 @@ def test_weights_of_mxnet_match_recorded_names(tmp_path):
         create_backbone("resnet38d", width=2, pretrained=path)
 
 
-@pytest.mark.parametrize(
-    "error, options, key_term",
-    [
-        (KeyError, {"name": "resnet39d"}, "did you mean"),
-        (KeyError, {"name": "resnet38d", "aux_layer": 2}, "'aux_layer'"),
-        (ValueError, {"name": "resnet50", "frozen": ["layer9"]}, "layer9"),
-        (ValueError, SMALL | {"pretrained": "timm"}, "no weights for"),
-        (ValueError, SMALL | {"pyramid": True}, "pyramid"),
-    ],
-)
-def test_errors_name_the_option(error, options, key_term):
-    with torch.device("meta"), pytest.raises(error, match=key_term):
-        create_backbone(**options)
-
-
 class Flat(nn.Conv2d):
     """A backbone of somebody else, with a normalisation of its own."""
 

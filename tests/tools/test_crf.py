@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_bad_input_is_one_clear_error(folder):
     assert not (path / "out3").exists()
 
 
-def test_crf_beside_the_network_gives_the_same_labels(checkpoint, tmp_path):  # noqa: F811
+def test_crf_beside_the_network_gives_the_same_labels(checkpoint, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("engine.pool.WorkerPool", partial(WorkerPool, threads=True))
     for workers in (0, 1):
         cfg = {"model_path": checkpoint, "out": tmp_path / str(workers), "device": "cpu", "num_workers": 0}
         call(infer_seg, {**cfg, "crf": "toco", "crf_workers": workers})
@@ -145,11 +147,3 @@ def test_wrong_probabilities_are_refused_by_name(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **{"probs": np.full((2, 4, 5), 0.5)} | arrays)
     with pytest.raises(ValueError, match=rf"x\.npz.*{message}"):
         crf_labels.read_probs(tmp_path / "x.npz")
-
-
-@pytest.mark.parametrize(
-    ("recipe", "values"), [("toco", [0.25, 0.7]), ("psa", [-3.0, 5.0]), ("irn", [float("nan"), 0.2])]
-)
-def test_wrong_values_of_a_recipe_are_refused(tmp_path, recipe, values):
-    with pytest.raises(ValueError, match="values"):
-        call(crf, options(tmp_path, recipe=recipe, values=values))

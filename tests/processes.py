@@ -70,7 +70,7 @@ def _context() -> BaseContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision.transforms.v2", "timm"])
+    context.set_forkserver_preload(["torch", "torchvision.transforms.v2", "timm", "engine.train"])
     try:
         multiprocessing.forkserver.ensure_running()
     except OSError:  # no place for its socket: a long TMPDIR, a file system without sockets

@@ -268,17 +268,6 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, weights, class_name
         trainer(tmp_path).restore(Checkpoint(path, {"model": {"proj.weight": torch.zeros(3)}}))
 
 
-def test_other_images_are_named(tmp_path, monkeypatch):
-    warned = []
-    monkeypatch.setattr("engine.checkpoint.LOGGER.warning", warned.append)
-    old, new = ({"provenance": {"data_fingerprint": name}} for name in "ab")
-    trainer(tmp_path, header=old).fit()
-    resume(tmp_path, header=old)
-    assert not warned
-    resume(tmp_path, header=new)
-    assert len(warned) == 1 and "a -> b" in warned[0]
-
-
 def test_scores_and_checkpoints_are_of_the_average_and_a_resume_equals_an_uninterrupted_run(tmp_path):
     options = replace(OPTIONS, ema=0.5)
     scored = []

@@ -1,6 +1,5 @@
 """A disk that is full or cannot be read costs no more than the steps since the last checkpoint."""
 
-import os
 import resource
 from functools import partial
 
@@ -43,23 +42,16 @@ def test_a_full_disk_leaves_no_half_of_a_label(tmp_path, full_disk):
     assert (tmp_path / "a.json").read_bytes() == b"before"
 
 
-@pytest.mark.parametrize("kind", ["folder", "forbidden"])
-def test_a_checkpoint_that_cannot_be_read_costs_the_steps_after_the_one_before(tmp_path, kind):
-    if kind == "forbidden" and os.geteuid() == 0:
-        pytest.skip("root may read all files")
+def test_a_checkpoint_that_cannot_be_read_costs_the_steps_after_the_one_before(tmp_path):
     trainer(tmp_path / "whole").fit()
     folder = tmp_path / "parts"
     with pytest.raises(InterruptedError):
         trainer(folder, partial(interrupted, at=7, by=killed)).fit()
     last = folder / "last.pth"
-    if kind == "folder":
-        last.unlink()
-        last.mkdir()
-    else:
-        last.chmod(0)
+    last.unlink()
+    last.mkdir()
     run = resume(folder)
     assert run.step == 3
-    if kind == "folder":
-        last.rmdir()
+    last.rmdir()
     run.fit()
     assert_same(folder, tmp_path / "whole")

@@ -2,12 +2,7 @@
 
 import torch
 
-from losses.equivariance import (
-    equivariant_cross_regularization,
-    max_norm,
-    min_pool_loss,
-    strongest_only,
-)
+from losses.equivariance import equivariant_cross_regularization, max_norm, min_pool_loss, strongest_only
 from tests.recorded import recorded
 
 

@@ -13,14 +13,7 @@ from methods.ws_fcn import WSFCN
 from models.backbones import create_backbone
 from models.refiners.dense_crf import DenseCRF
 from tests.methods.recorded import MADE, no_dropout
-from tests.methods.single_stage import (
-    all_classes,
-    author_names,
-    grey_levels,
-    local_names,
-    normalized,
-    table,
-)
+from tests.methods.single_stage import all_classes, author_names, grey_levels, local_names, normalized, table
 from tests.recorded import GOLDEN, GoldenCase, recorded
 from utils.image import normalize, resize
 

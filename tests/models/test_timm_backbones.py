@@ -8,10 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from methods.cam import PooledCAMNetwork
-from methods.mcc import MCC, masked_class_token
+from methods.mcc import masked_class_token
 from methods.toco import ToCo
-from methods.vit_base import SingleStageViT
 from models.backbones import (
     GivesMaps,
     GivesTokens,
@@ -94,19 +92,6 @@ def test_the_published_path_is_the_generic_one_with_plain_positions(deit_tiny):
 
 
 # -- methods
-
-
-@pytest.mark.parametrize(
-    ("method", "backbone", "key_term"),
-    [
-        (SingleStageViT, {"name": "test_convnext"}, "gives maps"),
-        (PooledCAMNetwork, {"name": "test_vit3"}, "pyramid=true"),
-        (MCC, {"name": "vit_small_patch16_dinov3", "options": SMALL}, "left out"),
-    ],
-)
-def test_methods_say_what_they_need(method, backbone, key_term):
-    with pytest.raises(ValueError, match=key_term):
-        method(3, backbone)
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_224"])

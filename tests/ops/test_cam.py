@@ -3,12 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from ops.cam import (
-    background_score,
-    best_class,
-    multi_scale_cam,
-    present_classes,
-)
+from ops.cam import background_score, best_class, multi_scale_cam, present_classes
 from ops.labels import (
     affinity_label,
     box_on_tokens,

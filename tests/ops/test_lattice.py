@@ -139,10 +139,3 @@ def test_approximates_the_exact_gaussian_filter(sigma_rgb):
 def test_bad_features_are_one_clear_error(features, message):
     with pytest.raises(ValueError, match=message):
         PermutohedralLattice(features)
-
-
-def test_bad_values_and_images_are_one_clear_error():
-    with pytest.raises(ValueError, match="values must be"):
-        PermutohedralLattice(spatial_features(4, 5, 1.0)).filter(torch.zeros(1, 19, 2))
-    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
-        bilateral_features(torch.zeros(3, 4, 5), 1.0, 1.0)

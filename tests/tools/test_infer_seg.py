@@ -126,15 +126,6 @@ def test_a_name_that_is_a_split_and_a_folder_is_asked_about(checkpoint, tmp_path
     assert [file.stem for file in out.glob("*.png")] == ["photo"]
 
 
-def test_published_checkpoint_segments_photos(published_toco, tmp_path, capsys):
-    path, _, _ = published_toco(21)
-    Image.effect_noise((40, 32), 80).convert("RGB").save(tmp_path / "a.jpg")
-    out = infer(path, tmp_path / "out", infer=str(tmp_path / "a.jpg"), overrides=["infer.scales=[1.0]"])
-    printed = capsys.readouterr().out
-    assert "published toco" in printed and "proj_head.last_layer.weight_g" in printed
-    assert read_mask(out / "a.png").shape == (32, 40)
-
-
 @pytest.mark.parametrize(
     ("positions", "processes", "port", "device", "gpus"),
     [

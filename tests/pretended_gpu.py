@@ -69,7 +69,8 @@ class GPUTensor(Tensor):
         return self.cpu().tolist()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.cpu().__reduce_ex__(protocol)
+        with torch._C.DisableTorchFunction():  # a checkpoint counts for nothing
+            return self.inner.__reduce_ex__(protocol)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

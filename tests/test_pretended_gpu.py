@@ -79,7 +79,7 @@ def runs(request, demo_folder, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp(request.param)
     cfg = small_config(request.param, folder, demo_folder)
     (folder / "two.txt").write_text("test_00000\ntest_00001\n")
-    cfg.data.val_set = str(folder / "two.txt")
+    cfg.data.val_set, cfg.train.checkpoint_every = str(folder / "two.txt"), 2
     on_cpu = OmegaConf.merge(cfg, {"work_dir": str(folder / "cpu"), "device": "cpu"})
     train.run(on_cpu)
     results = [result(on_cpu)]

@@ -13,7 +13,7 @@ if [ $# -eq 0 ]; then
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
-  exec "$PYTHON" -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
+  exec "$PYTHON" -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 fi
 # pytest would take the folder of --golden-dir FOLDER for its root, so it gets --golden-dir=FOLDER.
 [ "$1" != --golden-dir ] || set -- "--golden-dir=$2" "${@:3}"

@@ -11,18 +11,12 @@ import pytest
 from tests.recorded import GOLDEN, GoldenCase, files_of
 
 ROOT = Path(__file__).resolve().parents[1]
-# The longest files begin first, so that several processes end together. Those of a line run in the same one:
-# they have the weights of recorded networks in common.
-FIRST = """
-engine/pipeline
-methods/single_stage_networks models/cnn_backbones methods/affinitynet methods/seam methods/irnet
-methods/vit_steps
-pretended_gpu
-readme
-launch
-methods/published
-tools/export
-"""
+# Files that take longest, in order of their time: they begin first, so that several processes end together.
+LONGEST = (
+    "methods/test_single_stage_networks.py", "engine/test_pipeline.py", "methods/test_vit_steps.py",
+    "test_pretended_gpu.py", "test_launch.py", "test_readme.py", "methods/test_published.py",
+    "tools/test_export.py", "methods/test_affinitynet.py", "test_demo.py",
+)  # fmt: skip
 DATA = Path(os.environ.get("TAG2MASK_SHARED", ROOT.parent / "shared")) / "data"
 
 
@@ -44,20 +38,11 @@ def at_length(request: pytest.FixtureRequest) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "recorded(*names): runs once for each of these files of --golden-dir")
-    config.addinivalue_line("markers", "xdist_group(name): of tests that run in one process")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order and groups of ``pytest -n auto --dist loadgroup --no-loadscope-reorder``."""
-    places = {name: k for k, line in enumerate(FIRST.split("\n")) for name in line.split()}
-
-    def name(item: pytest.Item) -> str:
-        return item.path.relative_to(ROOT / "tests").as_posix().replace("test_", "").removesuffix(".py")
-
-    items.sort(key=lambda item: places.get(name(item), len(places)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(places.get(name(item), name(item)))))
+    places = {ROOT / "tests" / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -6,8 +6,9 @@
     python bench/run.py walk --labels 3 --squaring
 
 Seconds are medians of ``torch.utils.benchmark``; operations are those of torch that are no views. The share
-is of the device's own rate in products of two 1024 x 1024 matrices, in the same run. Originals take part
-where they can be imported: ``pydensecrf`` (pip install pydensecrf2), rloss's ``bilateralfilter``.
+is of the device's own rate in products of two 1024 x 1024 matrices, in the same run. Memory is a peak, on a
+CPU less what the process had before. Originals take part where they can be imported: ``pydensecrf`` (pip
+install pydensecrf2), rloss's ``bilateralfilter``.
 """
 
 import json
@@ -64,6 +65,7 @@ def run(options: Options) -> dict[str, float]:
         timer = Timer("call()", globals={"call": call}, num_threads=options.threads)
         return timer.blocked_autorange(min_run_time=options.seconds).median
 
+    start = peak_memory(options.device)
     matrix = torch.rand(1024, 1024, device=options.device)
     rate = 2 * 1024**3 / median(lambda: matrix @ matrix)
     heads = ("seconds", "images/s", "operations", "waits", "GFLOP", "share", "MiB", "ratio")
@@ -73,6 +75,7 @@ def run(options: Options) -> dict[str, float]:
         row = found[name] = counted(call, options.device)
         seconds = row["seconds"] = median(call)
         row |= {"images/s": options.batch / seconds, "share": row["GFLOP"] * 1e9 / seconds / rate}
+        row["MiB"] = peak_memory(options.device) - start
         row["ratio"] = seconds / next(iter(found.values()))["seconds"]
         print(f"{name:24}" + "".join(f"{row[h]:11.4g}" for h in heads), flush=True)
     if options.out:
@@ -85,10 +88,10 @@ def run(options: Options) -> dict[str, float]:
 
 
 def counted(call: Callable[[], Any], device: str) -> dict[str, float]:
-    """What one call does: operations, floating-point operations, waits for a GPU, and its memory in MiB."""
+    """What one call does: operations, floating-point operations, and waits for a GPU."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
     class Operations(TorchDispatchMode):
         number = 0
@@ -96,6 +99,12 @@ def counted(call: Callable[[], Any], device: str) -> dict[str, float]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             self.number += not func.is_view
             return func(*args, **(kwargs or {}))
+
+    # torch counts the attention of GPUs alone.
+    aten, attention = torch.ops.aten, "_scaled_dot_product_flash_attention"
+    for end in ("", "_backward"):
+        on_cpu = getattr(aten, f"{attention}_for_cpu{end}")
+        flop_registry.setdefault(on_cpu, flop_registry[getattr(aten, attention + end)])
 
     on_gpu = device != "cpu"
     call()  # what is made once is there
@@ -106,14 +115,20 @@ def counted(call: Callable[[], Any], device: str) -> dict[str, float]:
         warnings.simplefilter("always")
         with Operations() as operations:
             call()
-    # On a CPU the peak of this process so far, torch and all: Linux counts it in KiB.
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    memory = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else process
     if on_gpu:
         torch.cuda.set_sync_debug_mode("default")
     waits = [warning for warning in waits if "synchroniz" in str(warning.message)]
     gflop = flops.get_total_flops() / 1e9
-    return {"operations": operations.number, "GFLOP": gflop, "waits": len(waits), "MiB": memory}
+    return {"operations": operations.number, "GFLOP": gflop, "waits": len(waits)}
+
+
+def peak_memory(device: str) -> float:
+    """MiB of a GPU, or of this process, torch and all: Linux counts KiB."""
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 if __name__ == "__main__":

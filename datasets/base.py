@@ -25,7 +25,7 @@ from utils.image import AS_TYPED, IGNORE_INDEX, Reading, UnreadableImageError, r
 Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 
 # A collated list of transformed samples, which is what a method gets:
-#   image         (B, 3, H, W) normalised
+#   image         (B, 3, H, W) normalised; bytes until `engine.trainer.batch_to_device` normalises them
 #   class_label   (B, C) 0 or 1
 #   most_classes  () the largest number of classes of an image, which a GPU need not be asked for
 #   valid_box     (B, 4) y0, y1, x0, x1
@@ -33,7 +33,7 @@ Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 #   name          list[str]
 #   mask          (B, H, W) ground truth, only if asked for
 #   pseudo_label  (B, H, W) label of an earlier stage, only with data.label_dir
-#   global_view, strong_view   (B, 3, H, W), if the transform makes them
+#   global_view, strong_view   the same, if the transform makes them
 Batch = dict[str, Any]
 
 LABELS = ("mask", "pseudo_label")  # what a transform moves together with the image

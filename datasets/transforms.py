@@ -1,7 +1,8 @@
 """Views of a training image: sample dict -> sample dict. H, W: pixels; S: side of a crop.
 
-A view makes ``image`` (3, S, S) normalised, ``valid_box`` (4,) int64 y0, y1, x0, x1 of what is not padding,
-and labels (S, S), 255 outside of it. Draws come from torch's global generator, which the data set seeds.
+A view makes ``image`` (3, S, S), bytes or normalised, ``valid_box`` (4,) int64 y0, y1, x0, x1 of what is not
+padding, and labels (S, S), 255 outside of it. Draws come from torch's global generator, which is seeded
+per sample.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from datasets.base import LABELS, Sample
+from datasets.colour import ColourJitter, to_grey
 from utils.image import IGNORE_INDEX, normalize, rescale_picture
 
 Draw = Callable[[int], int]  # draw(n) is an integer from 0 to n - 1
@@ -28,7 +30,7 @@ class PlainView:
 
     def __call__(self, sample: Sample) -> Sample:
         sample = random_crop(sample, self.crop_size, self.scale_range)
-        return sample | {"image": _to_input(sample["image"])}
+        return sample | {"image": to_tensor(sample["image"])}
 
 
 class ResizedView:
@@ -59,7 +61,7 @@ class ResizedView:
         image, labels = self.geometry(sample["image"], labels)
         valid_box = torch.tensor([0, self.crop_size, 0, self.crop_size])
         changed = {key: label.as_subclass(Tensor) for key, label in labels.items()}
-        return sample | changed | {"image": _to_input(self.colour(image)), "valid_box": valid_box}
+        return sample | changed | {"image": self.colour(to_tensor(image)), "valid_box": valid_box}
 
 
 class StageView:
@@ -93,10 +95,11 @@ class StageView:
         else:
             resized = rescale_picture(image, low + (high - low) * torch.rand(()).item())
         mirrored = random_draw(2) == 1
+        pixels = to_tensor(resized)
         if self.jitter is not None:
-            resized = self.jitter(resized)
+            pixels = self.jitter(pixels)
+        pixels = normalize(pixels)
         box = crop_box((resized.height, resized.width), self.crop_size)
-        pixels = _to_input(resized)
         changed = {
             "image": crop(pixels.flip(-1) if mirrored else pixels, self.crop_size, box, fill=0.0),
             "valid_box": box.valid_box,
@@ -137,35 +140,36 @@ class WeakStrongViews:
         self.global_part = v2.RandomResizedCrop(
             crop_size, scale=(0.4, 1.0), interpolation=v2.InterpolationMode.BICUBIC
         )
-        self.colour = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
-                v2.RandomGrayscale(p=0.2),
-            ]
-        )
+        self.jitter = ColourJitter(0.4, contrast=0.4, saturation=0.2, hue=0.1)
         self.solarize = v2.RandomSolarize(threshold=128, p=0.2)
 
     def __call__(self, sample: Sample) -> Sample:
         original = sample["image"]
         sample = random_crop(sample, self.crop_size, self.scale_range)
-        crop = sample["image"]
+        crop = to_tensor(sample["image"])
         flip_image = self.main_view == "augmented" and _chance(0.5)
         flip_strong = flip_image if self.consistent_flip else _chance(0.5)
 
         image = crop
         if self.main_view == "augmented":
-            image = random_blur(self.colour(_flip_if(flip_image, crop)), p=1.0)
-        strong_view = random_blur(self.colour(_flip_if(flip_strong, crop)), p=0.5)
-        global_view = self.colour(_flip_if(_chance(0.5), self.global_part(original)))
+            image = random_blur(self.recoloured(crop, flip_image), p=1.0)
+        strong_view = random_blur(self.recoloured(crop, flip_strong), p=0.5)
+        flip_global = _chance(0.5)
+        global_view = self.recoloured(to_tensor(self.global_part(original)), flip_global)
         global_view = self.solarize(random_blur(global_view, p=0.1))
 
-        views = {"image": image, "global_view": global_view, "strong_view": strong_view}
-        sample = sample | {name: _to_input(view) for name, view in views.items()}
+        sample = sample | {"image": image, "global_view": global_view, "strong_view": strong_view}
         if flip_image:
             sample |= {key: sample[key].flip(-1) for key in LABELS if key in sample}
         if flip_image and self.consistent_flip:
             sample["valid_box"] = flip_box(sample["valid_box"], self.crop_size)
         return sample
+
+    def recoloured(self, image: Tensor, mirrored: bool) -> Tensor:
+        """The picture (3, S, S) mirrored or not, mostly with other colours, sometimes grey."""
+        image = image.flip(-1) if mirrored else image
+        image = self.jitter(image) if _chance(0.8) else image
+        return to_grey(image) if _chance(0.2) else image
 
 
 def random_crop(sample: Sample, crop_size: int, scale_range: tuple[float, float]) -> Sample:
@@ -216,11 +220,12 @@ def resized_window(
     return part.crop((window[0] - left, window[1] - top, window[2] - left, window[3] - top))
 
 
-def random_blur(image: Image.Image, p: float) -> Image.Image:
+def random_blur(image: Tensor, p: float) -> Tensor:
     """Gaussian blur with a radius drawn from [0.1, 2.0] pixels, with probability ``p``."""
     if not _chance(p):
         return image
-    return image.filter(ImageFilter.GaussianBlur(0.1 + 1.9 * torch.rand(()).item()))
+    blur = ImageFilter.GaussianBlur(0.1 + 1.9 * torch.rand(()).item())
+    return torch.cat([F.pil_to_tensor(Image.fromarray(channel.numpy()).filter(blur)) for channel in image])
 
 
 def flip_box(box: Tensor, width: int) -> Tensor:
@@ -277,9 +282,9 @@ def resize_long_side(image: Image.Image, long_side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def colour_jitter() -> v2.ColorJitter:
+def colour_jitter() -> ColourJitter:
     """The colour changes of PSA, SEAM, 1-stage-wseg and WS-FCN, on the picture before its normalisation."""
-    return v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+    return ColourJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
 
 
 def _offsets(length: int, crop_size: int, draw: Draw) -> tuple[int, int]:
@@ -308,8 +313,9 @@ def _nearest(label: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pil_to_tensor(picture.resize(size, Image.Resampling.NEAREST))[0].to(label.dtype)
 
 
-def _to_input(image: Image.Image) -> Tensor:
-    return normalize(F.pil_to_tensor(image).contiguous())  # bytes are moved faster than floats
+def to_tensor(image: Image.Image) -> Tensor:
+    """The picture as (3, H, W) uint8."""
+    return F.pil_to_tensor(image).contiguous()
 
 
 def _checked(bounds: tuple[float, float]) -> tuple[float, float]:

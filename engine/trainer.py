@@ -29,6 +29,7 @@ from utils.distributed import (
     share_buffers,
     world_size,
 )
+from utils.image import normalize
 from utils.logging import LOGGER, MetricsWriter, progress_bar
 from utils.precision import autocast
 from utils.regions import compiled_regions
@@ -299,10 +300,12 @@ def _terms(values: Mapping[str, float]) -> str:
 
 
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device, as far as it is computed with."""
+    """A batch on a device, as far as it is computed with; pictures, which come as bytes, are normalised."""
     # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
     stay = {"sample_seed", "index", "most_classes"}
-    return {
+    moved = {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
         for k, v in batch.items()
     }
+    pictures = [k for k, v in moved.items() if isinstance(v, Tensor) and v.dtype == torch.uint8]
+    return moved | {k: normalize(moved[k]) for k in pictures}

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.transforms.v2 import functional as VF
 
 from datasets.base import Sample
-from datasets.transforms import colour_jitter, crop, crop_box, flip_box, random_draw
+from datasets.transforms import colour_jitter, crop, crop_box, flip_box, random_draw, to_tensor
 from losses.affinity import pair_affinity_loss, pair_label
 from methods.base import Batch, Losses, Method, Metrics, Transform, groups_by_origin, resize_like
 from models.backbones import GivesMaps, create_backbone, require
@@ -25,7 +24,7 @@ from ops.cam import background_score
 from ops.labels import merge_readings
 from ops.pairs import PixelPairs, fitting_radius, seam_radius
 from utils.build import check_choice
-from utils.image import normalize
+from utils.image import resize, strided_size
 from utils.precision import full_precision
 
 RADIUS_RULES = {"psa": fitting_radius, "seam": seam_radius}
@@ -86,9 +85,10 @@ class AffinityNet(Method):
 
     def features(self, image: Tensor) -> Tensor:
         """(B, D, h, w) of normalised images (B, 3, H, W); h, w are H, W over the stride, rounded up."""
-        grid = image[:, 0, :: self.stride, :: self.stride]
+        size = strided_size(image.shape[-2:], self.stride)
         maps = self.backbone(image)[-len(self.branches) :]
-        parts = [resize_like(F.elu(branch(m)), grid) for branch, m in zip(self.branches, maps, strict=True)]
+        branches = zip(self.branches, maps, strict=True)
+        parts = [resize(F.elu(branch(m)).float(), size) for branch, m in branches]
         return F.elu(self.embed(torch.cat(parts, 1)))
 
     def pairs(self, size: Sequence[int]) -> PixelPairs:
@@ -172,8 +172,7 @@ class AffinityView:
                 "tools/make_affinity_label.py made"
             )
         scores = torch.as_tensor(arrays["scores"]).float()
-        image = self.jitter(sample["image"])
-        image_rgb = image if isinstance(image, Tensor) else VF.pil_to_tensor(image)
+        image_rgb = self.jitter(to_tensor(sample["image"]))
         size = image_rgb.shape[-2], image_rgb.shape[-1]
         if size != tuple(scores.shape[-2:]):
             raise ValueError(
@@ -187,4 +186,4 @@ class AffinityView:
             image_rgb, scores = image_rgb.flip(-1), scores.flip(-1)
             valid_box = flip_box(valid_box, self.crop_size)
         pseudo_label = merge_readings(F.avg_pool2d(scores, self.stride))
-        return sample | {"image": normalize(image_rgb), "valid_box": valid_box, "pseudo_label": pseudo_label}
+        return sample | {"image": image_rgb, "valid_box": valid_box, "pseudo_label": pseudo_label}

@@ -227,4 +227,6 @@ def groups_by_origin(method: nn.Module, lr_scales: Mapping[str, float] = LR_SCAL
 
 def resize_like(logits: Tensor, label: Tensor) -> Tensor:
     """Maps (B, K, h, w) as float32 at the size of a label (B, H, W), bilinear."""
-    return resize(logits.float(), label.shape[-2:])
+    resized = resize(logits.float(), label.shape[-2:])
+    # Logits of a ViT have their channels last. On a CPU every softmax, and its gradient, would copy them.
+    return resized.contiguous() if resized.device.type == "cpu" else resized

@@ -83,8 +83,10 @@ def _propagate_rows(
 ) -> Tensor:
     """``propagate`` as a product with a sparse matrix: one operation an iteration, as a GPU needs."""
     b, m, h, w = maps.shape
-    index = _neighbour_rows(b, (h, w), tuple(offsets), maps.device)
-    offset = positions(b * h * w, maps.device, torch.int32, step=len(offsets))
+    # From 22 megapixels on the positions of the bags, of which there may be twice as many, need 64 bits.
+    dtype = torch.int32 if b * h * w * len(offsets) < 2**30 else torch.int64
+    index = _neighbour_rows(b, (h, w), tuple(offsets), maps.device, dtype)
+    offset = positions(b * h * w, maps.device, dtype, step=len(offsets))
     weight = affinity.flatten(2).transpose(1, 2).flatten()
     rows = maps.flatten(2).transpose(1, 2).reshape(-1, m)
     for _ in range(iterations):
@@ -94,11 +96,15 @@ def _propagate_rows(
 
 @lru_cache(maxsize=2)
 def _neighbour_rows(
-    batch: int, size: tuple[int, int], offsets: tuple[tuple[int, int], ...], device: torch.device
+    batch: int,
+    size: tuple[int, int],
+    offsets: tuple[tuple[int, int], ...],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Numbers (B*H*W*K,) int32 of the neighbours' rows, where images are B*H*W rows."""
-    index = neighbour_index(size, offsets, device).T.int()
-    first = positions(batch, device, torch.int32, step=size[0] * size[1])[:, None, None]
+    """Numbers (B*H*W*K,) of the neighbours' rows, where images are B*H*W rows."""
+    index = neighbour_index(size, offsets, device).T.to(dtype)
+    first = positions(batch, device, dtype, step=size[0] * size[1])[:, None, None]
     return (index + first).flatten()
 
 
@@ -145,7 +151,13 @@ class LocalFilter(Refiner):
         """Refined scores; the maps do not interact, and sums over them grow by the weights of a pixel."""
         with full_precision(image_rgb):
             scores = resize(scores.float(), image_rgb.shape[-2:], align_corners=True)
-            return propagate(scores, self.affinity(image_rgb), self.offsets, self.iterations)
+            if scores.device.type != "cpu":
+                return propagate(scores, self.affinity(image_rgb), self.offsets, self.iterations)
+            # Image by image, of which more stays in the cache.
+            parts = zip(image_rgb.split(1), scores.split(1), strict=True)
+            return torch.cat(
+                [propagate(x, self.affinity(rgb), self.offsets, self.iterations) for rgb, x in parts]
+            )
 
     def refine_all(self, image_rgb: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
         return list(self.refine(image_rgb, torch.cat(list(scores), 1)).split([s.shape[1] for s in scores], 1))

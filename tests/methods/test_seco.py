@@ -172,7 +172,8 @@ def two_steps(part):
     """Losses and a gradient of two steps on a part of the batch, and the memories after them."""
     method, batch = demo_method(SeCo, queue_size=50, cam_scales=(1.0,)), demo_batch(4)
     batch = {key: value[part] for key, value in batch.items()}
-    method(batch, 0)
+    # Mirrored: a key that the queue holds twice would be a row's maximum or not by its last bit.
+    method({key: value.flip(-1) if value.ndim == 4 else value for key, value in batch.items()}, 0)
     losses, _ = method(batch, 1)
     sum(losses.values()).backward()
     grad = method.proj_head.mlp[0].weight.grad

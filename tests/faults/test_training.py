@@ -87,7 +87,7 @@ def test_memory_files_processes_and_shared_memory_are_flat_and_gone_at_the_end(s
             for step, batch in enumerate(loaded):
                 if step in (steps // 3, steps - 1):
                     seen[step] = usage()
-                yield {"image": batch["image"].mean((2, 3)), "sample_seed": batch["sample_seed"]}
+                yield {"image": batch["image"].float().mean((2, 3)), "sample_seed": batch["sample_seed"]}
 
     before = usage()
     options = replace(OPTIONS, steps=steps, checkpoint_every=steps // 20, log_every=steps // 20)

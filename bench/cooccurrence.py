@@ -40,15 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config.options import command_line, option
 
 SPLITS = ("test", "test_shuffled")
-COLUMNS = (
-    "mIoU",
-    "shuffled",
-    "gap",
-    "leak",
-    "control leak",
-    "tag leak",
-    "control tag leak",
-)
+COLUMNS = ("mIoU", "shuffled", "gap", "leak", "control leak", "tag leak", "control tag leak")
 Row = dict[str, Any]  # the numbers of an output of a training, in percent
 
 

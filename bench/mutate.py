@@ -43,8 +43,6 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     files: list[str] = option([], "source files; default: all of losses/, ops/ and engine/scores/")
     limit: int = option(0, "mutants to run, drawn by the seed; 0: all")
     seed: int = option(0, "of the order")

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     out: Path = option(meaning="file to write, .safetensors")
     config: str = option("bench/configs/toco/mini.yaml", "of a ToCo run")
     overrides: list[str] = option([], "changes of the config, for example seed=1")

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets import custom
 from datasets.base import Record
-from datasets.pictures import IMAGE_SUFFIXES
+from datasets.lists import some
 from engine.pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_probs
 from ops.cam import background_score
@@ -78,7 +79,7 @@ def run_job(
 
 
 def find_images(source: Path, folder: Path) -> dict[str, Record]:
-    """The image, whatever its format, of every .npz file of ``source``, also in subfolders.
+    """The image of every .npz file of ``source``, also in subfolders.
 
     Raises:
         FileNotFoundError: there are no files, or images are missing.
@@ -88,14 +89,12 @@ def find_images(source: Path, folder: Path) -> dict[str, Record]:
         raise FileNotFoundError(
             f"there are no .npz files in {source}: give the output folder of tools/infer_cam.py"
         )
-    places = {name: [folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES] for name in names}
-    found = {name: path for name in names for path in places[name][::-1] if path.is_file()}
+    found = custom.find_images(folder)
     if missing := [name for name in names if name not in found]:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images are missing in {folder}, first {missing[0]}.jpg; set "
-            "--images to their folder"
+            f"{some(missing, len(names), 'images')} are missing in {folder}: set --images"
         )
-    return {name: Record(name, path, None, None) for name, path in found.items()}
+    return {name: Record(name, found[name], None, None) for name in names}
 
 
 def write_label(job: Job, record: Record) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor
 import datasets.coco
 import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
+from datasets.custom import find_images
 from datasets.loader import eval_loader
-from datasets.pictures import IMAGE_SUFFIXES, picture_files
+from datasets.pictures import is_picture
 from engine.config.load import load_config, override_config, to_plain
 from engine.data import load_split
 from engine.method import build_method
@@ -162,29 +162,23 @@ def for_each_image(
 
 
 def image_split(path: str | Path, class_names: Sequence[str], reading: Reading = AS_TYPED) -> Split:
-    """A split of loose photos, one file or every image file of a folder: no masks, unknown tags.
+    """A split of loose photos, one file or all below a folder (`find_images`): no masks, unknown tags.
 
     Raises:
         FileNotFoundError: no such file, or a folder without images.
     """
     path = Path(path).expanduser()
-    files = picture_files(path, subfolders=False) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise FileNotFoundError(
-            f"{path} is neither an image nor a folder of images ({', '.join(IMAGE_SUFFIXES)})"
-        )
-    stems = Counter(file.stem for file in files)
-    # Two files may differ in their suffix only; then the whole file name is the name.
-    records = [
-        Record(f.stem if stems[f.stem] == 1 else f.name, f.absolute(), None, None, reading) for f in files
-    ]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no photo {path}")
+    files = find_images(path) if path.is_dir() else {path.stem: path}
+    records = (Record(name, file.absolute(), None, None, reading) for name, file in files.items())
     return Split(path.stem or "photos", tuple(class_names), tuple(records))
 
 
 def is_photo(infer: str) -> bool:
     """Whether an ``--infer`` argument is an image file or a folder rather than a split or a list file."""
     path = Path(infer).expanduser()
-    return path.is_dir() or (path.suffix.lower() in IMAGE_SUFFIXES)
+    return path.is_dir() or is_picture(path)
 
 
 def _untrained(path: Path, device: torch.device | str, overrides: Sequence[str]) -> LoadedMethod:

@@ -102,10 +102,7 @@ class Outputs:
         self.num_workers, self.reads, self.ignored = num_workers, reads, ignored
         # Of photos alone some may come or go: each result has the date of its photo instead.
         self.is_bare = all(record.tags is None and record.mask is None for record in split.records)
-        data = {
-            "split": short_name(split),
-            "data_fingerprint": None if self.is_bare else split.fingerprint(),
-        }
+        data = {"split": short_name(split), "data_fingerprint": None if self.is_bare else split.fingerprint()}
         self.settings = {"protocol": protocol, **data, **settings}
         compare_masks_with_tags(split, may_lack_classes=True)
         if is_main():

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import yaml
@@ -80,17 +81,8 @@ class Run:
         scored = [(val[select], -step) for step, val in self.validations if val.get(select) is not None]
         return -max(scored)[1] if scored else None
 
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Mean over its training."""
-        return self._last("seconds_per_step")
-
-    @property
-    def memory(self) -> float | None:
-        """Peak of GPU memory in MiB."""
-        return self._last("gpu_memory_mib")
-
-    def _last(self, key: str) -> Any:
+    def last(self, key: str) -> Any:
+        """The last number of a key of ``metrics.jsonl``; None without one."""
         return next((line[key] for line in reversed(self.lines) if key in line), None)
 
     def results(self) -> dict[str, dict[str, Any]]:
@@ -160,8 +152,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     from scipy.stats import t
 
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    return mean, float(t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count)
 
 
 def interval_text(values: Sequence[float]) -> str:

@@ -19,8 +19,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     model_path: Path = option(meaning="checkpoint, also of a published program", reads=True)
     host: str = option("127.0.0.1", "address that the page listens on")
     port: int = option(7860, "of the page")

@@ -34,8 +34,6 @@ SHOWN = 5  # entries of a finding on the terminal; --json has all of them
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """Options of the tool."""
-
     splits: list[str] = option([], "splits to check; default: data.train_set and data.val_set")
     json: bool = option(False, "print findings and measures as JSON")
     num_workers: int | None = option(None, "threads that read files; default: one for each core", free=True)

@@ -26,8 +26,6 @@ WRITE = ("coco", "yolo", "voc")
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     read: str | None = option(None, "format of annotations that become a data set", choices=READ)
     write: str | None = option(None, "format that masks are written in", choices=WRITE)
     source: Path = option(meaning="file or folder of annotations; with --write folder of masks", reads=True)

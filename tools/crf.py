@@ -40,8 +40,6 @@ RECIPES: dict[str, tuple[str, tuple[float, ...]]] = {
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     input: Path = option(meaning="folder of .npz files, also in subfolders", reads=True)
     images: Path = option(meaning="folder of the images, <name>.jpg (or another image format)", reads=True)
     out: Path = option(meaning="folder for the label images <name>.png")

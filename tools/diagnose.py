@@ -22,8 +22,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     run: Path = option(meaning="run folder of a training", positional=True)
     checkpoint: str = option("last.pth", "file in that folder")
     infer: str | None = option(None, "split with masks; default: data.val_set")

@@ -22,8 +22,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """Options of the tool."""
-
     labels: Path | None = option(None, "folder of label images <name>.png", reads=True)
     cam: Path | None = option(None, "folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     split: str | None = option(None, "split or list file (.txt); default: data.val_set", reads="images")

@@ -17,8 +17,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     input: Path = option(meaning="folder of .npy files, also in subfolders", reads=True)
     out: Path = option(meaning="folder for the new files")
 

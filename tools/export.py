@@ -23,8 +23,6 @@ SUFFIXES = (".safetensors", ".onnx", ".pt2")
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     model_path: Path = option(meaning="checkpoint, also of a published program", reads=True)
     out: Path = option(meaning=f"file to write: {', '.join(SUFFIXES)}")
     overrides: list[str] = option([], "changes of the checkpoint's config")

@@ -20,8 +20,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(ImageOptions):
-    """Options of the tool."""
-
     shares_work: ClassVar[bool] = True
     size: int | str | None = option(
         None,

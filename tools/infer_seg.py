@@ -23,8 +23,6 @@ from models.refiners.presets import PRESETS
 
 @dataclass(kw_only=True)
 class Options(ImageOptions):
-    """Options of the tool."""
-
     shares_work: ClassVar[bool] = True
     sections: ClassVar[tuple[str, ...]] = ("infer",)  # of the config that a pipeline passes on as it is now
     crf: str | None = option(

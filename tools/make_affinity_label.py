@@ -22,8 +22,6 @@ from tools.crf import RECIPES
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """Options of the tool."""
-
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     images: Path | None = option(
         None, "folder of the images; default: those of the config's data set", reads=True

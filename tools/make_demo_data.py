@@ -19,8 +19,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     config: str = option("datasets/demo.yaml", "config whose data.generate describes the scenes")
     out: Path | None = option(None, "folder of the data set; default: data.root of the config")
     workers: int | None = option(

@@ -18,8 +18,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """Options of the tool."""
-
     labels: Path = option(
         meaning="folder of label images of tools/propagate_cam.py or infer_seg.py", reads=True
     )

@@ -21,8 +21,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     photos: list[str] = option(meaning="photos, folders of photos, patterns in quotes", positional=True)
     model_path: Path = option(
         meaning="checkpoint (.pth, .safetensors), also of a published program", reads=True

@@ -34,8 +34,6 @@ CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in UNUSED_IDS)
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     root: Path = option(Path("data/coco"), "folder with annotations/, train2014/ and val2014/")
     masks: Path | None = option(
         None,

@@ -22,8 +22,6 @@ LISTS = Path("ImageSets/Segmentation")
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     root: Path = option(Path("data/VOCdevkit/VOC2012"), "folder VOC2012 of the unpacked archive")
     sbd: Path | None = option(
         None, "folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug", reads=True

@@ -19,8 +19,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(ImageOptions):
-    """Options of the tool."""
-
     shares_work: ClassVar[bool] = True
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     crf_steps: int = option(

@@ -21,8 +21,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    """Options of the tool."""
-
     shares_work: ClassVar[bool] = True
     input: Path = option(meaning="folder of label images <name>.png or CAM files <name>.npz", reads=True)
     refiner: str | dict[str, Any] = option(meaning="name of a refiner, or a mapping of name and options")

@@ -17,8 +17,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     runs: list[Path] = option(meaning="run folders", positional=True)
     out: Path | None = option(
         None, "the page; default: report.html in the folder of one run, or in the current one"

@@ -16,8 +16,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     folders: list[Path] = option([], "folders with runs, at any depth; default: logs/", positional=True)
     json: bool = option(False, "print JSON")
     csv: bool = option(False, "print CSV, a line for each run and protocol")
@@ -54,8 +52,8 @@ def row(run: Any, group: str) -> dict[str, Any]:
     return {
         "group": group, "run": str(run.folder), "method": run.method, "data": run.data,
         "seed": run.config.get("seed"), "step": run.step, "steps": run.steps, "state": run.state,
-        "seconds_per_step": run.seconds_per_step, "gpu_memory_mib": run.memory, "best_step": run.best_step,
-        "scores": scores,
+        **{key: run.last(key) for key in ("seconds_per_step", "gpu_memory_mib")},
+        "best_step": run.best_step, "scores": scores,
     }  # fmt: skip
 
 

@@ -17,8 +17,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(CheckpointOptions):
-    """Options of the tool."""
-
     count: int = option(12, "number of images, evenly spread")
     out: Path | None = option(None, "output folder; default: pictures/ beside the checkpoint")
 

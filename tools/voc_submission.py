@@ -19,8 +19,6 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of the tool."""
-
     labels: Path = option(meaning="folder of label images <name>.png, of tools/infer_seg_voc.py", reads=True)
     root: Path = option(meaning="VOC2012 folder with the lists and the images of the test set", reads=True)
     out: Path = option(meaning="archive to write, .tgz or .tar.gz")

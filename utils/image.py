@@ -306,7 +306,7 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
             f"cannot write {path}: a mask must be (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
         )
     image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(voc_palette())
+    image.putpalette(PALETTE.flatten().tolist())
     with atomic_file(Path(path)) as file:
         image.save(file, format="PNG")
 
@@ -320,8 +320,3 @@ def _voc_palette() -> np.ndarray:
 
 
 PALETTE = _voc_palette()
-
-
-def voc_palette() -> list[int]:
-    """The 256 colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ..."""
-    return PALETTE.flatten().tolist()

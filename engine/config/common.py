@@ -29,9 +29,7 @@ class CheckpointOptions(DataOptions):
         reads=True,
     )
     infer: str | None = option(
-        None,
-        "split, list file (.txt), photo, or folder of photos; default: data.val_set, else data.train_set",
-        reads="images",
+        None, "split, list file (.txt), photo, or folder of photos; default: data.val_set", reads="images"
     )
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
     device: str = option("auto", "auto, cpu or cuda", free=True)

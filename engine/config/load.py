@@ -5,7 +5,7 @@ base: [toco/voc.yaml, datasets/coco.yaml]     # later entries win, then this fil
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,20 +211,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    for key in _names(values):
-        if "." in key:
-            nested = key.replace(".", ": {") + ": ..." + "}" * key.count(".")
-            raise ValueError(
-                f"{_label(path)}: '{key}' is the form of the command line; in a file it is nested: {nested}"
-            )
-    return values
+    return _nested(values)
 
 
-def _names(values: Mapping[Any, Any]) -> Iterator[str]:
+def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same mapping where ``a.b: c`` is written ``a: {b: c}``."""
+    nested: dict[str, Any] = {}
     for key, value in values.items():
-        yield str(key)
-        if isinstance(value, dict):
-            yield from _names(value)
+        value = _nested(value) if isinstance(value, dict) else value
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        nested = merge(nested, value)
+    return nested
 
 
 def _parse_overrides(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,9 +246,7 @@ def _parse_overrides(overrides: Sequence[str], values: Mapping[str, Any]) -> dic
             not isinstance(value, list) and text != "null" and _is_text_key(key, values)
         ):
             value = text
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        changes = merge(changes, value)
+        changes = merge(changes, _nested({key: value}))
     return changes
 
 

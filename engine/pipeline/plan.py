@@ -63,8 +63,7 @@ def make_plans(config: str | Path, overrides: Sequence[str] = ()) -> list[Plan]:
     """Check all stages of a pipeline and complete their options.
 
     Raises:
-        ImportError, KeyError, ValueError, FileNotFoundError: a stage names what does not exist, or an option
-            has a wrong value.
+        KeyError, ValueError: a stage names what does not exist, or an option has a wrong value.
     """
     planner = _Planner(config, overrides)
     for stage in load_stages(config, overrides):
@@ -72,9 +71,7 @@ def make_plans(config: str | Path, overrides: Sequence[str] = ()) -> list[Plan]:
             plan = planner.training(stage) if stage.run == TRAINING else planner.tool(stage)
             planner.check_inputs(plan)
         except (ImportError, KeyError, ValueError, FileNotFoundError) as error:
-            kinds = (ImportError, KeyError, ValueError, FileNotFoundError)  # which all take one text
-            kind = next(kind for kind in kinds if isinstance(error, kind))
-            raise kind(f"stage '{stage.name}': {message_of(error)}") from error
+            raise ValueError(f"stage '{stage.name}': {message_of(error)}") from error
         planner.plans.append(plan)
     return planner.plans
 
@@ -182,14 +179,10 @@ class _Planner:
         before = [plan.name for plan in self.plans]
         for key, path in plan.inputs.items():
             if not path.is_relative_to(self.work_dir):
-                _check_exists(key, path)
+                if not path.exists():
+                    raise FileNotFoundError(f"{key} is {path}, which does not exist")
             elif (stage := path.relative_to(self.work_dir).parts[0]) not in before:
                 raise ValueError(f"{key} is {path}, which no stage before it writes{suggest(stage, before)}")
-
-
-def _check_exists(key: str, path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{key} is {path}, which does not exist")
 
 
 def _decisive(kind: Any, values: Mapping[str, Any], but: Container[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run what is not finished of a pipeline, a config with ``stages``; returns its folder.
 
     Raises:
-        ImportError, KeyError, ValueError, FileNotFoundError: as `make_plans`, before the first stage runs.
+        KeyError, ValueError: as `make_plans`, before the first stage runs.
     """
     cfg = load_config(config, overrides)
     device = init_process_group(cfg.device)
@@ -60,7 +60,9 @@ def run(config: str | Path, overrides: Sequence[str] = ()) -> Path:
                         write_report(drawn, work_dir / REPORT, work_dir.name)
                     stamp.finish(plan.folder)
                     LOGGER.info(f"{title}: done in {(time.monotonic() - started) / 60:.1f} minutes")
-            _wait_for(plan.folder)
+            while not stamp.run_of(plan.folder):  # however long: a barrier would give up after minutes
+                time.sleep(0.2)
+            barrier()
             rows += _score_rows(plan, "unchanged" if is_finished else "done")
         table = text_table(["Stage", "state", "protocol", "mIoU %"], rows)
         if is_main():
@@ -92,13 +94,6 @@ def _run_stage(plan: Plan, title: str) -> None:
         if plan.checkpoint is None:  # a training says so itself
             LOGGER.info(f"{title}: stopped; the same command continues it")
         raise
-
-
-def _wait_for(folder: Path) -> None:
-    """Until the main process has finished a stage, however long: a barrier would give up after minutes."""
-    while not stamp.run_of(folder):
-        time.sleep(0.2)
-    barrier()
 
 
 def _score_rows(plan: Plan, state: str) -> list[list[str]]:

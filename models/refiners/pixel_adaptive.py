@@ -134,10 +134,7 @@ class LocalFilter(Refiner):
     """
 
     def __init__(
-        self,
-        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-        iterations: int = 10,
-        softness: float = 0.3,
+        self, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24), iterations: int = 10, softness: float = 0.3
     ) -> None:
         self.dilations, self.iterations, self.softness = tuple(dilations), iterations, softness
         self.offsets = neighbour_offsets(self.dilations)

@@ -100,7 +100,7 @@ def test_bad_input_is_one_clear_error(folder):
     with pytest.raises(FileNotFoundError, match="no .npz files"):
         call(crf, options(path, input=path / "images"))
     (path / "images" / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 3 images are missing"):
+    with pytest.raises(FileNotFoundError, match="1 of 3 images"):
         call(crf, options(path, out=path / "out3"))
     assert not (path / "out3").exists()
 

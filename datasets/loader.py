@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from datasets.base import Batch, WeakSegDataset, collate
+from datasets.base import Batch, Sample, WeakSegDataset, collate
 from utils import distributed
+from utils.pool import core_count
 from utils.seed import sample_generator, sample_seed
-from utils.worker import core_count
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -95,14 +95,14 @@ def train_batches(
             batches._shutdown_workers()  # torch has no public way; an exception keeps the iterator alive
 
 
-def eval_loader(dataset: WeakSegDataset, num_workers: int, indices: Sequence[int]) -> DataLoader[Batch]:
-    """The images of ``indices`` in that order, one per batch, at their own sizes."""
+def eval_loader(dataset: WeakSegDataset, num_workers: int, indices: Sequence[int]) -> DataLoader[Sample]:
+    """The samples of ``indices`` in that order, at their own sizes."""
     return DataLoader(
         dataset,
-        batch_size=1,
+        batch_size=None,
         sampler=list(indices),
         num_workers=min(num_workers, core_count()),
-        collate_fn=_collate,
+        collate_fn=_shared,
         worker_init_fn=_set_up_worker,
         generator=torch.Generator(),
     )
@@ -119,11 +119,14 @@ def _set_up_training_worker(worker: int) -> None:
 
 
 def _collate(samples: Sequence[Any]) -> Batch:
-    """A batch, in a worker already in shared memory.
+    return _shared(collate(samples))
+
+
+def _shared(batch: Batch) -> Batch:
+    """A batch, or a sample, in a worker already in shared memory.
 
     Otherwise torch moves it there in a thread of the worker, whose error never reaches the main process.
     """
-    batch = collate(samples)
     if get_worker_info() is not None:
         try:
             for value in batch.values():

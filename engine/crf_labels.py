@@ -17,7 +17,6 @@ from torch import Tensor
 from datasets import custom
 from datasets.base import Record
 from datasets.lists import some
-from engine.pool import WorkerPool
 from models.refiners.dense_crf import DenseCRF, energy_of_labels, energy_of_probs
 from ops.cam import background_score
 from ops.labels import merge_confident_labels
@@ -25,7 +24,7 @@ from utils.cam_files import CamFile, ScoreFile, cam_path, label_path, load_cam, 
 from utils.files import has_date, keep_date
 from utils.image import IGNORE_INDEX, write_mask
 from utils.logging import progress_bar
-from utils.worker import core_count
+from utils.pool import WorkerPool, core_count
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from datasets.pictures import is_picture
 from engine.config.load import load_config, override_config, to_plain
 from engine.data import load_split
 from engine.method import build_method
-from engine.validation import single
 from methods.base import Method
 from methods.published import recognise
 from models.refiners.dense_crf import PRESETS
@@ -145,11 +144,11 @@ def for_each_image(
     with progress_bar(total=len(left), desc=text, unit="img", disable=hidden) as bar:
         for _ in left:
             try:
-                batch = next(images)
+                sample = next(images)
             except UnreadableImageError as error:
                 unreadable.append(message_of(error))
             else:
-                work(single(batch))
+                work(sample)
             bar.update()
     barrier()  # the other processes finish theirs too
     if unreadable:

@@ -21,8 +21,8 @@ from methods.base import Method, Predicts
 from models.refiners.base import Refiner, create_refiner, refiner_options
 from utils.distributed import world_size
 from utils.image import normalize, rescale, resize, write_mask
+from utils.pool import core_count
 from utils.precision import autocast
-from utils.worker import core_count
 
 
 def inference_refiner(

@@ -14,7 +14,7 @@ from datasets.agreement import class_counts, compare_masks_with_tags, tag_warnin
 from datasets.base import Batch, Split, WeakSegDataset
 from datasets.context_decoupling import ContextDecoupledDataset, ObjectBank, Paste
 from datasets.loader import StepSampler, train_batches
-from engine.checkpoint import BEST, LAST, Checkpoint
+from engine.checkpoint import BEST, LAST, Checkpoint, find_start, foreign_start, run_folder
 from engine.checks import check_training, unreached
 from engine.config.load import project_path, to_plain
 from engine.data import load_split
@@ -22,7 +22,6 @@ from engine.details import tag_pairs
 from engine.method import build_method
 from engine.optim import build_optimizer, decayed_by_layer, poly_warmup_factor
 from engine.report import REPORT, refresh, write_report
-from engine.run_folder import find_start, foreign_start, run_folder
 from engine.runs import INFO
 from engine.scores.records import provenance, write_scores
 from engine.seen import EACH, record_examples, record_seen, spread

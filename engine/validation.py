@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from itertools import islice
 
 import torch
-from torch import Tensor
 
-from datasets.base import Batch, Sample, WeakSegDataset
+from datasets.base import Sample, WeakSegDataset
 from datasets.loader import eval_loader
 from engine.details import Details
 from engine.scores.base import OUTPUTS, ImagePrediction
@@ -54,7 +53,7 @@ def validate(
     was_training = method.training
     method.eval()
     try:
-        samples, count = map(single, bar), batch_size or (8 if device.type == "cuda" else 1)
+        samples, count = iter(bar), batch_size or (8 if device.type == "cuda" else 1)
         while chunk := list(islice(samples, count)):
             image = torch.cat([resize(normalize(s["image"].to(device))[None], (size, size)) for s in chunk])
             with autocast(device, precision):
@@ -91,12 +90,4 @@ def protocols(method: Method, split: str) -> dict[str, str]:
     return {
         output: protocol_id(output, split, (1.0,) if output == "seg" else method.cam_scales)
         for output in OUTPUTS
-    }
-
-
-def single(batch: Batch) -> Sample:
-    """The only sample of a batch of one, as evaluation loaders give them."""
-    return {
-        key: value[0] if isinstance(value, list) or (isinstance(value, Tensor) and value.ndim) else value
-        for key, value in batch.items()
     }

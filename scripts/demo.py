@@ -29,7 +29,7 @@ METHODS = {
 CONFIGS = tuple(METHODS)[:3]
 # Same objects and partners as in train; and the same objects on contexts that were drawn without them.
 SPLITS = {"test": "contexts as in training", "test_shuffled": "contexts shuffled"}
-COLUMNS = ("cam_miou", "aux_cam_miou", "seg_miou")
+COLUMNS = ("cam", "aux_cam", "seg")
 HEADER = ["mIoU %", "CAM", "shuffled", "gap", "leak", "aux CAM", "shuffled", "seg", "shuffled", "leak"]
 HEADER += ["tag F1", "FP/TP"]
 
@@ -103,8 +103,7 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
     folder, finished = folder_of(name, out), finished_file(name, out)
     given = [f"run_name=demo/{folder.name}", f"work_dir={folder}", "data.val_set=null"]
     cfg = load_config(name, [*given, *overrides])
-    checkpoint = train(cfg) / "last.pth"
-    loaded = load_method(checkpoint, "cpu")
+    loaded = load_method(train(cfg) / "last.pth", "cpu")
     if finished.is_file() and (record := json.loads(finished.read_text()))["checkpoint"] == loaded.sha256:
         return record
     record = {"checkpoint": loaded.sha256, "steps": loaded.step}
@@ -114,27 +113,17 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
         split = load_split(cfg.data, split_name)
         dataset = WeakSegDataset(split, with_mask=True)
         scored = validate(loaded.method, dataset, scores=(*SCORES, "context_leak"), **settings)
-        source = provenance(cfg, split)
-        made_by = {**source, **loaded.provenance()}
+        made_by = provenance(cfg, split) | loaded.provenance()
         entries = scored.records(protocols(loaded.method, split_name), {"size": size}, made_by)
         write_scores(folder, entries)
-        drawn = {"step": loaded.step, "size": size, "device": "cpu"}
-        record_seen(folder, scored, loaded.method, dataset, **drawn)
+        record_seen(folder, scored, loaded.method, dataset, step=loaded.step, size=size, device="cpu")
+        found = {"images": int(scored.images), "protocols": [entry["protocol"] for entry in entries]}
+        found |= scored.percent() | {"FP/TP": scored.results["confusion"]["cam"].mean}
         classes = [split.class_names.index(name) for name in partnered]
-        leaks = {
-            f"{output}_leak": plain(100 * values.per_class["context_leak"][classes].nanmean())
-            for output, values in scored.results["context_leak"].items()
-        }
-        record[split_name] = {
-            "images": int(scored.images),
-            "size": size,
-            "provenance": source,
-            "protocols": [entry["protocol"] for entry in entries],
-            "tag_f1": 100 * scored.results["tag_f1"][""].mean,
-            **{f"{output}_miou": 100 * values.mean for output, values in scored.results["miou"].items()},
-            **leaks,
-            **{f"{output}_confusion": values.mean for output, values in scored.results["confusion"].items()},
-        }
+        for output, values in scored.results["context_leak"].items():
+            leak = values.per_class["context_leak"][classes].nanmean()
+            found[f"{output}_leak"] = plain(100 * leak)
+        record[split_name] = found
     write_report([folder], folder / REPORT)
     finished.write_text(json.dumps(record, indent=1))
     return record
@@ -142,8 +131,7 @@ def run_method(name: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]
 
 def train_side_by_side(names: Sequence[str], out: Path, overrides: Sequence[str]) -> None:
     """Every method in a process of its own: networks this small gain little from a second thread."""
-    from engine.pool import WorkerPool
-    from utils.worker import core_count
+    from utils.pool import WorkerPool, core_count
 
     names = [name for name in names if not finished_file(name, out).is_file()]
     if len(names) < 2 or core_count() < 2:
@@ -186,10 +174,10 @@ def results_table(records: list[dict[str, Any]]) -> str:
     for record in records:
         near, far = record["test"], record["test_shuffled"]
         cells = [split.get(column) for column in COLUMNS for split in (near, far)]
-        gap, leaks = near["cam_miou"] - far["cam_miou"], [far.get("cam_leak"), far.get("seg_leak")]
+        gap, leaks = near["cam"] - far["cam"], [far.get("cam_leak"), far.get("seg_leak")]
         cells = [*cells[:2], gap, leaks[0], *cells[2:], leaks[1], near["tag_f1"]]
         numbers = ["-" if value is None else f"{value:.1f}" for value in cells]
-        rows.append([record["method"], *numbers, f"{near['cam_confusion']:.2f}"])
+        rows.append([record["method"], *numbers, f"{near['FP/TP']:.2f}"])
     return (
         f"{text_table(HEADER, rows)}\n{records[0]['test']['images']} images per split; shuffled: the same "
         "objects on contexts drawn without them. leak: how much\nmore of its partner context a class is "

@@ -116,9 +116,8 @@ def grouped(name: str, problems: list[str]) -> list[Finding]:
 def read_files(split: Split, options: Options) -> dict[str, Facts]:
     """The facts of every image, by name."""
     from datasets.examine import examine
-    from engine.pool import WorkerPool
     from utils.logging import progress_bar
-    from utils.worker import core_count
+    from utils.pool import WorkerPool, core_count
 
     facts: dict[str, Facts] = {}
     workers = core_count() if options.num_workers is None else options.num_workers

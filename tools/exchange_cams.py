@@ -26,11 +26,10 @@ def run(options: Options) -> Path:
 
     PSA's files of images without classes do not say how large the image is: they are skipped and counted.
     """
-    from tqdm import tqdm
-
     from utils.cam_files import cam_path, save_cam
     from utils.exchange import NoClassError, load_foreign_cam
     from utils.files import claim_folder, has_date, keep_date, origin_of
+    from utils.logging import progress_bar
 
     source, out = options.input, options.out
     names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.npy"))
@@ -38,7 +37,7 @@ def run(options: Options) -> Path:
         raise FileNotFoundError(f"no .npy files in {source}")
     claim_folder(out, {"input": origin_of(source)})
     empty = []
-    for name in tqdm(names, desc="convert", unit="file", dynamic_ncols=True):
+    for name in progress_bar(names, desc="convert", unit="file"):
         path, theirs = cam_path(out, name), source / f"{name}.npy"
         if not has_date(path, theirs):
             try:

@@ -50,7 +50,6 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
     """Segment and score; returns the output folder."""
     from datasets.base import Record, Sample
     from engine.outputs import Outputs, load_inputs
-    from engine.pool import WorkerPool
     from engine.scores.records import protocol_id, short_name
     from engine.segmentation import (
         infer_section,
@@ -62,6 +61,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
     )
     from utils.cam_files import label_path
     from utils.image import UnreadableImageError, write_mask
+    from utils.pool import WorkerPool
 
     device, loaded, split = load_inputs(options)
     method, classes = loaded.method, len(loaded.class_names)

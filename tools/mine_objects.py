@@ -8,6 +8,7 @@ An image gives an object if its label holds a single class that covers neither t
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,16 +38,14 @@ class Options(DataOptions):
 
 def run(options: Options) -> Path:
     """Make the bank; returns its folder."""
-    from tqdm import tqdm
-
-    from datasets.base import Record
     from datasets.context_decoupling import mine_object, write_index
     from engine.data import data_config, load_split
-    from engine.pool import WorkerPool
     from engine.scores.records import short_name
     from engine.scores.tables import text_table
     from utils.cam_files import label_path
     from utils.files import claim_folder, origin_of, require_files
+    from utils.logging import progress_bar
+    from utils.pool import WorkerPool
 
     labels = options.labels
     config = data_config(options)
@@ -57,32 +56,22 @@ def run(options: Options) -> Path:
         "finish the stage that makes them (it continues where it stopped)",
     )
     out = options.out or labels.with_name("objects")
-    claim_folder(
-        out,
-        {
-            "labels": origin_of(labels),
-            "split": short_name(split),
-            "data_fingerprint": split.fingerprint(),
-            "min_share": options.min_share,
-            "max_share": options.max_share,
-        },
-    )
+    about = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
+    limits = {"min_share": options.min_share, "max_share": options.max_share}
+    claim_folder(out, {"labels": origin_of(labels), **about, **limits})
     objects: dict[int, list[str]] = {k: [] for k in range(1, split.num_classes)}
     with (
-        tqdm(total=len(split), desc="objects", unit="img", dynamic_ncols=True) as bar,
+        progress_bar(total=len(split), desc="objects", unit="img") as bar,
         WorkerPool(options.num_workers, threads=True) as pool,
     ):
 
-        def count(record: Record, class_id: int | None) -> None:
+        def count(name: str, class_id: int | None) -> None:
             bar.update()
             if class_id is not None:
-                objects[class_id].append(record.name)
+                objects[class_id].append(name)
 
         for record in split.records:
-            pool.submit(
-                mine_object, record, labels, out, options.min_share, options.max_share,
-                then=lambda class_id, record=record: count(record, class_id),
-            )  # fmt: skip
+            pool.submit(mine_object, record, labels, out, *limits.values(), then=partial(count, record.name))
     write_index(out, split.class_names, objects)
     rows = [[split.class_names[k], str(len(names))] for k, names in objects.items()]
     total = sum(len(names) for names in objects.values())

@@ -2,12 +2,7 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +15,11 @@ from utils.files import atomic_file, read_json, write_atomic, write_json
 from utils.image import read_mask, write_mask
 from utils.logging import progress_bar
 from utils.mappings import differences
-from utils.worker import start_worker
+from utils.pool import WorkerPool, core_count
 
 FORMAT = "tag2mask/synthetic-2"  # a change of what is drawn for the same options needs a new number
 IMAGES, MASKS, CONTEXT_MAPS, LISTS = "JPEGImages", "SegmentationClass", "Contexts", "ImageSets"
-CHUNK = 50  # images that a process draws at a time
-
-Item = tuple[str, str, int]  # name, split and index of an image
+FEW = 50  # images for which no processes are started
 
 
 def write_dataset(root: Path, options: SceneOptions, *, workers: int | None = None) -> dict[str, Any]:
@@ -57,10 +50,14 @@ def write_dataset(root: Path, options: SceneOptions, *, workers: int | None = No
     names = {split: [f"{split}_{index:05d}" for index in range(options.count(split))] for split in SPLITS}
     images = [(name, split, index) for split in SPLITS for index, name in enumerate(names[split])]
     missing = [item for item in images if not _mask_path(root, item[0]).exists()]
-    with progress_bar(total=len(images), desc=f"scenes in {root}", unit="image") as bar:
+    workers = min(core_count(), 8) if workers is None else workers
+    with (
+        progress_bar(total=len(images), desc=f"scenes in {root}", unit="image") as bar,
+        WorkerPool(workers if workers > 1 and len(missing) > FEW else 0) as pool,
+    ):
         bar.update(len(images) - len(missing))
-        for _ in _write_images(root, options, missing, workers):
-            bar.update()
+        for item in missing:
+            pool.submit(_write_image, root, options, *item, then=lambda _: bar.update())
 
     class_names = ("background", *options.classes)
     tags, digest = {}, hashlib.sha256()
@@ -97,23 +94,8 @@ def _mask_path(root: Path, name: str) -> Path:
     return root / MASKS / f"{name}.png"
 
 
-def _write_images(
-    root: Path, options: SceneOptions, images: Sequence[Item], workers: int | None
-) -> Iterator[None]:
-    workers = min(os.cpu_count() or 1, 8) if workers is None else workers
-    write = partial(_write_image, root, options)
-    if workers <= 1 or len(images) <= CHUNK:
-        yield from map(write, images)
-        return
-    # spawn: the caller may already run threads, which a forked process would inherit in an undefined state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
-        yield from pool.map(write, images, chunksize=CHUNK)
-
-
-def _write_image(root: Path, options: SceneOptions, item: Item) -> None:
+def _write_image(root: Path, options: SceneOptions, name: str, split: str, index: int) -> None:
     """Write an image; its mask comes last and says that it is complete."""
-    name, split, index = item
     scene = render_scene(options, split, index)
     with atomic_file(_image_path(root, name)) as file:
         # Without chroma subsampling: at this size a block of 16 x 16 pixels is as large as a wheel.

@@ -98,11 +98,11 @@ def is_below(key: str, keys: Iterable[str]) -> bool:
 
 def is_text(kind: Any) -> bool:
     """Whether an option of this type takes nothing but a text, or a path, which stays as it is typed."""
-    return _kinds(kind) != {NoneType} and _kinds(kind) <= {str, Path, NoneType}
+    return kind is not NoneType and {*_kinds(kind)} <= {str, Path, NoneType}
 
 
-def _kinds(kind: Any) -> set[Any]:
-    return set(get_args(kind)) if isinstance(kind, UnionType) else {kind}
+def _kinds(kind: Any) -> Sequence[Any]:
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
 def typed(
@@ -163,19 +163,12 @@ def _expected(field: Field[Any], kind: Any) -> str:
     choices, least, length = (field.metadata[name] for name in ("choices", "least", "length"))
     limit = "" if least == -math.inf else f" from {least:g}"
     words = {int: f"a whole number{limit}", float: f"a number{limit}", bool: "true or false", Path: "a path"}
-    words |= {str: " or ".join(choices) if choices else "a text"}
-    words |= {
-        list[int]: f"whole numbers{limit}",
-        list[float]: f"numbers{limit}",
-        list[str]: "texts",
-        list[Path]: "paths",
-    }
-    count = f"{length} " if length else "" if _may_be_empty(field) else "one or more "
-    kinds = get_args(kind) if isinstance(kind, UnionType) else [kind]
+    words |= {str: " or ".join(choices or ["a text"])}
+    count = f" of {length}" if length else "" if _may_be_empty(field) else " of one or more"
     return " or ".join(
-        f"a list of {count}{words[one]}" if get_origin(one) is list else words.get(one, "a mapping")
-        for one in kinds
-        if one is not NoneType
+        f"a list{count}, each {words[get_args(k)[0]]}" if get_origin(k) is list else words.get(k, "a mapping")
+        for k in _kinds(kind)
+        if k is not NoneType
     )
 
 
@@ -238,9 +231,7 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     import tyro
 
     words = field.metadata["choices"]
-    kinds = [
-        k for k in (get_args(kind) if isinstance(kind, UnionType) else [kind]) if get_origin(k) is not dict
-    ]
+    kinds = [k for k in _kinds(kind) if get_origin(k) is not dict]
     shown = [
         "|".join(words) if words and k is str else k.__name__.upper() for k in kinds if k is not NoneType
     ]

@@ -96,6 +96,6 @@ def test_workers_without_shared_memory_are_an_error_instead_of_a_wait(split, mon
 
 def test_evaluation_yields_one_image_at_its_size(split):
     for num_workers in (0, 1):
-        batches = list(eval_loader(WeakSegDataset(split), num_workers, [5, 0]))
-        assert [tuple(batch["image"].shape) for batch in batches] == [(1, 3, 20, 21), (1, 3, 20, 16)]
-        assert [batch["name"] for batch in batches] == [["5"], ["0"]]
+        samples = list(eval_loader(WeakSegDataset(split), num_workers, [5, 0]))
+        assert [tuple(sample["image"].shape) for sample in samples] == [(3, 20, 21), (3, 20, 16)]
+        assert [sample["name"] for sample in samples] == ["5", "0"]

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from engine import crf_labels
-from engine.pool import WorkerPool
 from engine.scores.records import read_scores
 from models.refiners.dense_crf import DenseCRF
 from tests.checkpoints import checkpoint, demo_folder  # noqa: F401  (fixtures)
@@ -19,6 +18,7 @@ from tests.stages import call
 from tools import crf, infer_seg
 from utils.cam_files import CamFile, save_cam
 from utils.image import read_mask
+from utils.pool import WorkerPool
 
 
 @pytest.fixture

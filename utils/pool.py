@@ -1,14 +1,16 @@
-"""A pool of processes with a bounded queue: heavy work beside the caller, results in order."""
+"""Worker processes: how many there may be, and a pool of them with a bounded queue and results in order."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
-from utils.worker import start_worker
+import torch
 
 
 class WorkerPool:
@@ -69,3 +71,27 @@ class WorkerPool:
         finally:
             if self._executor is not None:
                 self._executor.shutdown(cancel_futures=True)  # a training saves what it has
+
+
+def core_count() -> int:
+    """Number of CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def start_worker() -> None:
+    """Initializer of process pools: one thread, and an end with the parent.
+
+    A killed parent cannot stop its workers, which would wait for calls for ever.
+    """
+    torch.set_num_threads(1)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -179,10 +179,14 @@ class _Planner:
         before = [plan.name for plan in self.plans]
         for key, path in plan.inputs.items():
             if not path.is_relative_to(self.work_dir):
-                if not path.exists():
-                    raise FileNotFoundError(f"{key} is {path}, which does not exist")
+                _check_exists(key, path)
             elif (stage := path.relative_to(self.work_dir).parts[0]) not in before:
                 raise ValueError(f"{key} is {path}, which no stage before it writes{suggest(stage, before)}")
+
+
+def _check_exists(key: str, path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{key} is {path}, which does not exist")
 
 
 def _decisive(kind: Any, values: Mapping[str, Any], but: Container[str]) -> dict[str, Any]:

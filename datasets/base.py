@@ -232,16 +232,10 @@ def checked_mask(mask: np.ndarray, path: Path, record: Record, image: Image.Imag
         ValueError: it is of another size than its image, or has values that are no classes.
     """
     if mask.shape != (image.height, image.width):
-        raise ValueError(
-            f"mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels, "
-            f"but its image {record.image} is {image.width} x {image.height}"
-        )
+        raise ValueError(f"mask {path} is {mask.shape[::-1]} pixels, its image {record.image} {image.size}")
     foreign = mask[(mask >= split.num_classes) & (mask != IGNORE_INDEX)]
     if foreign.size:
-        raise ValueError(
-            f"mask {path} has the value {foreign.max()}, but the last class is "
-            f"{split.num_classes - 1} {split.class_names[-1]} ({IGNORE_INDEX} is ignored)"
-        )
+        raise ValueError(f"mask {path} has the value {foreign.max()}; classes end at {split.num_classes - 1}")
     return torch.from_numpy(mask).long()
 
 

@@ -100,9 +100,7 @@ def _region(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> Any:
     if polygons and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in polygons):
         return rle.merge(rle.frPyObjects(polygons, *size))
     if not isinstance(shape, dict) or not {"counts", "size"} <= set(shape):
-        raise ValueError(
-            f"{place}: segmentation needs polygons [[x, y, x, y, x, y, ...], ...] or a run-length code"
-        )
+        raise ValueError(f"{place}: segmentation must be polygons [[x, y, x, y, x, y, ...]] or run lengths")
     if list(shape["size"]) != list(size):
         raise ValueError(f"{place}: segmentation is of size {shape['size']}, its image of {list(size)}")
     return rle.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape

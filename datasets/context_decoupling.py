@@ -58,10 +58,7 @@ def mine_object(record: Record, labels: Path, out: Path, min_share: float, max_s
     path = label_path(labels, record.name)
     label, image = read_mask(path), record.read_image()
     if label.shape != (image.height, image.width):
-        raise ValueError(
-            f"label {path} is {label.shape[1]} x {label.shape[0]} pixels, but its "
-            f"image {record.image} is {image.width} x {image.height}"
-        )
+        raise ValueError(f"label {path} is {label.shape[::-1]} pixels, its image {record.image} {image.size}")
     item = extract_object(np.asarray(image), label, min_share, max_share)
     if item is None:
         return None
@@ -87,10 +84,7 @@ class ObjectBank:
             raise FileNotFoundError(f"object bank {path} does not exist: make one with tools/mine_objects.py")
         index = read_json(path)
         if index["class_names"] != list(class_names):
-            raise ValueError(
-                f"the object bank {self.folder} has other classes ({', '.join(index['class_names'][:4])}, "
-                f"...) than the data set ({', '.join(class_names[:4])}, ...)"
-            )
+            raise ValueError(f"the object bank {self.folder} has other classes: {index['class_names'][:4]}")
         self.names: dict[int, list[str]] = {int(k): names for k, names in index["objects"].items() if names}
         require_files(
             (object_path(self.folder, k, name) for k, names in self.names.items() for name in names),

@@ -111,9 +111,7 @@ def from_yolo(source: Path, sizes: Sizes, names: Sequence[str]) -> Found:
             if not line.strip():
                 continue
             if not 0 <= class_id < len(names) or len(values) < 4 or len(values) % 2:
-                raise ValueError(
-                    f"{place}: class {class_id} of {len(names)} with {len(values)} numbers is no object"
-                )
+                raise ValueError(f"{place}: class {class_id} with {len(values)} numbers is no object")
             height, width = sizes[name]
             polygon = values.reshape(-1, 2) * (width, height)
             image.add(names[class_id], None if len(values) == 4 else _region(polygon, sizes, name, path))

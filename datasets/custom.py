@@ -71,8 +71,7 @@ def custom_split(
         names = [name for name in names if name in known]
     if not names:
         raise ValueError(
-            f"split '{split}' of {root} has no images ({len(files)} images in {root / images}): "
-            "set data.options.val_fraction, or write lists and set data.options.lists"
+            f"split '{split}' has no images ({len(files)} images): see data.options.val_fraction"
         )
     is_own_list = split.endswith(".txt")  # for inference: images may lack ground truth
     default = () if tags is not None and untagged == "no_object" else None
@@ -86,12 +85,12 @@ def custom_split(
     return Split(Path(split).stem if is_own_list else split, classes, tuple(records))
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-    """Image name -> file of every picture below a folder, sorted; a name is the path without the suffix."""
+def find_images(folder: Path, subfolders: bool = True) -> dict[str, Path]:
+    """Image name -> file of every picture of a folder, sorted; a name is the path without the suffix."""
     if not folder.is_dir():
         raise FileNotFoundError(f"image folder {folder} does not exist: set data.root or data.options.images")
     found: dict[str, list[Path]] = {}
-    for path in picture_files(folder):
+    for path in picture_files(folder, subfolders):
         name = nfc(path.relative_to(folder).with_suffix("").as_posix())
         refuse_hidden(name, str(folder))
         found.setdefault(name, []).append(path)
@@ -99,9 +98,7 @@ def find_images(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"no image in {folder} (suffixes: {' '.join(IMAGE_SUFFIXES)})")
     twice = [" and ".join(path.name for path in paths) for paths in found.values() if len(paths) > 1]
     if twice:
-        raise ValueError(
-            f"{some(twice, len(found), 'image names')} in {folder} mean two files: rename or remove one"
-        )
+        raise ValueError(f"{some(twice, len(found), 'names')} in {folder} mean two files: rename one")
     return {name: paths[0] for name, paths in sorted(found.items())}
 
 
@@ -124,9 +121,7 @@ def _names_of(
     if split == "all":
         return list(files)
     if split not in ("train", "val"):
-        raise ValueError(
-            f"unknown split '{split}': use train, val or all, or write lists and set data.options.lists"
-        )
+        raise ValueError(f"unknown split '{split}': use train, val or all, or set data.options.lists")
     # The same number in [0, 1) on every machine.
     uniform = {}
     for name in files:

@@ -15,9 +15,7 @@ def read_text(path: Path) -> str:
     try:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
-        ) from error
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     return nfc(text)
 
 
@@ -36,9 +34,7 @@ def read_list(path: str | Path, whole_lines: bool = False) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(
-            f"list {path} is missing; lists in that folder: {there} (docs/data.md; data.root is the data set)"
-        )
+        raise FileNotFoundError(f"list {path} is missing; lists in that folder: {there} (docs/data.md)")
     lines = (line.strip() if whole_lines else line.partition(" ")[0] for line in read_text(path).splitlines())
     words = [word for line in lines if (word := line.strip())]
     for word in words:
@@ -61,10 +57,7 @@ def check_paths(path: Path, listed: Mapping[str, str], root: Path, files: Mappin
     for name, word in listed.items():
         meant = (root / word[1:], Path(word))
         if word.startswith("/") and not any(file.exists() and file.samefile(files[name]) for file in meant):
-            raise ValueError(
-                f"list {path} names {word}, which is not the data set's image {files[name]}: write names, or "
-                "segment photos from elsewhere with --infer FOLDER"
-            )
+            raise ValueError(f"list {path} names {word}, not {files[name]}: write names (photos: --infer)")
 
 
 def find_list(root: Path, lists: str, split: str) -> Path:
@@ -87,17 +80,13 @@ def read_class_names(
     if isinstance(source, str):
         path = root / source
         if not path.is_file():
-            raise FileNotFoundError(
-                f"class names {path} are missing: write one name per line, or set data.options.class_names"
-            )
+            raise FileNotFoundError(f"class names {path} are missing: mend data.options.class_names")
         where, names = f"class names {path}", read_text(path).rstrip().splitlines()
     names = [nfc(name).strip() for name in names]
     for line, name in enumerate(names, start=1):
         refuse_hidden(name, f"{where}, line {line}")
         if not name or (line > 1 and is_background(name)):
-            raise ValueError(
-                f"{where}: line {line} is '{name}', but every line names a class (background only the first)"
-            )
+            raise ValueError(f"{where}: line {line} is '{name}', but every line names a class")
     names = ["background", *(names[1:] if names and is_background(names[0]) else names)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{where} are not unique: {', '.join(twice)}")
@@ -150,10 +139,7 @@ def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], what: s
         if count != expected[split]:
             wrong.append(f"{split} {count} instead of {expected[split]}")
     if wrong and not accept:
-        raise ValueError(
-            f"incomplete {what}: {', '.join(wrong)}; everything was written, but unpack what "
-            "is missing and run again, or accept it with --any_counts"
-        )
+        raise ValueError(f"incomplete {what}: {', '.join(wrong)}; accept it with --any_counts")
 
 
 def some(names: Sequence[str], total: int, what: str) -> str:

@@ -133,8 +133,5 @@ def _shared(batch: Batch) -> Batch:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            raise ValueError(
-                "the loader's workers need more shared memory (/dev/shm): start the container with "
-                "--shm-size=8g, or load in the main process with data.num_workers=0 (--num_workers 0)"
-            ) from error
+            raise ValueError("too little shared memory: --shm-size=8g, or num_workers=0") from error
     return batch

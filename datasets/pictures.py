@@ -13,10 +13,12 @@ IMAGE_SUFFIXES = (
 FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw")
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures below a folder, sorted; a warning counts and names those that are left out.
+def picture_files(folder: Path, subfolders: bool = True) -> list[Path]:
+    """The pictures in a folder, sorted; a warning counts and names those that are left out.
 
-    Subfolders count, also those behind symbolic links, but not hidden ones (``.ipynb_checkpoints``).
+    Args:
+        subfolders: whether folders below count too, also those behind symbolic links. Hidden ones
+            (``.ipynb_checkpoints``) never do.
     """
     found: list[Path] = []
     left_out: list[Path] = []
@@ -28,17 +30,16 @@ def picture_files(folder: Path) -> list[Path]:
                 found.append(path)
             elif is_picture(path) or path.suffix.lower() in FOREIGN_SUFFIXES:  # a dangling link, or foreign
                 left_out.append(path)
-        hidden = [Path(place, name) for name in folders if name[0] == "."]
-        left_out += [path for path in hidden if any(map(is_picture, path.iterdir()))]
+        used = [name for name in folders if subfolders and name[0] != "."]
+        unread = [Path(place, name) for name in folders if name not in used]
+        left_out += [path for path in unread if any(map(is_picture, path.iterdir()))]
         # A link to a folder above would be walked for ever.
-        folders[:] = [
-            name for name in folders if name[0] != "." and os.path.realpath(Path(place, name)) not in visited
-        ]
+        folders[:] = [name for name in used if os.path.realpath(Path(place, name)) not in visited]
     if left_out:
         first = ", ".join(str(path.relative_to(folder)) for path in sorted(left_out)[:3])
         warn_once(
             f"skipped {len(left_out)} of {len(left_out) + len(found)} pictures in {folder} (unknown format, "
-            f"dangling link or hidden folder): {first}" + (", ..." if len(left_out) > 3 else "")
+            f"dangling link, hidden folder or subfolder): {first}" + (", ..." if len(left_out) > 3 else "")
         )
     return sorted(found)
 

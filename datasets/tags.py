@@ -119,10 +119,7 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
     if not path.is_file():
         is_prepared = (path.parent / "ImageSets").is_dir()
         made = "make it with tools/prepare_voc.py or tools/prepare_coco.py, " if is_prepared else ""
-        raise FileNotFoundError(
-            f"tags file {path} is missing: {made}write it (docs/data.md), or mend its path "
-            "(data.options.tags, --tags)"
-        )
+        raise FileNotFoundError(f"tags file {path} is missing: {made}write it, or set data.options.tags")
     readers = {".csv": _csv, ".json": _json, ".txt": _txt, ".npy": _npy}
     if path.suffix.lower() not in readers:
         raise ValueError(f"tags file {path} must be one of {' '.join(readers)} (docs/data.md)")
@@ -135,10 +132,7 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
         entries.append(Entry(image and nfc(image), [(nfc(word), where) for word, where in words], place))
     words = {word.lower() for _, words, _ in entries for word, _ in words}
     if words and words <= FLAG_LIKE and not FLAG_LIKE & set(class_names):
-        raise ValueError(
-            f"{path}: every tag is one of {', '.join(sorted(words))}. A table of 0 and 1 needs a first line "
-            "that names the classes (image,cat,dog)"
-        )
+        raise ValueError(f"{path}: every tag is one of {', '.join(sorted(words))}: a table needs a header")
     return entries
 
 
@@ -171,9 +165,7 @@ def _csv(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
         lines = lines[1:]
     for k, column in enumerate(columns[1:], start=3):
         if column.lower() not in TAG_WORDS:
-            raise ValueError(
-                f"{place}, column {k}: '{column}' is no column of tags: call it 'tags', or remove it"
-            )
+            raise ValueError(f"{place}, column {k}: '{column}' is no column of tags: remove it")
     for place, (image, *cells) in lines:
         words = ((k, word) for k, cell in enumerate(cells, start=2) for word in split_tags(cell))
         tags = [(word, f"{place}, column {k}") for k, word in words]
@@ -259,9 +251,7 @@ def _npy(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
         name = f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, (int, np.integer)) else str(key)
         place, vector = f"{path}, image '{name}'", np.asarray(values).ravel()
         if len(vector) != len(class_names) - 1 or not np.isin(vector, (0, 1)).all():
-            raise ValueError(
-                f"{place}: expected a 0 or 1 for each of {len(class_names) - 1} classes, got {vector}"
-            )
+            raise ValueError(f"{place}: expected {len(class_names) - 1} numbers 0 or 1, got {vector}")
         yield Entry(strip_suffix(name), [(class_names[k + 1], place) for k in np.flatnonzero(vector)], place)
 
 

@@ -43,10 +43,7 @@ class ResizedView:
     def __init__(self, crop_size: int, area_range: tuple[float, float] = (0.9, 1.0)) -> None:
         self.crop_size, area = crop_size, _checked(area_range)
         if area[1] > 1:
-            raise ValueError(
-                f"data.scale_range {list(area)} is a share of the image's area here, so at most 1: the "
-                "published values are [0.9, 1.0]"
-            )
+            raise ValueError(f"data.scale_range {list(area)} is a share of the image's area here: at most 1")
         # torchvision resizes a tv_tensors.Mask to the nearest pixel.
         self.geometry = v2.Compose(
             [

@@ -16,9 +16,7 @@ def trainaug_names(augmented: set[str], train: list[str], val: list[str]) -> lis
     """Every augmented label that is not in val, sorted: 10,582 names that contain all of train."""
     if missing := [name for name in train if name not in augmented]:
         lacking = some(missing, len(train), "masks")
-        raise FileNotFoundError(
-            f"SegmentationClassAug lacks {lacking} of VOC train: unpack it again, or use --sbd"
-        )
+        raise FileNotFoundError(f"SegmentationClassAug lacks {lacking} of VOC train: unpack it, or use --sbd")
     return sorted(augmented - set(val))
 
 
@@ -56,9 +54,7 @@ def read_sbd(path: Path) -> np.ndarray:
         mask = np.asarray(scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0])
     # scipy raises many things on damaged files (ValueError, zlib.error, NotImplementedError, ...).
     except Exception as error:
-        raise ValueError(
-            f"{path} is not an SBD class annotation, or damaged: {error}; unpack SBD again"
-        ) from error
+        raise ValueError(f"{path} is not an SBD class annotation, or damaged: {error}") from error
     if mask.ndim != 2 or mask.max(initial=0) >= len(CLASS_NAMES):
         raise ValueError(f"{path} holds {mask.shape} values up to {mask.max()}, not (H, W) classes 0..20")
     return mask.astype(np.uint8)

@@ -68,8 +68,7 @@ def save_state(
     broken = [name for name, p in method.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise FloatingPointError(
-            f"step {progress.step}: parameter '{broken[0]}' ({len(broken)} in all) is not finite; "
-            f"{path.name} is left as it was"
+            f"step {progress.step}: '{broken[0]}' is not finite; {path.name} is not written"
         )
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -148,9 +147,7 @@ def find_start(cfg: DictConfig, work_dir: Path) -> Checkpoint | None:
         return own or Checkpoint(start, load_checkpoint(start))
     # A killed run that began from PATH continues with its own progress. Any other run is left alone.
     if own.state.get("resumed_from") != str(start):
-        raise ValueError(
-            f"{work_dir} contains a run that did not start from {start}; choose another run_name="
-        )
+        raise ValueError(f"{work_dir} holds a run that did not start from {start}; choose another run_name=")
     return own
 
 

@@ -85,14 +85,10 @@ def find_images(source: Path, folder: Path) -> dict[str, Record]:
     """
     names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.npz"))
     if not names:
-        raise FileNotFoundError(
-            f"there are no .npz files in {source}: give the output folder of tools/infer_cam.py"
-        )
+        raise FileNotFoundError(f"there are no .npz files in {source}, as tools/infer_cam.py writes them")
     found = custom.find_images(folder)
     if missing := [name for name in names if name not in found]:
-        raise FileNotFoundError(
-            f"{some(missing, len(names), 'images')} are missing in {folder}: set --images"
-        )
+        raise FileNotFoundError(f"{some(missing, len(names), 'images')} are not in {folder}: set --images")
     return {name: Record(name, found[name], None, None) for name in names}
 
 
@@ -157,15 +153,9 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} has no array 'probs' (K, h, w), or is damaged ({error})") from error
     if probs.ndim != 3 or probs.dtype.kind != "f" or len(probs) < 2 or ids.shape != probs.shape[:1]:
-        raise ValueError(
-            f"{path}: probs must be floats (K, h, w) of background and classes with K class ids, got "
-            f"{probs.dtype} {probs.shape} and {ids.shape}"
-        )
+        raise ValueError(f"{path}: probs must be floats (K, h, w), background first, with K class ids")
     if probs.min() < 0 or not 0 < probs.max() <= 1 + 1e-3:
-        raise ValueError(
-            f"{path}: probs must be in [0, 1], got {probs.min():.3g} to {probs.max():.3g}: take the "
-            "softmax of logits first"
-        )
+        raise ValueError(f"{path}: probs must be in [0, 1], got {probs.min():.3g} to {probs.max():.3g}")
     if len(set(ids.tolist()) & set(range(255))) < len(ids):
         raise ValueError(f"{path}: class ids must be K different integers in 0..254, got {ids.tolist()}")
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()

@@ -59,12 +59,8 @@ def data_config(options: DataOptions) -> DictConfig:
     if files:
         return load_config(files[-1], options.changes())
     if not options.model_path:
-        raise ValueError(
-            "name the data set with config=FILE (configs/datasets/voc.yaml, ...) or --model_path CHECKPOINT"
-        )
+        raise ValueError("name the data set with config=configs/datasets/voc.yaml or --model_path CHECKPOINT")
     state = load_checkpoint(options.model_path)
     if "config" not in state:
-        raise ValueError(
-            f"{options.model_path} has no config: set config=configs/datasets/voc.yaml or another one"
-        )
+        raise ValueError(f"{options.model_path} has no config: set config=configs/datasets/voc.yaml, ...")
     return override_config(OmegaConf.create(state["config"]), options.changes())

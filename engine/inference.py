@@ -154,14 +154,13 @@ def for_each_image(
     if unreadable:
         shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
         raise UnreadableImageError(
-            f"{len(unreadable)} of {len(dataset)} images: {shown}. All others are finished, and the same "
-            "command continues from there"
+            f"{len(unreadable)} of {len(dataset)} images: {shown}. All others are done"
         )
     return len(left)
 
 
 def image_split(path: str | Path, class_names: Sequence[str], reading: Reading = AS_TYPED) -> Split:
-    """A split of loose photos, one file or all below a folder (`find_images`): no masks, unknown tags.
+    """A split of loose photos, one file or all in a folder (`find_images`): no masks, unknown tags.
 
     Raises:
         FileNotFoundError: no such file, or a folder without images.
@@ -169,7 +168,7 @@ def image_split(path: str | Path, class_names: Sequence[str], reading: Reading =
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"there is no photo {path}")
-    files = find_images(path) if path.is_dir() else {path.stem: path}
+    files = find_images(path, subfolders=False) if path.is_dir() else {path.stem: path}
     records = (Record(name, file.absolute(), None, None, reading) for name, file in files.items())
     return Split(path.stem or "photos", tuple(class_names), tuple(records))
 

@@ -37,10 +37,7 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
     """
     if infer is not None and is_photo(infer):
         if Path(infer).name == infer and Path(infer).is_dir() and _is_split(loaded, infer):
-            raise ValueError(
-                f"'{infer}' is a split of the data set and a folder in the working directory: write "
-                f"./{infer} for the folder, or start from another directory for the split"
-            )
+            raise ValueError(f"'{infer}' is a split and a folder: write ./{infer} for the folder")
         return image_split(infer, loaded.class_names, reading_of(loaded.cfg.data))
     name = infer or loaded.cfg.data.val_set or loaded.cfg.data.train_set
     try:
@@ -53,10 +50,7 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
     if split.class_names != loaded.class_names:
         both = (loaded.class_names, split.class_names)
         ours, theirs = (f"{len(names)} ({', '.join(names[:4])}, ...)" for names in both)
-        raise ValueError(
-            f"the checkpoint has classes {ours}, the data set {theirs}: set data.source, data.root and "
-            "data.options to a data set with the checkpoint's classes"
-        )
+        raise ValueError(f"the checkpoint has classes {ours}, the data set {theirs}: set data.source, ...")
     return split
 
 

@@ -230,10 +230,7 @@ def on_canvas(image: Tensor, size: int | Sequence[int]) -> tuple[Tensor, tuple[A
     height, width = _pair(size)
     h, w = image.shape[-2:]
     if h > height or w > width:
-        raise ValueError(
-            f"an image of {h} x {w} pixels (rows, columns; at the largest scale) does not fit on the canvas "
-            f"infer.pad_to of {height} x {width}: enlarge it, set it to null, or take smaller infer.scales"
-        )
+        raise ValueError(f"{h} x {w} pixels do not fit on infer.pad_to={size}: take smaller infer.scales")
     top, left = (height - h) // 2, (width - w) // 2
     canvas = F.pad(image, (left, width - w - left, top, height - h - top))
     return canvas, (..., slice(top, top + h), slice(left, left + w))

@@ -215,10 +215,7 @@ class Trainer:
         first = self.step
         total = all_reduce_sum(torch.tensor([float(first)], device=self.device)).item()
         if total != first * world_size():
-            raise ValueError(
-                f"processes start at other steps than {first}: work_dir {self.work_dir} must be a "
-                "folder that all nodes share"
-            )
+            raise ValueError(f"processes start at other steps than {first}: is {self.work_dir} shared?")
 
     def _check_losses(self, losses: Losses) -> None:
         """A weight that belongs to no loss would be a typing error that changes the result without a word."""

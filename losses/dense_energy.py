@@ -46,14 +46,9 @@ def dense_energy_loss(
     """
     batch, _, height, width = seg_logits.shape
     if image_rgb.shape != (batch, 3, height, width) or label.shape != (batch, height, width):
-        raise ValueError(
-            f"image_rgb {tuple(image_rgb.shape)} and label {tuple(label.shape)} must have the batch and size "
-            f"of seg_logits {tuple(seg_logits.shape)}; enlarge the logits to the label first"
-        )
+        raise ValueError(f"image and label must be of size {(height, width)}: enlarge the logits first")
     if valid_box is not None and valid_box.shape != (batch, 4):
-        raise ValueError(
-            f"valid_box must be ({batch}, 4), got {tuple(valid_box.shape)}: y0, y1, x0, x1 of each image"
-        )
+        raise ValueError(f"valid_box must be ({batch}, 4): y0, y1, x0, x1, got {tuple(valid_box.shape)}")
     h, w = int(height * scale), int(width * scale)
     if min(batch, h, w) == 0:
         raise ValueError(f"nothing left of a batch of {batch} images of {height}x{width} at scale {scale}")

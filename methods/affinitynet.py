@@ -167,18 +167,12 @@ class AffinityView:
         sample = dict(sample)
         arrays = sample.pop("label_scores", {})
         if "scores" not in arrays:
-            raise ValueError(
-                f"image '{sample['name']}' has no label scores: set data.label_dir to a folder that "
-                "tools/make_affinity_label.py made"
-            )
+            raise ValueError(f"image '{sample['name']}' has no label scores: mend data.label_dir")
         scores = torch.as_tensor(arrays["scores"]).float()
         image_rgb = self.jitter(to_tensor(sample["image"]))
         size = image_rgb.shape[-2], image_rgb.shape[-1]
         if size != tuple(scores.shape[-2:]):
-            raise ValueError(
-                f"the label scores of image '{sample['name']}' are {tuple(scores.shape[-2:])}, but the image "
-                f"is {size} (rows, columns): were they made from other images?"
-            )
+            raise ValueError(f"scores of '{sample['name']}' are {tuple(scores.shape[-2:])}, its image {size}")
         box = crop_box(size, self.crop_size)
         image_rgb, scores = (crop(x, self.crop_size, box, fill=0) for x in (image_rgb, scores))
         valid_box = box.valid_box

@@ -85,10 +85,7 @@ class MCC(ContrastiveViT):
     def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells."""
         if size[0] % self.mask_scale or size[1] % self.mask_scale:
-            raise ValueError(
-                f"mask_scale={self.mask_scale} does not divide a grid of {size[0]} x {size[1]} tokens: "
-                f"make data.crop_size a multiple of {self.mask_scale * self.backbone.patch_size}"
-            )
+            raise ValueError(f"mask_scale={self.mask_scale} does not divide a grid of {size} tokens")
         grid = size[0] // self.mask_scale, size[1] // self.mask_scale
         cells = torch.stack([self.hidden_cells(batch, i, grid) for i in range(len(batch["image"]))]).bool()
         return cells.repeat_interleave(self.mask_scale, 2).repeat_interleave(self.mask_scale, 3)

@@ -67,9 +67,7 @@ class SingleStageViT(Method):
         check_number("method.high_threshold", high_threshold)
         check_number("method.low_threshold", low_threshold)
         if low_threshold > high_threshold:
-            raise ValueError(
-                f"method.low_threshold={low_threshold} is above method.high_threshold={high_threshold}"
-            )
+            raise ValueError(f"method.low_threshold={low_threshold} is above high_threshold={high_threshold}")
         self.low_threshold, self.high_threshold = low_threshold, high_threshold
         self.label_source = cam_schedule("label_source", label_source)
         self.refiner = create_refiner(**refiner_options(refiner, "par"), key="method.refiner")

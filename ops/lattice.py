@@ -87,9 +87,7 @@ class PermutohedralLattice:
         self, features: Tensor, pad_to_four: bool = True, piece: int | None = None, compact: bool = True
     ) -> None:
         if features.ndim != 3 or 0 in features.shape or features.shape[2] > 7:
-            raise ValueError(
-                f"features must be a non-empty (B, N, d) tensor with d <= 7, got {tuple(features.shape)}"
-            )
+            raise ValueError(f"features must be non-empty (B, N, d) with d <= 7, got {tuple(features.shape)}")
         self.batch, self.points_per_image, self.dim = features.shape
         self.device = features.device
         self.is_weighted = False
@@ -243,10 +241,7 @@ class PermutohedralLattice:
         self.low, self.sizes = low, [int(b - a) + 5 for a, b in zip(low, high)]
         too_far = max(map(abs, low + high)) >= MAX_COORDINATE
         if too_far or (math.prod(self.sizes) * self.batch - 1).bit_length() > 63:
-            raise ValueError(
-                f"{self.batch} images with lattice extents {self.sizes} overflow the 63-bit keys or "
-                "the resolution of float32; use larger sigmas or a smaller batch, or check the input range"
-            )
+            raise ValueError(f"lattice extents {self.sizes} of {self.batch} images overflow: enlarge sigmas")
 
     def _number_points(
         self, keys: Tensor, row: Tensor, position: Tensor, weight: Tensor, piece: int | None, compact: bool

@@ -52,11 +52,7 @@ class PixelPairs:
         """Rows and columns of the sources in a map of ``size``; N is their product."""
         rows, columns = size[0] - self.reach, size[1] - 2 * self.reach
         if rows < 1 or columns < 1:
-            raise ValueError(
-                f"a map of {size[0]} x {size[1]} has no pixel pairs of radius {self.radius}: it needs at "
-                f"least {self.reach + 1} rows and {2 * self.reach + 1} columns; use a larger crop or a "
-                "smaller radius"
-            )
+            raise ValueError(f"a map of {size} has no pixel pairs of radius {self.radius}: crop larger")
         return rows, columns
 
     def view(self, maps: Tensor, offset: tuple[int, int]) -> Tensor:

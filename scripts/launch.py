@@ -41,10 +41,7 @@ def _main(default_config: str, doc: str, arguments: list[str]) -> None:
         return
     cfg = load_config(config, overrides)
     if scenes := [item for item in overrides if item.startswith("data.generate")]:
-        raise ValueError(
-            f"{scenes[0]} does not change existing images: make others with tools/make_demo_data.py "
-            f"--out FOLDER {scenes[0].removeprefix('data.generate.')}, and train with data.root=FOLDER"
-        )
+        raise ValueError(f"{scenes[0]} changes no images: draw others with tools/make_demo_data.py")
 
     from engine.train import run
     from utils.distributed import shutdown

@@ -40,9 +40,7 @@ class Options(DataOptions):
 
     def __post_init__(self) -> None:
         if bool(self.labels) == bool(self.cam):
-            raise ValueError(
-                "name what to score: either --labels FOLDER (label images) or --cam FOLDER (CAM files)"
-            )
+            raise ValueError("name what to score: either --labels FOLDER or --cam FOLDER")
 
 
 def run(options: Options) -> Path:
@@ -67,9 +65,7 @@ def run(options: Options) -> Path:
     split = load_split(config.data, name)
     records = [record for record in split.records if truth_path(record)]
     if not records:
-        raise ValueError(
-            f"split '{split.name}' has no masks to score against; check data.root and data.options.masks"
-        )
+        raise ValueError(f"split '{split.name}' has no masks to score against: set data.options.masks")
     compare_masks_with_tags(replace(split, records=tuple(records)), may_lack_classes=True)
     path_of = label_path if options.labels else cam_path
     require_files(

@@ -66,10 +66,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
     device, loaded, split = load_inputs(options)
     method, classes = loaded.method, len(loaded.class_names)
     if num_classes is not None and classes != num_classes:
-        raise ValueError(
-            f"{options.model_path} has {classes} classes with background, this tool is for {num_classes}: "
-            f"use {other}"
-        )
+        raise ValueError(f"the checkpoint has {classes} classes, this tool is for {num_classes}: use {other}")
     infer = infer_section(loaded, options.crf)
     refiner, refined = inference_refiner(infer.refiner, device)
     if infer.tags and not split.has_tags:

@@ -128,10 +128,7 @@ def numbering(values: Iterable[int], source: str | Path) -> Any:
     categories = not seen & set(UNUSED_IDS) and all(value <= 90 for value in seen)
     if contiguous == categories:
         why = "fit both numberings" if contiguous else f"fit neither ({sorted(seen)[-5:]} among them)"
-        raise ValueError(
-            f"the values of the masks in {source} {why}: known are 1..80 without gaps, and category ids "
-            "1..90; leave --masks out to draw them from the annotations"
-        )
+        raise ValueError(f"values of the masks in {source} {why}, 1..80 and category ids: leave --masks out")
     table = np.arange(256, dtype=np.uint8)
     if categories:
         table[list(CATEGORY_IDS)] = np.arange(1, 81, dtype=np.uint8)
@@ -146,10 +143,7 @@ def _claim(root: Path, rule: Mapping[str, str]) -> None:
 
     record, folder = root / "masks.json", root / "SegmentationClass"
     if record.is_file() and folder.is_dir() and read_json(record)["rule"] != rule:
-        raise ValueError(
-            f"the masks in {folder} follow another rule ({read_json(record)['rule']}, now "
-            f"{dict(rule)}); move that folder and {record} away first"
-        )
+        raise ValueError(f"masks in {folder} follow another rule: move them and {record} away")
     write_json(record, {"rule": dict(rule)})
 
 

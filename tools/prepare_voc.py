@@ -42,17 +42,12 @@ def run(options: Options) -> dict[str, int]:
     root, masks = options.root, options.root / "SegmentationClassAug"
     for part in ("JPEGImages", "Annotations", "SegmentationClass", LISTS):
         if not (root / part).is_dir():
-            raise FileNotFoundError(
-                f"{root} is not an unpacked VOC 2012: {part} is missing; unpack VOCtrainval_11-May-2012.tar "
-                "and set --root to its VOC2012"
-            )
+            raise FileNotFoundError(f"{root} is not an unpacked VOC 2012 (--root): {part} is missing")
     train, val = (list(read_list(root / LISTS / f"{split}.txt")) for split in ("train", "val"))
     if options.sbd:
         convert_sbd(options.sbd, root, {*train, *val})
     elif not names_in(masks, "*.png"):
-        raise FileNotFoundError(
-            f"{masks} is missing: unpack it there, or make it from SBD's release with --sbd benchmark_RELEASE"
-        )
+        raise FileNotFoundError(f"{masks} is missing: unpack it, or make it with --sbd benchmark_RELEASE")
     copy_masks(root, [*train, *val])
     trainaug = trainaug_names(names_in(masks, "*.png"), train, val)
     write_atomic(root / LISTS / "trainaug.txt", "".join(f"{name}\n" for name in trainaug).encode())

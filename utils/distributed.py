@@ -47,10 +47,7 @@ def default_device(device: str) -> str:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:<index>, got '{device}'") from error
     needed = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (named.index or 0) + 1)
     if named.type == "cuda" and needed > found:
-        raise ValueError(
-            f"{needed} GPU(s) asked for on this machine, {found} found; start fewer processes, check "
-            "CUDA_VISIBLE_DEVICES (DEVICES of run_train.sh), or use the CPU (DEVICES cpu, device=cpu)"
-        )
+        raise ValueError(f"{needed} GPU(s) asked for, {found} found (CUDA_VISIBLE_DEVICES); or device=cpu")
     return device
 
 
@@ -66,8 +63,7 @@ def init_process_group(device: str) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
         if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise ValueError(
-                f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set without {', '.join(missing)}: "
-                "unset WORLD_SIZE for one process, or start several with run_train.sh"
+                f"WORLD_SIZE is set without {', '.join(missing)}: unset WORLD_SIZE, or use run_train.sh"
             )
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen

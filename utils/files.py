@@ -120,17 +120,11 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         kinds = (*FILES, ".jpg", ".jpeg")  # among photos, results would be photos of the next run
         foreign = next((file for file in folder.rglob("*.*") if file.suffix.lower() in kinds), None)
         if foreign is not None:
-            raise ValueError(
-                f"{folder} contains files of another origin, for example {foreign.name} "
-                "(and no settings.json): choose another folder with --out"
-            )
+            raise ValueError(f"{folder} has files of another origin, {foreign.name}: choose another --out")
         write_json(path, settings)
         return
     if changed := differences(read_json(path), settings):
-        raise ValueError(
-            f"{folder} contains results of other settings ({'; '.join(changed)}): choose another folder with "
-            "--out, or delete this one"
-        )
+        raise ValueError(f"{folder} has results of other settings ({'; '.join(changed)}): change --out")
 
 
 def made_with(folder: Path) -> dict[str, Any]:

@@ -98,10 +98,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         if len(self.bands) not in (0, 1, 3) or min(self.bands, default=1) < 1:
-            raise ValueError(
-                f"data.bands={list(self.bands)}: name the three bands that are red, green and blue, or one, "
-                "counted from 1; networks see three channels"
-            )
+            raise ValueError(f"data.bands={list(self.bands)}: name three bands or one, counted from 1")
         if self.value_range and self.value_range[0] >= self.value_range[1]:
             raise ValueError(f"data.value_range={list(self.value_range)} must be ascending")
 
@@ -206,20 +203,14 @@ def _eight_bits(
     if reading.bands:
         values = values[..., [band - 1 for band in reading.bands]]
     if values.shape[2] not in (1, 3):
-        raise ValueError(
-            f"it has {count} bands: name the three that networks see as red, green and blue, such as "
-            "data.bands=[1,2,3]"
-        )
+        raise ValueError(f"it has {count} bands: name red, green and blue, such as data.bands=[1,2,3]")
     if kind == "i" and values.max(initial=0) > 255:
         bits = 16  # Pillow widens some 16-bit files
     top = white or (1 if kind == "f" else {"u8": 255, "u16": 65535, "i16": 65535}.get(f"{kind}{bits}", 0))
     low, high = reading.value_range or (0, top)
     lowest, highest = values.min(initial=low), values.max(initial=low)
     if not reading.value_range and not (top and 0 <= lowest <= highest <= top):
-        raise ValueError(
-            f"{values.dtype} values from {lowest} to {highest}: set data.value_range=[lowest,highest] "
-            "(tools/check_data.py measures it), or save it with 8 bits"
-        )
+        raise ValueError(f"{values.dtype} values from {lowest} to {highest}: set data.value_range")
     if np.isnan(highest):
         raise ValueError("some values are NaN: set them to a number")
     if not reading.value_range and (kind == "f" or bits > 8):

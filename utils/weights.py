@@ -71,14 +71,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         near = sorted(map(str, (path if path.is_dir() else path.parent).glob("*.pth")))
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist" + (f"; found there: {', '.join(near)}" if near else "")
-        )
+        raise FileNotFoundError(f"checkpoint {path} does not exist; found there: {', '.join(near) or 'none'}")
     if path.suffix in (".onnx", ".pt2"):
-        raise ValueError(
-            f"{path} is an exported graph, which runs in onnxruntime or torch.export (docs/use.md): "
-            "give a .pth or .safetensors file here"
-        )
+        raise ValueError(f"{path} is an exported graph (docs/use.md): give a .pth or .safetensors file")
     if path.suffix == ".params":
         return dict(load_mxnet_params(path))
     damaged = f"{path} is damaged or not a checkpoint"
@@ -92,10 +87,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if not (found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error))):
             raise ValueError(damaged) from error
-        raise ValueError(
-            f"{path} holds more than tensors and plain containers ({found[1]}), so it is not loaded (a "
-            "checkpoint can run code); save its state dict alone with torch.save and use that file"
-        ) from error
+        raise ValueError(f"{path} holds more than tensors ({found[1]}): save its state dict alone") from error
     except (SafetensorError, RuntimeError, EOFError, BadZipFile, LookupError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{damaged}: {reason}") from error

@@ -39,10 +39,7 @@ def write_dataset(root: Path, options: SceneOptions, *, workers: int | None = No
     if found is None and any((root / folder).exists() for folder in (IMAGES, MASKS, LISTS)):
         raise FileExistsError(f"{root} holds another data set (no meta.json): choose another folder")
     if found is not None and (changed := differences({key: found.get(key, {}) for key in head}, head)):
-        raise FileExistsError(
-            f"{root} was generated with other options ({', '.join(changed)}): delete it, or choose another "
-            "folder with --out"
-        )
+        raise FileExistsError(f"{root} has other options ({', '.join(changed)}): delete it, or change --out")
     if found is not None and found.get("fingerprint"):
         return found
     write_json(root / "meta.json", head)  # before any image, so that an interrupted run is recognised as ours

@@ -69,9 +69,7 @@ def with_likes(stages: StageValues) -> StageValues:
     for name, values in stages.items():
         other = values.get("like")
         if other is not None and other not in found:
-            raise KeyError(
-                f"stage '{name}' is like '{other}', which is not a stage before it{suggest(other, found)}"
-            )
+            raise KeyError(f"stage '{name}' is like '{other}', no stage before it{suggest(other, found)}")
         found[name] = merge(found.get(str(other), {}), without(values, ("like",)))
     return found
 

@@ -89,10 +89,7 @@ class _Planner:
     def training(self, stage: Stage) -> Plan:
         cfg, folder = OmegaConf.create(stage.options), self.work_dir / stage.name
         if cfg.train.resume != "auto":
-            raise ValueError(
-                f"train.resume is {cfg.train.resume}, but a pipeline continues by itself; to train "
-                f"afresh, delete {folder}"
-            )
+            raise ValueError(f"a pipeline resumes by itself; to train afresh, delete {folder}")
         images, fingerprint = self.load(cfg.data, cfg.data.train_set)
         if cfg.data.val_set:
             self.load(cfg.data, cfg.data.val_set)
@@ -159,10 +156,7 @@ class _Planner:
         reads = marked(type(options), "reads")
         names = [getattr(options, key) for key, what in reads.items() if what == "images"]
         if trained and None in names:
-            raise ValueError(
-                f"it has no images: set stages.{stage.name}.infer to a split, or remove the stage with "
-                f"stages.{stage.name}=null"
-            )
+            raise ValueError(f"it has no images: set stages.{stage.name}.infer, or stages.{stage.name}=null")
         splits = [self.load(cfg.data, name) for name in names if name and not is_photo(name)]
         return splits[0] if splits else (None, None)
 

@@ -26,10 +26,7 @@ class ContextLeak(LabelScore):
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:
         if "context" not in sample:
-            raise ValueError(
-                f"image '{sample['name']}' has no map of contexts: set data.options.contexts, and generate "
-                "the scenes again if they are older"
-            )
+            raise ValueError(f"image '{sample['name']}' has no map of contexts: set data.options.contexts")
         for i, output in enumerate(OUTPUTS):
             if output in prediction.labels:
                 label = prediction.labels[output]

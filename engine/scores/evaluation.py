@@ -67,8 +67,7 @@ class Evaluation:
         for output, label in prediction.labels.items():
             if label.shape != mask.shape:
                 raise ValueError(
-                    f"mask of '{sample['name']}' is {tuple(mask.shape)}, its prediction {tuple(label.shape)} "
-                    "(rows, columns)"
+                    f"mask and prediction of '{sample['name']}' are {[*mask.shape]}, {[*label.shape]}"
                 )
             wrong = (label >= self.split.num_classes) & (mask != IGNORE_INDEX)
             self._check(f"{output} prediction", sample, wrong.sum())
@@ -79,10 +78,7 @@ class Evaluation:
 
     def _check(self, what: str, sample: Sample, wrong: Tensor) -> None:
         if wrong:
-            raise ValueError(
-                f"{int(wrong)} pixels of the {what} of '{sample['name']}' are none of the "
-                f"{self.split.num_classes} classes: is it an index image of this data set?"
-            )
+            raise ValueError(f"{int(wrong)} pixels of the {what} of '{sample['name']}' are of no class")
 
     @property
     def counters(self) -> list[Score | Details]:

@@ -68,10 +68,7 @@ class Published:
         extra = tuple(key for key in left if _matches(key, self.extras))
         unmatched = tuple(key for key in left if key not in extra)
         if self.strict and unmatched:
-            raise ValueError(
-                f"this {self.name} checkpoint has {len(unmatched)} weights that {type(method).__name__} has "
-                f"no place for, first {unmatched[0]}: it is of a changed program"
-            )
+            raise ValueError(f"this {self.name} checkpoint has weights without a place: {unmatched[0]}")
         method.load_state_dict(fitting, strict=False)
         return LoadReport(extra, unmatched, missing, repeats)
 
@@ -158,9 +155,7 @@ def _single_stage_vit(state: Mapping[str, Tensor]) -> Published:
     table = _TABLES["vit"]
     backbone = next((k for k, v in table["backbones"].items() if v == [width, depth, grid]), None)
     if backbone is None:
-        raise ValueError(
-            f"no known backbone is {width} wide, {depth} deep, with a {grid} x {grid} position embedding"
-        )
+        raise ValueError(f"no known backbone is {width} wide, {depth} deep, with {grid} x {grid} positions")
     num_classes = state["classifier.weight"].shape[0] + 1
     coco = num_classes == 81
     seco_scales = [1.0, 0.5, 0.75, 1.25, 1.5] if coco else [1.0, 0.5, 0.75, 1.5]

@@ -155,10 +155,7 @@ def timm_class(name: str) -> Callable[..., nn.Module]:
                 assert [tuple(m.shape[1:]) for m in out] == expected, "its maps are not where timm says"
         except Exception as error:  # of whatever kind timm's networks raise
             reason = str(error).partition("\n")[0][:120] or type(error).__name__
-            raise ValueError(
-                f"timm's {name} is no backbone for images of any size: {reason}. ViTs with absolute or "
-                "rotary positions, Swin and convolutional networks are: docs/backbones.md"
-            ) from error
+            raise ValueError(f"timm's {name} is no backbone for images of any size: {reason}") from error
     return made
 
 
@@ -211,10 +208,7 @@ def create_backbone(
         backbone = build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
     if mean is not None or std is not None:
         if not (mean and std and len(mean) == len(std) == 3 and min(std) > 0):
-            raise ValueError(
-                f"method.backbone.mean={mean} and std={std} must be three numbers each, on 0..255; images "
-                "have three channels (data.bands chooses them)"
-            )
+            raise ValueError(f"backbone.mean={mean} and std={std} must be for three channels, on 0..255")
         backbone.mean, backbone.std = tuple(mean), tuple(std)
     if getattr(backbone, "mean", None) is not None:
         backbone.register_forward_pre_hook(lambda module, inputs: renormalize(module, *inputs))

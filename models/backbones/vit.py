@@ -170,9 +170,7 @@ class ConvStem(nn.Module):
         super().__init__()
         stages = patch_size.bit_length() - 1
         if 2**stages != patch_size:
-            raise ValueError(
-                f"a convolutional stem needs a patch size that is a power of two, got {patch_size}"
-            )
+            raise ValueError(f"a convolutional stem needs a patch of a power of two, got {patch_size}")
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
@@ -210,9 +208,7 @@ class ViTPyramid(nn.Module):
         self.layers = tuple(sorted({half, three_quarters} if layers is None else set(layers)))
         for layer in self.layers:
             if not 0 <= layer < vit.depth:
-                raise ValueError(
-                    f"layer {layer} of the pyramid is outside of the {vit.depth} blocks of this ViT"
-                )
+                raise ValueError(f"layer {layer} of the pyramid is outside of {vit.depth} blocks")
         self.vit = vit
         stem = getattr(vit, "patch_embed", None)
         self.stem_gives_shallow = isinstance(stem, ConvStem) and vit.patch_size >= 4

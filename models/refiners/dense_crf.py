@@ -95,10 +95,7 @@ class DenseCRF(Refiner):
         batch, _, height, width = image_rgb.shape
         for x in energies:
             if x.ndim != 4 or x.numel() == 0 or (len(x), *x.shape[2:]) != (batch, height, width):
-                raise ValueError(
-                    f"probabilities or energies {tuple(x.shape)} do not fit images {tuple(image_rgb.shape)}: "
-                    "(B, L, H, W) with the same B, H, W and at least one label is needed; resize them first"
-                )
+                raise ValueError(f"energies {tuple(x.shape)} do not fit images {tuple(image_rgb.shape)}")
         image_bytes = height * width * (1000 + 32 * sum(x.shape[1] for x in energies))
         # One image at a time is fastest on a CPU: its tables stay in the cache.
         part = 1 if image_rgb.device.type == "cpu" else max(1, PART_BYTES // image_bytes)

@@ -89,10 +89,7 @@ class MaskVote(Refiner):
         if self.masks is None:
             return superpixels(image, **self.superpixels)
         if self.image_name is None:
-            raise ValueError(
-                "mask_vote finds masks by the name of an image, which training does not have: leave out "
-                "masks (superpixels), or refine labels with tools/refine_labels.py"
-            )
+            raise ValueError("mask_vote finds masks by an image's name, which training lacks: leave them out")
         return read_masks(self.masks, self.image_name, image.shape[-2:])
 
 

@@ -198,6 +198,8 @@ def test_pictures_of_a_folder_are_used_or_counted_and_named(tmp_path, caplog):
     assert "skipped 3 of 9 pictures" in caplog.text
     for name in (".ipynb_checkpoints", "g.heic", "gone.jpg"):
         assert name in caplog.text
+    assert len(picture_files(tmp_path / "images", subfolders=False)) == 4
+    assert "skipped 5 of 9 pictures" in caplog.text
 
 
 def test_accents_of_file_names_have_one_spelling(tmp_path):

@@ -50,9 +50,7 @@ class Options:
 
     methods: list[str] = option(["cam", "toco", "seco"], "folders of configs")
     config: str = option("{method}/demo.yaml", "where the config of each method is")
-    strengths: list[float] = option(
-        [0.1667, 0.5, 0.8, 0.95], "probabilities that an object of a partnered class is on its partner"
-    )
+    strengths: list[float] = option([0.1667, 0.5, 0.8, 0.95], "how often a partnered class is on its partner")
     seeds: list[int] = option([0, 1, 2], "of the trainings; the scenes stay")
     train: int = option(1500, "training images", least=1)
     test: int = option(400, "images of each test split", least=1)

@@ -115,6 +115,11 @@ class Split:
         label[[tag - 1 for tag in tags]] = 1
         return label
 
+    def require(self, folder: Path, path_of: Callable[[Path, str], Path], maker: str) -> None:
+        """Raise a FileNotFoundError unless a folder has the file of every image; ``maker`` makes them."""
+        paths = (path_of(folder, record.name) for record in self.records)
+        require_files(paths, f"files of split '{self.name}'", f"finish {maker}, or name other images")
+
     def fingerprint(self) -> str:
         """12 hex digits that name the data of a score: class names, image names, tags and file sizes.
 

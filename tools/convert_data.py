@@ -30,9 +30,7 @@ class Options:
     write: str | None = option(None, "format that masks are written in", choices=WRITE)
     source: Path = option(meaning="file or folder of annotations; with --write folder of masks", reads=True)
     images: Path | None = option(None, "folder of the images; default: the source", reads=True)
-    names: Path | None = option(
-        None, "class names: data.yaml of YOLO, or a file with a name on each line", reads=True
-    )
+    names: Path | None = option(None, "class names: YOLO's data.yaml, or a name on each line", reads=True)
     out: Path = option(meaning="folder for what is written")
 
     def __post_init__(self) -> None:

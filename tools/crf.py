@@ -45,9 +45,7 @@ class Options:
     out: Path = option(meaning="folder for the label images <name>.png")
     recipe: str = option(meaning="how maps become probabilities of labels", choices=tuple(RECIPES))
     values: list[float] = option([], "thresholds or alphas of the recipe: two (strict, lax) or one")
-    preset: str | None = option(
-        None, "DenseCRF parameters; default: those of the recipe", choices=tuple(PRESETS)
-    )
+    preset: str | None = option(None, "DenseCRF parameters; default: the recipe's", choices=tuple(PRESETS))
     steps: int = option(10, "mean-field steps")
     device: str = option("auto", "auto, cpu or cuda", free=True)
     processes: int | None = option(None, "worker processes on the CPU; default: one for each core", free=True)

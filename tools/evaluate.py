@@ -25,17 +25,9 @@ class Options(DataOptions):
     labels: Path | None = option(None, "folder of label images <name>.png", reads=True)
     cam: Path | None = option(None, "folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     split: str | None = option(None, "split or list file (.txt); default: data.val_set", reads="images")
-    threshold: float | None = option(
-        None, "fixed background threshold of CAMs; default: method.background_threshold, else 0.5"
-    )
-    ignored: str = option(
-        "error",
-        "255 in a prediction: an error, background, or pixels left out",
-        choices=("error", "background", "skip"),
-    )
-    protocol: str | None = option(
-        None, "protocol id of the score; default: that of the inference that made the folder"
-    )
+    threshold: float | None = option(None, "of CAMs; default: method.background_threshold, else 0.5")
+    ignored: str = option("error", "255 in a prediction", choices=("error", "background", "skip"))
+    protocol: str | None = option(None, "protocol id of the score; default: that of the folder")
     out: Path | None = option(None, "folder of scores.json; default: the scored folder")
 
     def __post_init__(self) -> None:
@@ -51,7 +43,7 @@ def run(options: Options) -> Path:
     from engine.scores.evaluation import Evaluation, truth_path
     from engine.scores.records import provenance, short_name
     from utils.cam_files import cam_path, label_path
-    from utils.files import made_with, require_files
+    from utils.files import made_with
     from utils.logging import progress_bar
 
     folder = options.labels or options.cam
@@ -66,13 +58,10 @@ def run(options: Options) -> Path:
     records = [record for record in split.records if truth_path(record)]
     if not records:
         raise ValueError(f"split '{split.name}' has no masks to score against: set data.options.masks")
-    compare_masks_with_tags(replace(split, records=tuple(records)), may_lack_classes=True)
+    masked = replace(split, records=tuple(records))
+    compare_masks_with_tags(masked, may_lack_classes=True)
     path_of = label_path if options.labels else cam_path
-    require_files(
-        (path_of(folder, record.name) for record in records),
-        f"predictions of split '{split.name}'",
-        "finish the inference (the same command continues it), or score a part with --split LIST.txt",
-    )
+    masked.require(folder, path_of, "the inference")
     threshold = config.get("method", {}).get("background_threshold", 0.5)
     threshold = float(threshold if options.threshold is None else options.threshold)
     evaluation = Evaluation(split, config.eval.scores, threshold)

@@ -22,10 +22,7 @@ from engine.config.options import command_line, option
 class Options(ImageOptions):
     shares_work: ClassVar[bool] = True
     size: int | str | None = option(
-        None,
-        "native, or side of the square that images are resized to; default: eval.size",
-        choices=("native",),
-        least=1,
+        None, "or side of a square; default: eval.size", choices=("native",), least=1
     )
     scales: list[float] = option([], "image scales (1 is always used); default: method.cam_scales")
     dtype: str = option("float16", "of the stored values", choices=("float16", "float32"))

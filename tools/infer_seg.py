@@ -32,12 +32,7 @@ class Options(ImageOptions):
         choices=("config", "none", *PRESETS),
         alone="config",
     )
-    crf_workers: int | None = option(
-        None,
-        "processes that refine beside the network; default: one for each further core; on a GPU and for few "
-        "images 0 (the main process refines)",
-        free=True,
-    )
+    crf_workers: int | None = option(None, "processes that refine; default: by images and cores", free=True)
     max_side: int = option(1024, "photos with a longer side are segmented at this size and enlarged", least=1)
 
 

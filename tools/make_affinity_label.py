@@ -23,12 +23,8 @@ from tools.crf import RECIPES
 @dataclass(kw_only=True)
 class Options(DataOptions):
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
-    images: Path | None = option(
-        None, "folder of the images; default: those of the config's data set", reads=True
-    )
-    split: str | None = option(
-        None, "split or list file (.txt) of the config; default: data.train_set", reads="images"
-    )
+    images: Path | None = option(None, "folder of the images; default: those of the data set", reads=True)
+    split: str | None = option(None, "split or list (.txt); default: data.train_set", reads="images")
     mode: str = option("irn", "what is written", choices=("irn", "psa", "seam"))
     foreground_threshold: float | None = option(None, "irn: CAM above it is foreground (default 0.30)")
     background_threshold: float | None = option(None, "irn: CAM up to it is background (default 0.05)")
@@ -62,7 +58,7 @@ def run(options: Options) -> Path:
     from models.refiners.dense_crf import DenseCRF
     from utils.cam_files import cam_path, label_path
     from utils.distributed import default_device
-    from utils.files import claim_folder, origin_of, require_files
+    from utils.files import claim_folder, origin_of
 
     values, device = options.values(), default_device(options.device)
     crf = DenseCRF(RECIPES[options.mode][0], steps=options.steps)
@@ -72,11 +68,7 @@ def run(options: Options) -> Path:
     else:
         data = data_config(options).data
         split = load_split(data, options.split or data.train_set)
-        require_files(
-            (cam_path(options.cam, record.name) for record in split.records),
-            f"CAM files of split '{split.name}'",
-            "finish tools/infer_cam.py on that split, or name another with --split",
-        )
+        split.require(options.cam, cam_path, "tools/infer_cam.py")
         images = {record.name: record for record in split.records}
         source = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
     job = Job(options.cam, options.out, options.mode, tuple(values.values()), crf, device)

@@ -21,9 +21,7 @@ from engine.config.options import command_line, option
 class Options:
     config: str = option("datasets/demo.yaml", "config whose data.generate describes the scenes")
     out: Path | None = option(None, "folder of the data set; default: data.root of the config")
-    workers: int | None = option(
-        None, "processes that draw; default: one for each core, at most 8", free=True, least=1
-    )
+    workers: int | None = option(None, "processes; default: one for each core", free=True, least=1)
     overrides: list[str] = option([], "an option of the scenes, such as strength=0.8")
 
 

@@ -19,12 +19,8 @@ from engine.config.options import command_line, option
 
 @dataclass(kw_only=True)
 class Options(DataOptions):
-    labels: Path = option(
-        meaning="folder of label images of tools/propagate_cam.py or infer_seg.py", reads=True
-    )
-    split: str | None = option(
-        None, "split or list file (.txt) to cut out of; default: data.train_set", reads="images"
-    )
+    labels: Path = option(meaning="folder of label images of an earlier stage", reads=True)
+    split: str | None = option(None, "split or list (.txt); default: data.train_set", reads="images")
     min_share: float = option(0.1, "smallest share of the image")
     max_share: float = option(0.7, "largest share of the image")
     out: Path | None = option(None, "folder of the bank; default: objects/ beside the labels")
@@ -43,18 +39,14 @@ def run(options: Options) -> Path:
     from engine.scores.records import short_name
     from engine.scores.tables import text_table
     from utils.cam_files import label_path
-    from utils.files import claim_folder, origin_of, require_files
+    from utils.files import claim_folder, origin_of
     from utils.logging import progress_bar
     from utils.pool import WorkerPool
 
     labels = options.labels
     config = data_config(options)
     split = load_split(config.data, options.split or config.data.train_set)
-    require_files(
-        (label_path(labels, record.name) for record in split.records),
-        f"labels of split '{split.name}'",
-        "finish the stage that makes them (it continues where it stopped)",
-    )
+    split.require(labels, label_path, "the stage that makes them")
     out = options.out or labels.with_name("objects")
     about = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
     limits = {"min_share": options.min_share, "max_share": options.max_share}

@@ -22,9 +22,7 @@ from engine.config.options import command_line, option
 @dataclass(kw_only=True)
 class Options:
     photos: list[str] = option(meaning="photos, folders of photos, patterns in quotes", positional=True)
-    model_path: Path = option(
-        meaning="checkpoint (.pth, .safetensors), also of a published program", reads=True
-    )
+    model_path: Path = option(meaning="checkpoint, also of a published program", reads=True)
     out: Path = option(Path("masks"), "output folder")
     tags: str | None = option(
         None,

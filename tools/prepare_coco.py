@@ -35,11 +35,7 @@ CATEGORY_IDS = tuple(k for k in range(1, 91) if k not in UNUSED_IDS)
 @dataclass(kw_only=True)
 class Options:
     root: Path = option(Path("data/coco"), "folder with annotations/, train2014/ and val2014/")
-    masks: Path | None = option(
-        None,
-        "folder of masks made elsewhere, numbered 0..80 or by category ids: used in place of drawing",
-        reads=True,
-    )
+    masks: Path | None = option(None, "folder of masks made elsewhere, in place of drawing", reads=True)
     any_counts: bool = option(False, "accept a part of COCO")
 
 

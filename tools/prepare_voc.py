@@ -23,9 +23,7 @@ LISTS = Path("ImageSets/Segmentation")
 @dataclass(kw_only=True)
 class Options:
     root: Path = option(Path("data/VOCdevkit/VOC2012"), "folder VOC2012 of the unpacked archive")
-    sbd: Path | None = option(
-        None, "folder benchmark_RELEASE of SBD; not needed with SegmentationClassAug", reads=True
-    )
+    sbd: Path | None = option(None, "benchmark_RELEASE of SBD, in place of SegmentationClassAug", reads=True)
     any_counts: bool = option(False, "accept a part of VOC")
 
 

@@ -21,9 +21,7 @@ from engine.config.options import command_line, option
 class Options(ImageOptions):
     shares_work: ClassVar[bool] = True
     cam: Path = option(meaning="folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
-    crf_steps: int = option(
-        0, "mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1; default 0, none)"
-    )
+    crf_steps: int = option(0, "mean-field steps of PSA's DenseCRF on the walked scores (SEAM: 1)")
 
 
 def run(options: Options) -> Path:
@@ -37,7 +35,7 @@ def run(options: Options) -> Path:
     from methods.base import Propagates
     from models.refiners.dense_crf import DenseCRF
     from utils.cam_files import cam_path, label_path, load_cam
-    from utils.files import origin_of, require_files
+    from utils.files import origin_of
     from utils.image import normalize, write_mask
     from utils.precision import autocast
 
@@ -49,11 +47,7 @@ def run(options: Options) -> Path:
     def source_of(record: Record) -> Path:
         return cam_path(options.cam, record.name)
 
-    require_files(
-        (source_of(record) for record in split.records),
-        f"CAM files of {short_name(split)}",
-        "finish tools/infer_cam.py on the same images",
-    )
+    split.require(options.cam, cam_path, "tools/infer_cam.py")
     crf = DenseCRF("psa", steps=options.crf_steps) if options.crf_steps else None
     protocol = f"pseudo/{short_name(split)}/walk" + (f"+{crf.protocol}" if crf else "")
     outputs = Outputs.of_checkpoint(

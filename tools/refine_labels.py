@@ -29,9 +29,7 @@ class Options(DataOptions):
     split: str | None = option(None, "split or list file; default: data.train_set", reads="images")
     masks: Path | None = option(None, "folder of masks for mask_vote; default: superpixels", reads=True)
     write: str = option("labels", "of CAM files: labels, or refined CAMs", choices=("labels", "cam"))
-    threshold: float | None = option(
-        None, "background score beside CAMs; default: method.background_threshold, else 0.5"
-    )
+    threshold: float | None = option(None, "beside CAMs; default: method.background_threshold, else 0.5")
     tags: bool = option(False, "ignore (255) pixels of classes that an image is not tagged with")
     device: str = option("auto", "auto, cpu or cuda", free=True)
     num_workers: int = option(2, "processes that decode images", free=True)
@@ -59,7 +57,7 @@ def run(options: Options) -> Path:
     from engine.segmentation import inference_refiner
     from utils.cam_files import cam_path, label_path, load_cam, save_cam
     from utils.distributed import init_process_group
-    from utils.files import origin_of, require_files
+    from utils.files import origin_of
     from utils.image import IGNORE_INDEX, write_mask
 
     device = init_process_group(options.device)
@@ -81,14 +79,12 @@ def run(options: Options) -> Path:
     if to_cam and not is_cam:
         raise ValueError(f"{options.input} has no CAMs of these images")
 
-    def source_of(record: Record) -> Path:
-        return (cam_path if is_cam else label_path)(options.input, record.name)
+    path_of = cam_path if is_cam else label_path
 
-    require_files(
-        (source_of(record) for record in split.records),
-        f"labels or CAM files of split '{split.name}'",
-        "finish the stage that makes them, or name other images with --split",
-    )
+    def source_of(record: Record) -> Path:
+        return path_of(options.input, record.name)
+
+    split.require(options.input, path_of, "the stage that makes them")
     threshold = cfg.get("method", {}).get("background_threshold", 0.5)
     threshold = float(threshold if options.threshold is None else options.threshold)
 

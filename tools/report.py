@@ -18,9 +18,7 @@ from engine.config.options import command_line, option
 @dataclass(kw_only=True)
 class Options:
     runs: list[Path] = option(meaning="run folders", positional=True)
-    out: Path | None = option(
-        None, "the page; default: report.html in the folder of one run, or in the current one"
-    )
+    out: Path | None = option(None, "the page; default: report.html beside one run, or in this folder")
     title: str | None = option(None, "headline; default: the run's name")
 
 

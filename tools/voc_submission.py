@@ -23,9 +23,7 @@ class Options:
     root: Path = option(meaning="VOC2012 folder with the lists and the images of the test set", reads=True)
     out: Path = option(meaning="archive to write, .tgz or .tar.gz")
     split: str = option("test", "list of ImageSets/Segmentation that the server scores")
-    competition: int = option(
-        6, "5 (trained on VOC alone) or 6 (on anything, such as ImageNet weights)", least=5
-    )
+    competition: int = option(6, "5 (trained on VOC alone) or 6 (on anything)", least=5)
 
 
 def run(options: Options) -> Path:
@@ -91,10 +89,7 @@ def find_mistake(label: Path, photo: Path) -> tuple[str | None, bool]:
     if image.format != "PNG":
         return f"is a {image.format}, which may have changed the indices: write PNG", False
     if image.mode != "P":
-        return (
-            f"is no palette picture (mode {image.mode}): the server reads indices with VOC's palette",
-            False,
-        )
+        return f"is no palette picture (mode {image.mode}), whose indices the server reads", False
     if image.size != size:
         return "has another size than its photo: segment at native size, without crop or padding", False
     indices = np.asarray(image)

@@ -24,9 +24,7 @@ def run_main(main: Callable[[], object]) -> None:
             raise
         print(f"{type(error).__name__}: {visible(message_of(error))}", file=sys.stderr)
         if isinstance(error, ModuleNotFoundError) and error.name in ("omegaconf", "torch", "yaml"):
-            print(
-                "(packages: source .venv/bin/activate, or pip install -r requirements.txt)", file=sys.stderr
-            )
+            print("(source .venv/bin/activate, or pip install -r requirements.txt)", file=sys.stderr)
         print("(TRACEBACK=1 in the environment shows where)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -10,9 +10,7 @@ from engine.config.options import option
 class DataOptions:
     """Whose data set a tool works on."""
 
-    model_path: Path | None = option(
-        None, "checkpoint whose config describes the data set; or give config=FILE", reads=True
-    )
+    model_path: Path | None = option(None, "checkpoint that names the data set; or config=FILE", reads=True)
     overrides: list[str] = option([], "changes of the config, or config=FILE", free=True)
 
     def changes(self) -> list[str]:
@@ -24,13 +22,8 @@ class DataOptions:
 class CheckpointOptions(DataOptions):
     """Which checkpoint runs over which images."""
 
-    model_path: Path = option(
-        meaning="checkpoint (.pth, .safetensors), also of a published program (docs/evaluation.md)",
-        reads=True,
-    )
-    infer: str | None = option(
-        None, "split, list file (.txt), photo, or folder of photos; default: data.val_set", reads="images"
-    )
+    model_path: Path = option(meaning="checkpoint, also of a published program", reads=True)
+    infer: str | None = option(None, "split, list (.txt), photo or folder; default: val_set", reads="images")
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
     device: str = option("auto", "auto, cpu or cuda", free=True)
 
@@ -39,8 +32,6 @@ class CheckpointOptions(DataOptions):
 class ImageOptions(CheckpointOptions):
     """How a checkpoint writes a file for each image."""
 
-    out: Path | None = option(
-        None, "output folder; default: beside the checkpoint, named after checkpoint, images and protocol"
-    )
+    out: Path | None = option(None, "output folder; default: beside the checkpoint, named after the protocol")
     precision: str = option("fp32", "of the network", choices=("fp32", "bf16", "auto"))
     num_workers: int = option(2, "processes that decode images", free=True)

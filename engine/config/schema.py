@@ -25,19 +25,11 @@ GIVEN = {"num_classes", "root", "split"}  # arguments that the engine gives
 class ContextDecoupling:
     """Paste mined objects into images without their class (CDA, docs/pipelines.md)."""
 
-    bank: str | None = option(
-        None,
-        "folder of tools/mine_objects.py; half of a batch are then the pasted versions. null: off",
-        reads=True,
-    )
+    bank: str | None = option(None, "folder of tools/mine_objects.py to paste from; null: off", reads=True)
     rotate: bool = option(True, "turn the object by up to 90 degrees")
     rescale: bool = option(False, "scale it by a factor from 0.8 to 1.2")
     blend: bool = option(False, "soften its edge over three pixels")
-    paste_mask: str = option(
-        "binary",
-        "binary, or reference (turns the mask as the published program does, with its specks)",
-        choices=("binary", "reference"),
-    )
+    paste_mask: str = option("binary", "reference: as published, specks", choices=("binary", "reference"))
 
 
 @dataclass(kw_only=True)
@@ -51,47 +43,17 @@ class Data:
     val_set: str | None = option("val", "split that is scored during training; null: none")
     options: dict[str, Any] = option({}, "further arguments of data.source")
     generate: dict[str, Any] = option({}, "what tools/make_demo_data.py draws (configs/datasets/demo.yaml)")
-    bands: list[int] | None = option(
-        None,
-        "bands of a TIFF that are red, green and blue, or the grey one, counted from 1; null: all there are",
-        least=1,
-    )
+    bands: list[int] | None = option(None, "of a TIFF: red, green, blue or grey, from 1; null: all", least=1)
     value_range: list[float] | None = option(
-        None,
-        "values of the files that become 0 and 255, the same for all images (tools/check_data.py measures "
-        "them); null: by type, 16 bits from 0 to 65535, floats from 0 to 1",
-        length=2,
-        least=-math.inf,
+        None, "values that become 0 and 255 (tools/check_data.py); null: by type", length=2, least=-math.inf
     )
-    background: bool | None = option(
-        None,
-        "false: every pixel shows a class, none is labelled or predicted as background, and 0 in masks does "
-        "not count; null: there is background",
-    )
-    tiles: dict[str, Any] | None = option(
-        None,
-        "large images as overlapping tiles, such as {side: 512, overlap: 64, tags: mask} (docs/data.md); "
-        "null: whole images",
-    )
+    background: bool | None = option(None, "false: every pixel shows a class, 0 in masks does not count")
+    tiles: dict[str, Any] | None = option(None, "tiles of large images (docs/data.md); null: whole images")
     crop_size: int = option(448, "side of a training crop, pixels", least=1)
-    scale_range: list[float] = option(
-        [0.5, 2.0], "random rescaling before the crop: smallest and largest factor", length=2
-    )
-    num_workers: int = option(
-        4,
-        "loader processes of each training process, at most one for a core; 0: load in the training process",
-        free=True,
-    )
-    label_dir: str | None = option(
-        None,
-        "folder of labels that an earlier stage made (docs/pipelines.md); null: train on tags alone",
-        reads=True,
-    )
-    learn_from: str | None = option(
-        None,
-        "masks: train on the ground truth instead of label_dir (docs/pipelines.md, bounds); null: no",
-        choices=("masks",),
-    )
+    scale_range: list[float] = option([0.5, 2.0], "rescaling before the crop: least and largest", length=2)
+    num_workers: int = option(4, "loader processes of each process, at most one for a core", free=True)
+    label_dir: str | None = option(None, "labels of an earlier stage; null: train on tags alone", reads=True)
+    learn_from: str | None = option(None, "masks: train on the ground truth; null: no", choices=("masks",))
     context_decoupling: ContextDecoupling = field(default_factory=ContextDecoupling)
 
 
@@ -101,47 +63,20 @@ class Train:
 
     steps: int = option(20000, "optimiser steps", least=1)
     batch_size: int = option(4, "images per step over ALL processes and accumulated micro-batches", least=1)
-    accumulate: int = option(
-        1,
-        "micro-batches per step and process: less memory; batch-wide loss normalisers become per micro-batch",
-        least=1,
-    )
-    precision: str = option(
-        "auto", "auto (bf16 on a GPU that has it, else fp32), bf16 or fp32", choices=("auto", "bf16", "fp32")
-    )
+    accumulate: int = option(1, "micro-batches per step and process; each has its own normalisers", least=1)
+    precision: str = option("auto", "auto: bf16 on a GPU that has it", choices=("auto", "bf16", "fp32"))
     compile: str = option(
-        "none",
-        "regions: torch.compile of transformer blocks, refiner and lattice, worth it for long runs on a GPU",
-        choices=("none", "regions"),
-        free=True,
+        "none", "regions: torch.compile of blocks, refiner, lattice", choices=("none", "regions"), free=True
     )
     deterministic: bool = option(False, "bit-identical reruns (slower on a GPU)")
-    ema: float | None = option(
-        None,
-        "factor of a moving average of the weights, such as 0.999, which scores and checkpoints are then of; "
-        "null: none",
-    )
-    threads: int | None = option(
-        None, "CPU threads of each process; null: torch's choice", free=True, least=1
-    )
-    log_every: int | None = option(
-        None, "steps between log lines; null: 200, or a fifth of a run that is short", free=True, least=1
-    )
+    ema: float | None = option(None, "factor of an average of the weights, which is scored; null: none")
+    threads: int | None = option(None, "CPU threads of a process; null: torch's choice", free=True, least=1)
+    log_every: int | None = option(None, "steps between log lines; null: by train.steps", free=True, least=1)
     eval_every: int = option(2000, "steps between validations", free=True, least=1)
     checkpoint_every: int = option(1000, "steps between writes of last.pth", free=True, least=1)
-    keep_every: int | None = option(
-        None, "steps between checkpoints that are kept as step_<n>.pth; null: none", free=True, least=1
-    )
-    wandb: str | None = option(
-        None,
-        "project at Weights & Biases that gets what TensorBoard gets (pip install wandb); null: none",
-        free=True,
-    )
-    resume: str = option(
-        "auto",
-        "auto: continue from work_dir/last.pth if it is there; never: fresh folder; or a checkpoint's path",
-        free=True,
-    )
+    keep_every: int | None = option(None, "steps between kept step_<n>.pth; null: none", free=True, least=1)
+    wandb: str | None = option(None, "project at Weights & Biases; null: none", free=True)
+    resume: str = option("auto", "auto: from last.pth if there; never; or a checkpoint's path", free=True)
 
 
 @dataclass(kw_only=True)
@@ -149,98 +84,50 @@ class Optim:
     """The optimiser and the course of its learning rate."""
 
     name: str = option("adamw", "adamw or sgd", choices=("adamw", "sgd"))
-    lr: float = option(
-        6e-5, "learning rate of the backbone; a method's parameter groups scale it (heads: x10)"
-    )
-    weight_decay: float = option(
-        0.01, "of every parameter, norms and biases included; a method's parameter groups may scale it"
-    )
-    layer_decay: float = option(
-        1.0, "factor of the learning rate from each layer of the backbone to the one before it; 1: none"
-    )
+    lr: float = option(6e-5, "learning rate of the backbone; methods scale it for other parts (heads: x10)")
+    weight_decay: float = option(0.01, "of every parameter, norms and biases included; methods may scale it")
+    layer_decay: float = option(1.0, "factor of the rate from each layer of the backbone to that before it")
     betas: list[float] = option([0.9, 0.999], "AdamW's moment decay rates", length=2)
     eps: float = option(1e-8, "AdamW's denominator offset")
     momentum: float = option(0.0, "of SGD")
     warmup_steps: int = option(1500, "steps of linear warm-up")
     warmup_ratio: float = option(1e-6, "learning rate at step 0 as a share of its base value")
     power: float = option(0.9, "exponent of the polynomial decay; 0: constant rate")
-    decay_steps: int | None = option(
-        None, "steps over which the rate decays, then it keeps its last value; null: train.steps", least=1
-    )
+    decay_steps: int | None = option(None, "steps over which the rate decays; null: train.steps", least=1)
 
 
 @dataclass(kw_only=True)
 class Eval:
     """Validation during training."""
 
-    size: int = option(
-        "${data.crop_size}", "validation resizes images to a square of this side, pixels", least=1
-    )
-    scores: list[str] = option(
-        ["miou", "confusion", "tag_f1", "cam_sweep"],
-        "files of engine/scores, of which boundary_f is another one",
-        free=True,
-    )
-    select: str = option(
-        "seg", "number that picks best.pth: seg, cam, aux_cam (mIoU), or another one of the log", free=True
-    )
+    size: int = option("${data.crop_size}", "validation resizes images to this square, pixels", least=1)
+    scores: list[str] = option(["miou", "confusion", "tag_f1", "cam_sweep"], "of engine/scores", free=True)
+    select: str = option("seg", "number of the log that picks best.pth: seg, cam, aux_cam, ...", free=True)
 
 
 @dataclass(kw_only=True)
 class Infer:
     """Inference over a data set."""
 
-    size: int | str = option(
-        "native",
-        "native, or the side of a square that images are resized to, pixels",
-        choices=("native",),
-        least=1,
-    )
+    size: int | str = option("native", "or side of a square, pixels", choices=("native",), least=1)
     scales: list[float] = option([1.0, 1.25, 1.5], "image scales whose logits are merged")
     flip: bool = option(True, "add the mirrored image at every scale")
-    tile: int | None = option(
-        None,
-        "larger images are segmented in overlapping tiles of this side, pixels; null: as data.tiles says",
-        least=1,
-    )
-    tile_overlap: int | None = option(
-        None, "pixels that neighbours share; null: as data.tiles says, or a quarter of the tile"
-    )
-    resample: str = option(
-        "bilinear",
-        "image scaling: bilinear (the network's input, as ViT programs do) or bicubic (the picture, as CNN "
-        "programs do)",
-        choices=("bilinear", "bicubic"),
-    )
-    pad_to: int | list[int] | None = option(
-        None, "canvas around the scaled image, pixels: side or [height, width]; null: none", length=2, least=1
-    )
-    merge_flips: str = option(
-        "sum", "how the two scores of a scale are merged: sum, mean or max", choices=MERGES
-    )
+    tile: int | None = option(None, "side of tiles of larger images, pixels; null: data.tiles", least=1)
+    tile_overlap: int | None = option(None, "pixels that tiles share; null: data.tiles, or a quarter of one")
+    resample: str = option("bilinear", "as ViT or as CNN programs scale", choices=("bilinear", "bicubic"))
+    pad_to: int | list[int] | None = option(None, "canvas: side or [height, width]", length=2, least=1)
+    merge_flips: str = option("sum", "how mirror images are merged: sum, mean or max", choices=MERGES)
     merge_scales: str = option("max", "how scales are merged: sum, mean or max", choices=MERGES)
-    tags: bool = option(
-        False, "rule out classes that an image is not tagged with (pseudo labels; no test of a network)"
-    )
-    refiner: str | dict[str, Any] | None = option(
-        None,
-        "what refines the probabilities: par, pamr, dense_crf, or a mapping such as {name: dense_crf, "
-        "preset: toco, steps: 5}; null: none",
-    )
+    tags: bool = option(False, "rule out classes without a tag (pseudo labels; no test of a network)")
+    refiner: str | dict[str, Any] | None = option(None, "par, dense_crf, ..., or {name: dense_crf, steps: 5}")
 
 
 @dataclass(kw_only=True)
 class Config:
     """One training, or a pipeline of stages."""
 
-    run_name: str | None = option(
-        None, "name of the run; null: <method>_<data> after the config file", free=True
-    )
-    work_dir: str = option(
-        "logs/${run_name}",
-        "folder of the run: config.yaml, run.log, metrics.jsonl, last.pth, best.pth, tensorboard/",
-        free=True,
-    )
+    run_name: str | None = option(None, "null: <method>_<data> after the config file", free=True)
+    work_dir: str = option("logs/${run_name}", "folder of config, log, numbers and checkpoints", free=True)
     seed: int = option(0, "seed of weights, sample order and augmentation")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:<index>", free=True)
     data: Data = field(default_factory=Data)
@@ -254,9 +141,7 @@ class Config:
         free=["backbone.pretrained"],
         reads=["backbone.pretrained"],
     )
-    stages: Any = option(
-        None, "stages of a pipeline: name, run and options of each (docs/pipelines.md); null: one training"
-    )
+    stages: Any = option(None, "name, run and options of each stage (docs/pipelines.md); null: one training")
 
 
 @cache

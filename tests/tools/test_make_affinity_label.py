@@ -68,5 +68,5 @@ def test_images_come_from_the_data_set_too(checkpoint, tmp_path):
         fewer.write_text("\n".join(path.stem for path in cam.glob("*.npz")))
         call(make_affinity_label, {**labels, "out": tmp_path / "labels", "split": str(fewer)})
     next(cam.glob("*.npz")).unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 6 CAM files"):
+    with pytest.raises(FileNotFoundError, match="1 of 6 files"):
         call(make_affinity_label, {**labels, "out": tmp_path / "other"})

@@ -1,24 +1,13 @@
 """Do methods break co-occurrence? Train them on scenes whose objects are more and more often on one context.
 
-    python bench/cooccurrence.py                                        all trainings, one after another
-    python bench/cooccurrence.py --methods cam seco --strengths 0.95    some of them
-    python bench/cooccurrence.py --shard 2/8                            every eighth, for a job array
+    python bench/cooccurrence.py --methods cam seco --strengths 0.95
+    python bench/cooccurrence.py --shard 2/8                            every eighth training, for a job array
     python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
     python bench/cooccurrence.py --methods psa irn --config "{method}/demo_cda.yaml"    pipelines
-    python bench/cooccurrence.py --out logs/hard data.generate.appearance=0.3                other scenes
 
-Each training has a folder below ``--out``. What is finished is not done again. The table covers what is
-there; table.csv holds every number of every training, report.html the curves. A strength of 1/6 is chance:
-there are six contexts.
-
-With several seeds the table shows mean and 95 % interval over them (Student's t); with one, the interval
-over images (bootstrap). ``slope``: rise of a number from strength 0 to 1, fitted for each seed.
-``less CAM's``: difference to the CAM of the plain classifier of the same strength and seed.
-
-gap       mIoU on ``test`` less that on ``test_shuffled``: the same objects on contexts drawn without them
-leak      engine/scores/context_leak.py on ``test_shuffled``; mean over the classes with a partner
-tag leak  how much more often a class is said on its home context than on others, where it is not shown
-control   the same, mean over the classes without a partner
+What is finished below ``--out`` is not done again. docs/evidence.md explains the numbers. Intervals are over
+seeds (Student's t), of one seed over images (bootstrap); ``slope`` is the rise from strength 0 to 1, and
+``less CAM's`` the difference to the plain classifier of the same strength and seed. 1/6 is chance.
 """
 
 from __future__ import annotations

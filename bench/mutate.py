@@ -3,9 +3,7 @@
     python bench/mutate.py --limit 50                            a sample
     python bench/mutate.py --files losses/affinity.py --again    a file, and its survivors once more
 
-A mutant is killed when a test file that names its module fails; those of the module's folder are tried first.
-Results are appended to ``--out``, and what is there already is not run again. The working tree is never
-changed: each mutant has a process of its own, forked after the libraries are imported.
+A mutant is killed when a test file that names its module fails. Results are appended to ``--out``.
 """
 
 import ast

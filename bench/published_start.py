@@ -1,11 +1,8 @@
-"""The first weights of the authors' ToCo program, as a file that ``train.resume`` starts from.
-
-Short runs on few images depend on what the layers that are not pretrained begin with (docs/results.md). The
-authors' program seeds one generator and draws encoder, both projection heads, decoder and classifiers, in the
-order of the names in its checkpoints. This draws the same from the config's seed.
+"""The first weights of the authors' ToCo program, as a file for ``train.resume`` (docs/results.md).
 
     python bench/published_start.py --out start.safetensors
-    python scripts/train_voc.py config=bench/configs/toco/mini.yaml train.resume=start.safetensors
+
+The program seeds one generator and draws encoder, both projection heads, decoder and classifiers in turn.
 """
 
 from __future__ import annotations

@@ -23,10 +23,8 @@ def tag_warnings(split: Split) -> list[str]:
         if count == tagged > 1:
             warnings.append(f"all {count} images have the tag '{name}': it cannot be learned from tags")
     for first, second in near_duplicates(names[1:]):
-        warnings.append(
-            f"the classes '{first}' ({counts[first]} images) and '{second}' ({counts[second]}) differ by one "
-            "letter: check the spelling"
-        )
+        both = f"'{first}' ({counts[first]} images) and '{second}' ({counts[second]})"
+        warnings.append(f"the classes {both} differ by one letter: check the spelling")
     return warnings
 
 
@@ -53,10 +51,8 @@ class Agreement:
     def error(self) -> str | None:
         """Why masks and tags cannot be of the same classes: fewer than half of what masks show are tags."""
         if self.shown.any() and 2 * self.agreed.sum() < self.shown.sum() >= 3:
-            return (
-                f"masks of split '{self.split.name}' and tags disagree: {self.agreed.sum()} of "
-                f"{self.shown.sum()} classes that masks show are tags of their images; {ADVICE}"
-            )
+            share = f"{self.agreed.sum()} of {self.shown.sum()} classes in masks are tags of their images"
+            return f"masks of split '{self.split.name}' and tags disagree: {share}; {ADVICE}"
         return None
 
     def warning(self) -> str | None:

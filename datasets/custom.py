@@ -10,6 +10,7 @@ from datasets.base import Record, Split
 from datasets.lists import check_paths, find_list, nfc, read_class_names, read_list, refuse_hidden, some
 from datasets.pictures import IMAGE_SUFFIXES, picture_files
 from datasets.tags import classes_of, read_tags
+from utils.build import check_choice
 from utils.problems import problem
 
 UNTAGGED = ("error", "no_object", "leave_out", "unknown")
@@ -51,8 +52,7 @@ def custom_split(
             class), ``leave_out`` (it is in no split) or ``unknown`` (kept, for inference only).
     """
     root = Path(root)
-    if untagged not in UNTAGGED:
-        raise ValueError(f"data.options.untagged must be one of {', '.join(UNTAGGED)}, got '{untagged}'")
+    check_choice("data.options.untagged", untagged, UNTAGGED)
     if tags is None and class_names is None:
         raise ValueError("set data.options.tags or data.options.class_names: nothing else names the classes")
     words = classes_of(root / tags) if class_names is None and tags is not None else ()
@@ -65,8 +65,7 @@ def custom_split(
     without = [name for name in names if name not in known]
     if without and tags is not None and untagged == "error":
         lacking = f"{some(without, len(names), 'images')} of split '{split}' are not in {tags}"
-        advice = "add them (without tags if they show no class), or set data.options.untagged"
-        problem(ValueError(f"{lacking}: {advice}=no_object or leave_out"))
+        problem(ValueError(f"{lacking}: add them, or set data.options.untagged=no_object or leave_out"))
     if untagged == "leave_out":
         names = [name for name in names if name in known]
     if not names:
@@ -153,8 +152,5 @@ def _known_tags(path: Path, classes: Sequence[str], aliases: Mapping[str, str]) 
 def _refuse_unknown(path: Path, names: Collection[str], aliases: Mapping[str, str]) -> None:
     if missing := [name for name in names if name not in aliases]:
         lacking = f"{some(missing, len(names), 'images')} named in {path} are missing, or their short name is"
-        advice = (
-            "add the files, remove their lines, call a heading 'name', or write paths below the image folder "
-            "(cats/1.jpg)"
-        )
+        advice = "mend the line, call a heading 'name', or write the path (cats/1.jpg)"
         problem(FileNotFoundError(f"{lacking} not unique: {advice}"))

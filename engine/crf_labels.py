@@ -59,13 +59,9 @@ def run_job(
     left = {name: record for name, record in images.items() if not has_date(*files[name])}
     on_gpu = torch.device(job.device).type == "cuda"
     wanted = 2 if on_gpu else processes if processes is not None else core_count()
-    print(
-        f"output   {job.out}   ({len(images)} files, {len(left)} to do, {job.crf.protocol}, "
-        f"{wanted} {'threads' if on_gpu else 'processes'})"
-    )
-    done = len(images) - len(left)
+    print(f"output   {job.out}   ({len(images)} files, {len(left)} to do, {job.crf.protocol})")
     with (
-        progress_bar(total=len(images), initial=done, desc="crf", unit="img") as bar,
+        progress_bar(total=len(images), initial=len(images) - len(left), desc="crf", unit="img") as bar,
         WorkerPool(min(wanted, len(left)), threads=on_gpu) as pool,
     ):
 

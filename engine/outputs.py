@@ -159,8 +159,8 @@ class Outputs:
             revisit=self.score,
         )
 
-    def finish(self, record: Record) -> None:
-        """The file of an image is written."""
+    def finish(self, record: Record, _: None = None) -> None:
+        """The file of an image is written; a pool calls it with the result of what wrote it."""
         if sources := self.sources(record):
             keep_date(self.path(record), *sources)
         self.score(record)

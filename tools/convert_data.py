@@ -1,15 +1,11 @@
-"""Annotations of other programs into a data set of one's own (docs/data.md), and masks into their formats.
+"""Annotations of other programs into a data set of one's own, and masks into their formats (docs/data.md).
 
     python tools/convert_data.py --read coco --source instances.json --images photos --out data/custom
     python tools/convert_data.py --read folders --source photos --out data/custom
     python tools/convert_data.py --write yolo --source masks --names data/custom/class_names.txt --out yolo
 
-Reading writes ``tags.csv`` and ``class_names.txt``, ``masks/`` where all objects have shapes, and ``images``,
-a link to the folder of the images. Formats: coco (a JSON file), voc (folder of XML files, tags alone),
-labelme (folder of JSON files), yolo (folder of text files, with --names data.yaml), folders (one per class).
-
-Writing takes a folder of masks: coco writes ``instances.json`` of run-length codes, yolo a text file of
-outlines for each image and ``data.yaml``, voc palette PNGs. Ignored pixels (255) belong to no object.
+Reading writes ``tags.csv``, ``class_names.txt``, ``masks/`` where all objects have shapes, and a link
+``images``. Writing takes a folder of masks; ignored pixels (255) belong to no object.
 """
 
 import sys

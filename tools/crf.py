@@ -1,20 +1,10 @@
-"""Refine a folder of CAMs or probabilities by DenseCRF to label images.
+"""Refine a folder of CAMs or probabilities by DenseCRF to label images (docs/crf.md has the recipes).
 
     python tools/crf.py --input logs/run/cam --images photos --recipe irn --out logs/run/seeds
     python tools/crf.py --input probs --images photos --recipe probs --preset toco --out labels
 
 ``--input`` holds CAM files of tools/infer_cam.py, or files <name>.npz with ``probs`` (K, h, w) and, if
-channel k is not class k, ``class_ids`` (K,). Maps smaller than the image are enlarged. Run again, it skips
-what is finished.
-
-Recipes for CAMs, each with the published DenseCRF parameters, run twice in one pass: what both runs call
-background is background, what only the strict run does is ignored (255). ``--values`` changes their two
-thresholds (strict, lax); one value runs the CRF once and ignores nothing.
-
-    toco    softmax over [threshold, CAMs], thresholds 0.7 0.25
-    irn     labels of confidence 0.7 from CAM thresholds 0.30 0.05 (also CDA, WS-FCN)
-    psa     [(1 - largest CAM)^alpha, CAMs], alphas 4 32;  seam  the same with 4 24
-    clip_es one run on [1 - largest CAM, CAMs]; pixels with a probability below 0.95 are ignored
+channel k is not class k, ``class_ids`` (K,). Run again, it skips what is finished.
 """
 
 import math

@@ -1,11 +1,7 @@
-"""Score a folder of label images, or of CAM files over a sweep of thresholds, against the ground truth of a
-split.
+"""Score a folder of label images, or of CAM files over thresholds, against the ground truth of a split.
 
-    python tools/evaluate.py --labels out/ config=configs/toco/voc.yaml --split val
-    python tools/evaluate.py --cam logs/my_run/cam --model_path logs/my_run/last.pth --split train
-
-The data set comes from a config or out of a checkpoint; ``key=value`` changes it (data.root=...,
-data.options.masks=...).
+python tools/evaluate.py --labels out/ config=configs/toco/voc.yaml --split val
+python tools/evaluate.py --cam logs/my_run/cam --model_path logs/my_run/last.pth --split train
 """
 
 import sys

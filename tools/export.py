@@ -3,10 +3,8 @@
     python tools/export.py --model_path logs/my_run/last.pth --out model.safetensors
     python tools/export.py --model_path logs/my_run/last.pth --out model.onnx
 
-``.safetensors`` holds the weights without teacher, queue and optimiser, with config and class names in its
-metadata; every tool takes it as --model_path. ``.onnx`` (needs onnx, onnxscript, onnxruntime) and ``.pt2``
-(torch.export) take uint8 RGB images (B, 3, H, W) and give class logits, CAM and mask; they are compared with
-the network before they are written (docs/use.md).
+Every tool takes the ``.safetensors`` file as --model_path. ``.onnx`` (needs onnx, onnxscript, onnxruntime)
+and ``.pt2`` (torch.export) are compared with the network before they are written (docs/use.md).
 """
 
 import sys

@@ -1,10 +1,9 @@
-"""Class activation maps of a checkpoint: one .npz file per image, scored over thresholds where there are
-masks.
+"""Class activation maps of a checkpoint: an .npz file per image, scored where there are masks.
 
     python tools/infer_cam.py --model_path logs/my_run/last.pth --infer train --out logs/my_run/cam
 
-A file holds the CAMs of the classes that its image is tagged with (``utils/cam_files.py`` reads it back);
-images whose tags are unknown get those that the classifier finds. Run again, it skips what is finished.
+A file holds the CAMs of the tags of its image, or, if they are unknown, of the classes that the classifier
+finds (``utils/cam_files.py`` reads it back). Run again, it skips what is finished.
 """
 
 import sys

@@ -3,9 +3,8 @@
     python tools/infer_seg.py --model_path logs/my_run/last.pth --infer val
     python tools/infer_seg.py --model_path logs/my_run/last.pth --infer photo.jpg --out out
 
-The config comes out of the checkpoint; ``key=value`` changes it (data.root=..., infer.scales=[1.0], all keys:
-scripts/train_voc.py --help). Run again, it skips what is finished. Under torchrun (run_evaluate_seg_*.sh) the
-images are shared out over the processes.
+``key=value`` changes the checkpoint's config (keys: scripts/train_voc.py --help). Run again, it skips what is
+finished. Under torchrun (run_evaluate_seg_*.sh) processes share the images.
 """
 
 import sys
@@ -72,9 +71,7 @@ def run(options: Options, num_classes: int | None = None, other: str = "tools/in
     workers = refining_processes(options.crf_workers, refiner, device, len(split))
 
     def work(sample: Sample, record: Record) -> None:
-        def finish(_: None) -> None:
-            outputs.finish(record)
-
+        finish = partial(outputs.finish, record)
         tags = sample["class_label"].to(device) if infer.tags else None
         own = None if refiner is None else refiner.of_image(record.name)
         precision, max_side = options.precision, options.max_side

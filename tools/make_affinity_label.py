@@ -3,10 +3,8 @@
     python tools/make_affinity_label.py --cam logs/run/cam --out logs/run/seeds config=configs/irn/voc.yaml
     python tools/make_affinity_label.py --cam logs/run/cam --out logs/run/seeds --images photos --mode psa
 
-DenseCRF runs twice on every image. ``irn`` writes label images: what beats a high threshold is foreground,
-what stays below a low one is background, the rest is ignored (255). ``psa`` and ``seam`` write both runs as
-scores (utils/cam_files.py, ``ScoreFile``), because training averages them over the cells of its grid. Run
-again, it skips what is finished.
+DenseCRF runs twice on every image, strict and lax. ``irn`` writes label images (255 where the runs differ),
+``psa`` and ``seam`` both runs as scores. Run again, it skips what is finished.
 """
 
 import sys

@@ -1,17 +1,9 @@
-"""Make what training needs from MS COCO 2014: masks of the 80 classes, image tags, split lists.
+"""Make what training needs from MS COCO 2014: masks of the 80 classes, tags, split lists (docs/data.md).
 
     python tools/prepare_coco.py --root data/coco
     python tools/prepare_coco.py --root data/coco --masks other/masks       masks that somebody else made
 
-Reads ``annotations/instances_{train,val}2014.json``. Writes below root
-``SegmentationClass/{train,val}2014/*.png``, ``tags.csv``, ``ImageSets/{train,val,val_part}.txt`` (the images
-that show at least one class) and ``masks.json`` (the rule of the masks, and a checksum of their label
-histogram).
-
-The rule. Mask value k is the k-th category by ascending id. Instances are drawn in the order of the file, and
-where they overlap the first one stays. Crowd regions show what instances leave free, as 255. An image is
-tagged with the classes of its mask and of its crowd regions. An interrupted run continues; masks that are
-there are kept.
+An interrupted run continues; masks that are there are kept.
 """
 
 import hashlib

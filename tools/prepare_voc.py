@@ -2,10 +2,8 @@
 
     python tools/prepare_voc.py --root data/VOCdevkit/VOC2012 --sbd data/benchmark_RELEASE
 
-Reads ``Annotations/*.xml``, ``SegmentationClass``, ``ImageSets/Segmentation`` and, for the masks that VOC
-itself has not, either a folder ``SegmentationClassAug`` or SBD's ``.mat`` files. Writes below root
-``tags.csv``, ``ImageSets/Segmentation/trainaug.txt`` and ``SegmentationClassAug``: VOC's own mask for the
-images of VOC train and val, whatever was there, SBD's for the others. An interrupted run continues.
+``SegmentationClassAug`` gets VOC's own masks for VOC train and val, whatever was there, and SBD's for the
+others (docs/data.md). An interrupted run continues.
 """
 
 import sys

@@ -1,11 +1,10 @@
-"""Refine a folder of label images or CAM files by any refiner, and score it where there are masks.
+"""Refine label images or CAM files by any refiner, and score them where there are masks (docs/refiners.md).
 
     python tools/refine_labels.py --input labels --refiner mask_vote --masks sam --images photos --out voted
     python tools/refine_labels.py --input cam --refiner "{name: pamr, iterations: 5}" --images photos --out x
 
-The images are a split of the data set of a config or checkpoint, or a folder. CAMs become labels beside a
-background of ``--threshold``, or with ``--write cam`` CAMs again. Run again, it skips what is finished
-(docs/refiners.md).
+CAMs become labels beside a background of ``--threshold``, or with ``--write cam`` CAMs again. Run again, it
+skips what is finished.
 """
 
 import sys

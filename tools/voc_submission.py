@@ -1,11 +1,7 @@
 """Pack label images for the PASCAL VOC evaluation server, after a look for what it would refuse or misjudge.
 
-    python tools/infer_seg_voc.py --model_path logs/seco_voc/last.pth --infer test --out test_masks
-    python tools/voc_submission.py --labels test_masks --root data/VOCdevkit/VOC2012 --out results.tgz
-
-The archive holds results/VOC2012/Segmentation/comp6_test_cls/<name>.png for every image of the list.
-Competition 6 is for networks that saw any data but VOC's test images, ImageNet weights included; 5 is for
-VOC's data alone.
+python tools/infer_seg_voc.py --model_path logs/seco_voc/last.pth --infer test --out test_masks
+python tools/voc_submission.py --labels test_masks --root data/VOCdevkit/VOC2012 --out results.tgz
 """
 
 import sys

@@ -1,13 +1,7 @@
 """Options: each one is declared once, with type, default and meaning.
 
-A tool's options are a dataclass. `command_line` fills it from flags, `fill` from a mapping of a YAML file;
-both make the same checks::
-
-    @dataclass(kw_only=True)
-    class Options:
-        cam: Path = option(meaning="folder of CAM files", reads=True)
-        steps: int = option(10, "mean-field steps", least=1)
-        out: Path = option(meaning="folder for the labels")
+A tool's options are a dataclass of `option` fields. `command_line` fills it from flags, `fill` from a mapping
+of a YAML file; both make the same checks.
 """
 
 import dataclasses

@@ -1,13 +1,7 @@
 """The stages of a pipeline: a list in a file, changed by the files that build on it and by the command line.
 
-stages:                                  # of a list, every stage has a name
-  - {name: cam_net, run: engine.train, config: irn/cam_net.yaml}
-  - {name: cam, run: tools.infer_cam, model_path: "${work_dir}/cam_net/last.pth"}
-
-stages:                                  # in a file that builds on it: by name
-  cam_net: {train: {steps: 5000}}        # change
-  scores: null                           # remove
-  cam_train: {like: cam, infer: train}   # add: everything else as in stage "cam"
+docs/pipelines.md has the forms: a list of stages with names, or a mapping of names to changes, ``null`` or
+``like``.
 """
 
 import re

@@ -1,9 +1,6 @@
 """Run the stages of a multi-stage method in order; what is finished and unchanged is not done again.
 
-    bash run_train.sh scripts/train_voc.py 1 29501 0 my_run config=configs/irn/voc.yaml
-
-A stage is a module with ``Options`` and ``run(options)``. The options say what the stage reads, which of them
-are free to change, and whether processes share its work. It writes to ``<work_dir>/<name>``
+A stage is a module with ``Options`` and ``run(options)``, which writes to ``<work_dir>/<name>``
 (docs/pipelines.md).
 """
 

@@ -159,10 +159,7 @@ class Evaluation:
             print(f"no masks for {name}: nothing to score")
             return
         if self.lacks_classes and any(record.tags != () for record in scored):  # () shows no object at all
-            print(
-                f"no mask of {name} shows any class; {IGNORE_INDEX} means ignored, class 1 must be "
-                "1: nothing to score"
-            )
+            print(f"no mask of {name} shows any class (class 1 must be 1): nothing to score")
             return
         if len(scored) < len(self.split):
             print(f"only {len(scored)} of {len(self.split)} images have a mask: the score covers these")

@@ -34,7 +34,7 @@ def read_list(path: str | Path, whole_lines: bool = False) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"list {path} is missing; lists in that folder: {there} (docs/data.md)")
+        raise FileNotFoundError(f"list {path} is missing (data.root, docs/data.md); lists there: {there}")
     lines = (line.strip() if whole_lines else line.partition(" ")[0] for line in read_text(path).splitlines())
     words = [word for line in lines if (word := line.strip())]
     for word in words:

@@ -251,7 +251,7 @@ def _npy(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
         name = f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, (int, np.integer)) else str(key)
         place, vector = f"{path}, image '{name}'", np.asarray(values).ravel()
         if len(vector) != len(class_names) - 1 or not np.isin(vector, (0, 1)).all():
-            raise ValueError(f"{place}: expected {len(class_names) - 1} numbers 0 or 1, got {vector}")
+            raise ValueError(f"{place}: expected 0 or 1 for {len(class_names) - 1} classes, got {vector}")
         yield Entry(strip_suffix(name), [(class_names[k + 1], place) for k in np.flatnonzero(vector)], place)
 
 

@@ -45,16 +45,13 @@ class Options:
         count, allowed = {"probs": ("no", (0,)), "clip_es": ("one", (1,))}.get(
             self.recipe, ("one or two", (1, 2))
         )
-        if len(self.values) not in allowed:
-            raise ValueError(f"recipe {self.recipe} takes {count} values, got {self.values}")
         # The strict run has the higher threshold, or the lower alpha.
         falling = self.recipe in ("toco", "irn", "clip_es")
         in_range = all(0 < value < (1 if falling else math.inf) for value in self.values)
-        if not in_range or (len(self.values) == 2 and (self.values[0] > self.values[1]) != falling):
-            limits = (
-                "thresholds in (0, 1), the higher first" if falling else "alphas above 0, the lower first"
-            )
-            raise ValueError(f"values of recipe {self.recipe} must be {limits}, got {self.values}")
+        in_order = len(self.values) < 2 or (self.values[0] > self.values[1]) == falling
+        if len(self.values) not in allowed or not in_range or not in_order:
+            limits = "thresholds in (0, 1), higher first" if falling else "alphas above 0, lower first"
+            raise ValueError(f"recipe {self.recipe} takes {count} values, {limits}, got {self.values}")
 
 
 def run(options: Options) -> Path:

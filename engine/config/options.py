@@ -232,7 +232,7 @@ def _flag(field: Field[Any], kind: Any) -> Any:
     is_empty = field.default is None or (field.default_factory is not MISSING and not field.default_factory())
     about = tyro.conf.arg(
         help=field.metadata["meaning"],
-        metavar="|".join(shown).replace("BOOL", "TRUE|FALSE") if len(kinds) > 1 else None,
+        metavar="|".join(shown) if len(kinds) > 1 else None,
         help_behavior_hint="" if is_empty else None,
     )
     typed_as = [Literal[tuple(words)] if words and k is str else k for k in kinds]
@@ -251,13 +251,9 @@ def _separate(cls: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]
             overrides.append(item)
             continue
         flags.append(item)
-        name = item.removeprefix("--").replace("-", "_")
-        positive = name.removeprefix("no_")
-        field, kind = options.get(positive, (None, None))
+        field, kind = options.get(item.removeprefix("--").replace("-", "_"), (None, None))
         if takes_value or not item.startswith("--") or field is None:
             takes_value = False
-        elif kind == bool | None:  # true and false in place of a default
-            flags[-1:] = [f"--{positive}", str(name == positive)]
         elif field.metadata["alone"]:
             takes_value = not (following.startswith("--") or OVERRIDE.match(following))
             flags += [] if takes_value else [field.metadata["alone"]]

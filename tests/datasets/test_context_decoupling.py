@@ -248,7 +248,7 @@ def test_label_folder_takes_the_place_of_ground_truth(world, tmp_path):
     with pytest.raises(FileNotFoundError, match="1 of 3 labels"):
         WeakSegDataset(dataset.split, PlainView(32), label_dir=tmp_path / "labels")
     write_mask(tmp_path / "labels" / "1.png", np.zeros((5, 5)))
-    with pytest.raises(ValueError, match=r"labels/1\.png is 5 x 5 pixels"):
+    with pytest.raises(ValueError, match=r"labels/1\.png is \(5, 5\) pixels"):
         dataset.read((1, 0))
 
 

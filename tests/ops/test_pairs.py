@@ -72,7 +72,7 @@ def test_path_maximum_and_its_gradient_are_those_of_the_gathered_paths(radius, s
 
 
 def test_a_map_without_pairs_is_an_error_and_a_fitting_radius_avoids_it():
-    with pytest.raises(ValueError, match="4 x 20 has no pixel pairs of radius 5"):
+    with pytest.raises(ValueError, match=r"\(4, 20\) has no pixel pairs of radius 5"):
         PixelPairs(5).source(torch.zeros(4, 20))
     with pytest.raises(ValueError, match="at least 1"):
         PixelPairs(0)

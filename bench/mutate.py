@@ -9,6 +9,7 @@ A mutant is killed when a test file that names its module fails. Results are app
 import ast
 import copy
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -225,16 +226,10 @@ def _test(mutant: Mutant, tests: tuple[str, ...]) -> int:
 
 def import_libraries() -> None:
     """What every mutant needs and does not change."""
-    import hypothesis
-    import omegaconf
-    import pytest
-    import timm
-    import torch
-    import torchvision.transforms.v2
-
+    for name in ("hypothesis", "omegaconf", "pytest", "timm", "torch", "torchvision.transforms.v2"):
+        importlib.import_module(name)
     os.chdir(ROOT)
-    torch.set_num_threads(1)
-    assert hypothesis and omegaconf and pytest and timm and torchvision
+    sys.modules["torch"].set_num_threads(1)
 
 
 if __name__ == "__main__":

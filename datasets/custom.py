@@ -69,9 +69,7 @@ def custom_split(
     if untagged == "leave_out":
         names = [name for name in names if name in known]
     if not names:
-        raise ValueError(
-            f"split '{split}' has no images ({len(files)} images): see data.options.val_fraction"
-        )
+        raise ValueError(f"split '{split}' has none of {len(files)} images: see data.options.val_fraction")
     is_own_list = split.endswith(".txt")  # for inference: images may lack ground truth
     default = () if tags is not None and untagged == "no_object" else None
     records = []

@@ -67,9 +67,7 @@ def save_state(
     """
     broken = [name for name, p in method.named_parameters() if not torch.isfinite(p).all()]
     if broken:
-        raise FloatingPointError(
-            f"step {progress.step}: '{broken[0]}' is not finite; {path.name} is not written"
-        )
+        raise FloatingPointError(f"step {progress.step}: '{broken[0]}' is not finite: {path.name} is left")
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(device)

@@ -154,7 +154,7 @@ def for_each_image(
     if unreadable:
         shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
         raise UnreadableImageError(
-            f"{len(unreadable)} of {len(dataset)} images: {shown}. All others are done"
+            f"{len(unreadable)} of {len(dataset)} images: {shown}. The others are done"
         )
     return len(left)
 

@@ -169,10 +169,8 @@ class Trainer:
         share_buffers(self.method)
         self.progress.losses, self.progress.metrics = self.losses.state(), self.metrics.state()
         if is_main():
-            path = self.work_dir / name
-            save_state(
-                path, self.method, self.optimizer, self.progress, self.header, self.device, self.average
-            )
+            about = self.progress, self.header, self.device, self.average
+            save_state(self.work_dir / name, self.method, self.optimizer, *about)
 
     def _train_step(self, batches: Generator[Batch, None, None]) -> bool:
         """One optimiser step over all micro-batches; returns whether a process was asked to stop."""

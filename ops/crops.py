@@ -53,7 +53,7 @@ def check_room(height: int, width: int, size: int, count: int) -> None:
     rows, columns = (max(side - size // 2 * 2, 0) for side in (height, width))
     if rows * columns < count:
         raise ValueError(
-            f"{height} x {width} pixels have no room for {count} crops of {size} (data.crop_size)"
+            f"{height} x {width} pixels have no room for {count} crops of {size}: data.crop_size"
         )
 
 

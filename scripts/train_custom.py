@@ -1,6 +1,4 @@
-"""Train on images of your own:  python scripts/train_custom.py config=configs/seco/custom.yaml
-train.steps=100
-"""
+"""Train on images of your own:  python scripts/train_custom.py config=configs/seco/custom.yaml"""
 
 import sys
 from pathlib import Path

@@ -63,7 +63,7 @@ def init_process_group(device: str) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
         if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise ValueError(
-                f"WORLD_SIZE is set without {', '.join(missing)}: unset WORLD_SIZE, or use run_train.sh"
+                f"WORLD_SIZE without {', '.join(missing)}: unset WORLD_SIZE, or use run_train.sh"
             )
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen

@@ -211,7 +211,7 @@ def _eight_bits(
     lowest, highest = values.min(initial=low), values.max(initial=low)
     if not reading.value_range and not (top and 0 <= lowest <= highest <= top):
         raise ValueError(
-            f"{values.dtype} values from {lowest} to {highest}: set data.value_range, or save 8 bits"
+            f"{values.dtype} values from {lowest} to {highest}: set data.value_range or save 8 bits"
         )
     if np.isnan(highest):
         raise ValueError("some values are NaN: set them to a number")

@@ -20,9 +20,7 @@ class Schedule:
             self.starts: list[int] = [int(start) for start, _ in spec]
             self.values: list[Any] = [value for _, value in spec]
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"a schedule is a value or a list of [from_step, value], got {spec!r}"
-            ) from error
+            raise ValueError(f"a schedule is a value or a list of [step, value], got {spec!r}") from error
         if self.starts[:1] != [0] or any(b <= a for a, b in zip(self.starts, self.starts[1:])):
             raise ValueError(f"the steps of a schedule must start at 0 and ascend, got {spec!r}")
 

@@ -71,7 +71,7 @@ class SceneOptions:
         sizes = self.object_size
         if len(sizes) != 2 or not 0.1 <= sizes[0] <= sizes[1] <= 1 or sizes[0] * self.image_size < 8:
             raise ValueError(
-                f"object_size {list(sizes)} must be two shares from 0.1 to 1, of 8 pixels or more"
+                f"object_size {list(sizes)} must be two shares from 0.1 to 1 and 8 pixels or more"
             )
 
     def count(self, split: str) -> int:

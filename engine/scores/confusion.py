@@ -48,9 +48,8 @@ class Confusion(LabelScore):
             for title, key in (("FP/TP", "confusion"), ("prec", "precision"), ("rec", "recall")):
                 header.append(f"{OUTPUTS[output]} {title}")
                 columns.append((values.per_class[key], key != "confusion"))
-        rows = [
-            [name, *(number(c[i], share) for c, share in columns)] for i, name in enumerate(self.class_names)
-        ]
+        names = self.class_names
+        rows = [[names[i], *(number(c[i], share) for c, share in columns)] for i in range(len(names))]
         rows.append(["mean", *(number(finite(c).mean(), share) for c, share in columns)])
         rows.append(["finite", *(str(len(finite(c))) for c, _ in columns)])
         pairs = next(iter(found.values())).more["confused_objects"][:SHOWN]

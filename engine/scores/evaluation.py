@@ -67,7 +67,7 @@ class Evaluation:
         for output, label in prediction.labels.items():
             if label.shape != mask.shape:
                 raise ValueError(
-                    f"mask and prediction of '{sample['name']}' are {[*mask.shape]}, {[*label.shape]}"
+                    f"mask and prediction of '{sample['name']}': {[*mask.shape]}, {[*label.shape]}"
                 )
             wrong = (label >= self.split.num_classes) & (mask != IGNORE_INDEX)
             self._check(f"{output} prediction", sample, wrong.sum())

@@ -229,7 +229,7 @@ def import_libraries() -> None:
     for name in ("hypothesis", "omegaconf", "pytest", "timm", "torch", "torchvision.transforms.v2"):
         importlib.import_module(name)
     os.chdir(ROOT)
-    sys.modules["torch"].set_num_threads(1)
+    importlib.import_module("torch").set_num_threads(1)
 
 
 if __name__ == "__main__":

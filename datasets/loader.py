@@ -133,5 +133,5 @@ def _shared(batch: Batch) -> Batch:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            raise ValueError("too little shared memory: --shm-size=8g, or num_workers=0") from error
+            raise ValueError("/dev/shm is too small: --shm-size=8g, or num_workers=0") from error
     return batch

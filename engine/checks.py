@@ -34,7 +34,9 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
     learn_from = cfg["data"].get("learn_from")
     if isinstance(method, LearnsFromLabels):
         if bool(label_dir) == bool(learn_from):
-            raise ValueError(f"{name} learns from labels: set data.label_dir, or data.learn_from=masks")
+            raise ValueError(
+                f"{name} learns from labels: set data.label_dir ({method.labels}), or data.learn_from=masks"
+            )
     elif label_dir or learn_from:
         raise ValueError(f"{name} learns from tags: set data.label_dir and data.learn_from to null")
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))

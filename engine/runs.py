@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 import yaml
@@ -152,7 +151,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     from scipy.stats import t
 
-    return mean, float(t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    return mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
 
 
 def interval_text(values: Sequence[float]) -> str:

@@ -78,7 +78,8 @@ class Evaluation:
 
     def _check(self, what: str, sample: Sample, wrong: Tensor) -> None:
         if wrong:
-            raise ValueError(f"{int(wrong)} pixels of the {what} of '{sample['name']}' are of no class")
+            name, count = sample["name"], self.split.num_classes
+            raise ValueError(f"{int(wrong)} pixels of the {what} of '{name}' are none of the {count} classes")
 
     @property
     def counters(self) -> list[Score | Details]:

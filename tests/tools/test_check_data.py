@@ -67,7 +67,7 @@ def test_everything_is_found_at_once(data, capsys):
     report = json.loads(capsys.readouterr().out)
     errors, warnings = texts(report, "error"), texts(report, "warning")
     assert end.value.code == 1
-    for term in ("p0.png", "(gone)", "(p7)", "p3.png is 4 x 4", "p4.png has the value 77", "p5.png"):
+    for term in ("p0.png", "(gone)", "(p7)", "p3.png is (4, 4)", "p4.png has the value 77", "p5.png"):
         assert term in errors, term
     assert "p1 = p2" in warnings and "'persn' (0 images) and 'person' (3)" in warnings
 

@@ -61,9 +61,7 @@ def test_labels_of_a_foreign_folder_are_scored(split, checkpoint, tmp_path, caps
     (record,) = read_scores(tmp_path / "out")
     assert record["score"]["miou"] == 1.0 and record["provenance"]["seed"] is None  # of an unknown run
     (tmp_path / f"{split.records[3].name}.png").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"1 of 6 predictions .* first .*{split.records[3].name}\.png"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"1 of 6 files .* first .*{split.records[3].name}\.png"):
         call(evaluate, {"labels": str(tmp_path), "model_path": str(checkpoint)})
 
 

@@ -120,7 +120,9 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         kinds = (*FILES, ".jpg", ".jpeg")  # among photos, results would be photos of the next run
         foreign = next((file for file in folder.rglob("*.*") if file.suffix.lower() in kinds), None)
         if foreign is not None:
-            raise ValueError(f"{folder} has no settings.json but {foreign.name}: choose another --out")
+            raise ValueError(
+                f"{folder}: no settings.json, but {foreign.name} of another origin: change --out"
+            )
         write_json(path, settings)
         return
     if changed := differences(read_json(path), settings):

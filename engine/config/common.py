@@ -23,7 +23,9 @@ class CheckpointOptions(DataOptions):
     """Which checkpoint runs over which images."""
 
     model_path: Path = option(meaning="checkpoint, also of a published program", reads=True)
-    infer: str | None = option(None, "split, list (.txt), photo or folder; default: val_set", reads="images")
+    infer: str | None = option(
+        None, "split, list (.txt), photo or folder; default: val_set or train_set", reads="images"
+    )
     overrides: list[str] = option([], "changes of the checkpoint's config", free=True)
     device: str = option("auto", "auto, cpu or cuda", free=True)
 

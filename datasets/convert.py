@@ -16,7 +16,7 @@ from datasets.coco_masks import Annotation, Photo, draw, read_instances
 from datasets.lists import nfc, read_text
 from datasets.voc import objects_in_xml
 from utils.files import read_json
-from utils.image import IGNORE_INDEX, picture_size
+from utils.image import IGNORE_INDEX
 
 Sizes = Mapping[str, tuple[int, int]]  # rows and columns by image name
 
@@ -214,8 +214,3 @@ def _name(path: Path, source: Path) -> str:
 
 def _sorted_words(found: Mapping[str, Annotated]) -> list[str]:
     return sorted({word for image in found.values() for word in image.words})
-
-
-def image_sizes(files: Mapping[str, Path]) -> Sizes:
-    """Rows and columns of every image."""
-    return {name: picture_size(path)[::-1] for name, path in files.items()}

@@ -19,7 +19,12 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
         KeyError, ValueError, ImportError: a batch that cannot be divided, an option that the method or its
             parts do not have, a crop that the method cannot take, no loss to train with, an unknown CRF.
     """
-    _check_batch(cfg)
+    batch_size, processes, parts = cfg["train"]["batch_size"], world_size(), cfg["train"]["accumulate"]
+    pasted = 2 if cfg["data"]["context_decoupling"]["bank"] else 1
+    unit = processes * parts * pasted
+    if batch_size % unit:
+        what = f"{processes} processes x {parts} micro-batches" + (" x 2 versions" if pasted == 2 else "")
+        raise ValueError(f"train.batch_size={batch_size}: choose a multiple of {unit}, for {what}")
     inference_refiner(cfg["infer"]["refiner"])
     try:
         with torch.device("meta"):  # no memory; weights are read when the training begins
@@ -40,19 +45,6 @@ def check_training(cfg: DictConfig | Mapping[str, Any], num_classes: int) -> Non
     elif label_dir or learn_from:
         raise ValueError(f"{name} learns from tags: set data.label_dir and data.learn_from to null")
     method.train_transform(cfg["data"]["crop_size"], tuple(cfg["data"]["scale_range"]))
-
-
-def _check_batch(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Raise a ValueError if a batch cannot be divided equally over processes and micro-batches."""
-    batch_size, processes, parts = cfg["train"]["batch_size"], world_size(), cfg["train"]["accumulate"]
-    pasted = 2 if cfg["data"]["context_decoupling"]["bank"] else 1
-    if batch_size % (processes * parts * pasted):
-        raise ValueError(
-            f"train.batch_size={batch_size} (images per step over all processes) cannot be divided equally "
-            f"over {processes} processes x {parts} micro-batches"
-            + (" x 2 (originals and their pasted versions, data.context_decoupling)" if pasted == 2 else "")
-            + f": choose a multiple of {processes * parts * pasted}"
-        )
 
 
 def unreached(method: Method, steps: int, warmup_steps: int) -> str:

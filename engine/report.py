@@ -65,13 +65,8 @@ def write_page(runs: Sequence[Run], out: Path, title: str | None = None, note: s
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {
-        "place": place,
-        "path": path_of,
-        "band": band_of,
-        "ticks": ticks,
-        "number": number,
-    }
+    helpers = {"place": place, "path": path_of, "band": band_of, "ticks": ticks, "number": "{:.4g}".format}
+    environment.globals |= helpers
     text = environment.get_template("report_page.html").render(
         title=title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
         note=note,
@@ -373,8 +368,3 @@ def ticks(chart: Chart, axis: int, count: int = 4) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: float) -> str:
-    """A tick's number, short."""
-    return f"{value:.4g}"

@@ -3,10 +3,8 @@
     python tools/check_data.py data.root=data/custom
     python tools/check_data.py config=configs/toco/voc.yaml --json
 
-Reads every image, tag and mask of ``data.train_set`` and ``data.val_set``; without config=FILE the set is one
-of your own (configs/datasets/custom.yaml). Errors stop a training or spoil its scores: with one the tool
-ends with code 1. Warnings are worth a look. The tool also measures what a config may need:
-``data.value_range`` of deep pictures, mean and standard deviation of the channels.
+Without config=FILE the set is one of your own (configs/datasets/custom.yaml). Errors stop a training or spoil
+its scores: with one the tool ends with code 1. It also measures ``data.value_range``, mean and deviation.
 """
 
 from __future__ import annotations

@@ -52,12 +52,12 @@ def adopt(options: Options) -> None:
     from datasets.lists import some
     from datasets.tags import write_tags
     from utils.files import write_atomic
-    from utils.image import write_mask
+    from utils.image import picture_size, write_mask
     from utils.logging import progress_bar
 
     folder = options.images or (options.source if options.source.is_dir() else options.source.parent)
     files = find_images(folder)
-    sizes = convert.image_sizes(files)
+    sizes = {name: picture_size(path)[::-1] for name, path in files.items()}
     if options.read == "yolo":
         assert options.names
         names, found = convert.from_yolo(options.source, sizes, convert.yolo_names(options.names))

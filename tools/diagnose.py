@@ -3,9 +3,8 @@
     python tools/diagnose.py logs/my_run
     python tools/diagnose.py logs/my_run --checkpoint best.pth --infer val
 
-Every wrong pixel has one cause (engine/scores/errors.py). The table says how much the mIoU would rise if the
-pixels of one cause were right. It is printed and written to the run folder: diagnosis.json, and
-diagnosis.html, the page of the run with the table at its head.
+Every wrong pixel has one cause (engine/scores/errors.py). The table says how much the mIoU would rise if
+those of one cause were right. The run folder gets diagnosis.json and diagnosis.html.
 """
 
 import sys

@@ -3,9 +3,8 @@
     python tools/predict.py photo.jpg --model_path logs/my_run/last.pth
     python tools/predict.py photos "more/*.png" --model_path logs/my_run/last.pth --tags "dog;sofa"
 
-A photo <name>.jpg gives <name>.png (a palette PNG of class indices), <name>.json (class names, areas, scores,
-model, protocol) and overlay/<name>.jpg in the folder ``--out``, beside what is there. <name> is its path
-below the folder that is given. A photo that cannot be read is named at the end, and the exit code is 2.
+A photo <name>.jpg gives <name>.png (class indices), <name>.json and overlay/<name>.jpg in ``--out``, where
+<name> is its path below the folder that is given (docs/use.md). Unreadable photos are named at the end.
 """
 
 import sys
@@ -24,15 +23,8 @@ class Options:
     photos: list[str] = option(meaning="photos, folders of photos, patterns in quotes", positional=True)
     model_path: Path = option(meaning="checkpoint, also of a published program", reads=True)
     out: Path = option(Path("masks"), "output folder")
-    tags: str | None = option(
-        None,
-        "what the photos show, 'dog;sofa', or a file of tags (docs/data.md); other classes are ruled out",
-    )
-    label: str = option(
-        "auto",
-        "where labels come from: the decoder (seg), CAMs (cam), or the decoder if it was trained (auto)",
-        choices=("auto", "seg", "cam"),
-    )
+    tags: str | None = option(None, "what the photos show, 'dog;sofa', or a file of tags: rules classes out")
+    label: str = option("auto", "of the decoder, if it was trained, or CAMs", choices=("auto", "seg", "cam"))
     crf: bool = option(False, "refine by infer.refiner, or else by the DenseCRF of the method's paper")
     json: bool = option(False, "print one JSON object per photo and nothing else")
     device: str = option("auto", "auto, cpu or cuda", free=True)

@@ -304,12 +304,7 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
         image.save(file, format="PNG")
 
 
-def _voc_palette() -> np.ndarray:
-    """(256, 3) uint8: a class index deals its bits to red, green and blue in turn, highest first."""
-    index, palette = np.arange(256), np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        palette[:, bit % 3] |= ((index >> bit & 1) << 7 - bit // 3).astype(np.uint8)
-    return palette
-
-
-PALETTE = _voc_palette()
+# Of VOC, (256, 3): a class index deals its bits to red, green and blue in turn, highest first.
+PALETTE = np.zeros((256, 3), np.uint8)
+for _bit in range(8):
+    PALETTE[:, _bit % 3] |= ((np.arange(256) >> _bit & 1) << 7 - _bit // 3).astype(np.uint8)

@@ -15,7 +15,7 @@ from engine.seen import EACH, draw, encoded, photo, seen_path, spread, truth_of,
 from methods.base import FindsBoundaries, Predicts
 from ops.cam import strongest_class
 from ops.labels import merge_readings
-from utils.cam_files import ScoreFile, cam_path, label_path, load_cam, load_scores
+from utils.cam_files import cam_path, label_path, load_cam, load_scores
 from utils.image import IGNORE_INDEX, normalize, read_mask, resize
 
 
@@ -58,7 +58,9 @@ def made_by_stage(folder: Path, record: Record, size: tuple[int, ...]) -> dict[s
     with np.load(path, allow_pickle=False) as arrays:
         kind = "scores" if "scores" in arrays else "cam"
     if kind == "scores":
-        return {"label": encoded(torch.from_numpy(label_of_scores(load_scores(path))))}
+        file = load_scores(path)
+        label = named(merge_readings(file.scores), torch.tensor([0, *file.class_ids.tolist()]))
+        return {"label": encoded(torch.from_numpy(label))}
     cams = load_cam(path)
     score, label = strongest_class(cams.cam, cams.class_ids, size)
     return {"cam": encoded(label, score)}
@@ -73,11 +75,6 @@ def mined_object(folder: Path, record: Record) -> Tensor | None:
                 grey.paste(item, mask=item)
             return torch.from_numpy(np.array(grey)).permute(2, 0, 1)
     return None
-
-
-def label_of_scores(file: ScoreFile) -> np.ndarray:
-    """The label (H, W) uint8 that an affinity network learns from: class ids, 255 where it is unsure."""
-    return named(merge_readings(file.scores), torch.tensor([0, *file.class_ids.tolist()]))
 
 
 def boundaries(loaded: LoadedMethod, image_rgb: Tensor) -> str:

@@ -119,19 +119,13 @@ class Trainer:
         compiled = compiled_regions(self.method, self.device) if self._compiles() else nullcontext()
         self._check_same_start()
         log_every = options.log_every or max(min(200, options.steps // LINES), 1)
+        look = {"unit": "step", "leave": False, "disable": not is_main()}
         with (
             self.stopping,
             compiled,
             closing(MetricsWriter(self.work_dir, first)) as writer,
             closing(self.batches(first)) as batches,
-            progress_bar(
-                total=options.steps,
-                initial=first,
-                desc="train",
-                unit="step",
-                leave=False,
-                disable=not is_main(),
-            ) as bar,
+            progress_bar(total=options.steps, initial=first, desc="train", **look) as bar,
         ):
             if self.progress.scored < first and self._is_scored():  # a process died during the validation
                 self._score(writer)

@@ -40,17 +40,10 @@ def run(options: Options) -> Path:
     import yaml
 
     from datasets.base import Record, Sample
+    from engine import refinement
     from engine.data import data_config, load_split
     from engine.inference import image_split
     from engine.outputs import Outputs
-    from engine.refinement import (
-        cam_to_refined_label,
-        read_label,
-        refine_cam,
-        refine_label,
-        tagged_cams,
-        tagged_label,
-    )
     from engine.scores.evaluation import Evaluation
     from engine.scores.records import provenance, short_name
     from engine.segmentation import inference_refiner
@@ -109,14 +102,14 @@ def run(options: Options) -> Path:
         image_rgb, own = sample["image"].to(device) / 255, refiner.of_image(record.name)
         tags = sample["class_label"].to(device) if options.tags else None
         if is_cam:
-            cams = tagged_cams(load_cam(source_of(record)), tags)
+            cams = refinement.tagged_cams(load_cam(source_of(record)), tags)
         if to_cam:
-            save_cam(outputs.path(record), refine_cam(own, image_rgb, cams))
+            save_cam(outputs.path(record), refinement.refine_cam(own, image_rgb, cams))
         elif is_cam:
-            write_mask(outputs.path(record), cam_to_refined_label(own, image_rgb, cams, threshold))
+            write_mask(outputs.path(record), refinement.cam_to_refined_label(own, image_rgb, cams, threshold))
         else:
-            label = tagged_label(read_label(source_of(record), image_rgb), tags)
-            write_mask(outputs.path(record), refine_label(own, image_rgb, label))
+            label = refinement.tagged_label(refinement.read_label(source_of(record), image_rgb), tags)
+            write_mask(outputs.path(record), refinement.refine_label(own, image_rgb, label))
         outputs.finish(record)
 
     with torch.no_grad():

@@ -11,17 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from datasets.base import Split
 from engine.checks import check_training
-from engine.config.load import (
-    TRAINING,
-    Stage,
-    load_config,
-    load_stages,
-    override_config,
-    project_path,
-    to_plain,
-)
+from engine.config.load import load_config, load_stages, override_config, project_path, to_plain
 from engine.config.options import fill, is_below, marked
 from engine.config.schema import Config
+from engine.config.stages import TRAINING, Stage
 from engine.data import load_split
 from engine.inference import is_photo
 from engine.train import run as train

@@ -77,16 +77,8 @@ def train_batches(
     The workers ignore a stop signal, for the step that the training finishes needs them. They end when this
     generator is closed.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=min(num_workers, core_count()),
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_set_up_training_worker,
-        # The loader draws its workers' base seed; a generator of its own leaves the global one alone.
-        generator=torch.Generator(),
-    )
+    options = {"pin_memory": pin_memory, "worker_init_fn": _set_up_training_worker}
+    loader = _loader(dataset, num_workers, batch_sampler=sampler, collate_fn=_collate, **options)
     batches: Any = iter(loader)
     try:
         yield from batches
@@ -97,15 +89,14 @@ def train_batches(
 
 def eval_loader(dataset: WeakSegDataset, num_workers: int, indices: Sequence[int]) -> DataLoader[Sample]:
     """The samples of ``indices`` in that order, at their own sizes."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=list(indices),
-        num_workers=min(num_workers, core_count()),
-        collate_fn=_shared,
-        worker_init_fn=_set_up_worker,
-        generator=torch.Generator(),
-    )
+    options = {"collate_fn": _shared, "worker_init_fn": _set_up_worker}
+    return _loader(dataset, num_workers, batch_size=None, sampler=list(indices), **options)
+
+
+def _loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
+    # The loader draws its workers' base seed; a generator of its own leaves the global one alone.
+    workers = min(num_workers, core_count())
+    return DataLoader(dataset, num_workers=workers, generator=torch.Generator(), **options)
 
 
 def _set_up_worker(_worker: int) -> None:

@@ -96,15 +96,8 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimiser, step, best score and random state."""
-        self.progress = restore_state(
-            checkpoint,
-            self.method,
-            self.optimizer,
-            self.header,
-            self.device,
-            self.progress.select,
-            self.average,
-        )
+        about = self.header, self.device, self.progress.select, self.average
+        self.progress = restore_state(checkpoint, self.method, self.optimizer, *about)
         self.losses.restore(self.progress.losses)
         self.metrics.restore(self.progress.metrics)
 

@@ -83,7 +83,7 @@ class Train:
 class Optim:
     """The optimiser and the course of its learning rate."""
 
-    name: str = option("adamw", "adamw or sgd", choices=("adamw", "sgd"))
+    name: str = option("adamw", "the optimiser", choices=("adamw", "sgd"))
     lr: float = option(6e-5, "learning rate of the backbone; methods scale it for other parts (heads: x10)")
     weight_decay: float = option(0.01, "of every parameter, norms and biases included; methods may scale it")
     layer_decay: float = option(1.0, "factor of the rate from each layer of the backbone to that before it")
@@ -116,8 +116,8 @@ class Infer:
     tile_overlap: int | None = option(None, "pixels that tiles share; null: data.tiles, or a quarter of one")
     resample: str = option("bilinear", "as ViT or as CNN programs scale", choices=("bilinear", "bicubic"))
     pad_to: int | list[int] | None = option(None, "canvas: side or [height, width]", length=2, least=1)
-    merge_flips: str = option("sum", "how mirror images are merged: sum, mean or max", choices=MERGES)
-    merge_scales: str = option("max", "how scales are merged: sum, mean or max", choices=MERGES)
+    merge_flips: str = option("sum", "how mirror images are merged", choices=MERGES)
+    merge_scales: str = option("max", "how scales are merged", choices=MERGES)
     tags: bool = option(False, "rule out classes without a tag (pseudo labels; no test of a network)")
     refiner: str | dict[str, Any] | None = option(None, "par, dense_crf, ..., or {name: dense_crf, steps: 5}")
 

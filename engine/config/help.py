@@ -22,7 +22,7 @@ def documented_keys(name: str | Path, overrides: Sequence[str] = ()) -> list[tup
     rows: list[tuple[str, Any, str]] = []
     for key, (item, _) in keys().items():
         value, words = OmegaConf.select(cfg, key), ", ".join(item.metadata["choices"] or ())
-        meaning = f"{words}; {item.metadata['meaning']}" if words else item.metadata["meaning"]
+        meaning = f"{words} ({item.metadata['meaning']})" if words else item.metadata["meaning"]
         if key in OPEN:
             target = OmegaConf.select(cfg, OPEN[key])
             rows += _arguments(key, OmegaConf.to_container(value), target, meaning) if target else []

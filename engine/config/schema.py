@@ -53,7 +53,7 @@ class Data:
     scale_range: list[float] = option([0.5, 2.0], "rescaling before the crop: least and largest", length=2)
     num_workers: int = option(4, "loader processes of each process, at most one for a core", free=True)
     label_dir: str | None = option(None, "labels of an earlier stage; null: train on tags alone", reads=True)
-    learn_from: str | None = option(None, "masks: train on the ground truth; null: no", choices=("masks",))
+    learn_from: str | None = option(None, "train on the ground truth; null: no", choices=("masks",))
     context_decoupling: ContextDecoupling = field(default_factory=ContextDecoupling)
 
 

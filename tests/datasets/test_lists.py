@@ -30,7 +30,7 @@ def test_a_list_is_a_name_or_a_path(tmp_path):
     assert find_list(tmp_path, "lists", "train") == tmp_path / "lists" / "train.txt"
     own = write(tmp_path / "own.txt", "a\n")
     assert find_list(tmp_path, "lists", str(own)) == find_list(tmp_path, "lists", "own.txt") == own
-    with pytest.raises(FileNotFoundError, match="lists in that folder: own"):
+    with pytest.raises(FileNotFoundError, match="lists there: own"):
         read_list(tmp_path / "val.txt")
 
 

@@ -59,7 +59,7 @@ def test_voc_test_and_own_lists_have_no_truth_unless_it_is_there(voc):
 
 
 def test_voc_says_what_is_missing(voc):
-    with pytest.raises(FileNotFoundError, match="lists in that folder: test, train, val"):
+    with pytest.raises(FileNotFoundError, match="lists there: test, train, val"):
         voc_split(voc, "trainaug")
     (voc / "JPEGImages" / "b.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*b\.jpg"):

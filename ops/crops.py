@@ -52,9 +52,7 @@ def check_room(height: int, width: int, size: int, count: int) -> None:
     """Raise a ValueError if an image (H, W) has no room for V = ``count`` different crops."""
     rows, columns = (max(side - size // 2 * 2, 0) for side in (height, width))
     if rows * columns < count:
-        raise ValueError(
-            f"{height} x {width} pixels have no room for {count} crops of {size}: data.crop_size"
-        )
+        raise ValueError(f"{height} x {width} has no room for {count} crops of {size} pixels: data.crop_size")
 
 
 def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[Tensor], Tensor]) -> Tensor:

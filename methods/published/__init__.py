@@ -68,7 +68,7 @@ class Published:
         extra = tuple(key for key in left if _matches(key, self.extras))
         unmatched = tuple(key for key in left if key not in extra)
         if self.strict and unmatched:
-            raise ValueError(f"this {self.name} checkpoint has weights without a place: {unmatched[0]}")
+            raise ValueError(f"this {self.name} checkpoint has weights without a place, first {unmatched[0]}")
         method.load_state_dict(fitting, strict=False)
         return LoadReport(extra, unmatched, missing, repeats)
 

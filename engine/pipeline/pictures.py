@@ -59,8 +59,8 @@ def made_by_stage(folder: Path, record: Record, size: tuple[int, ...]) -> dict[s
         kind = "scores" if "scores" in arrays else "cam"
     if kind == "scores":
         file = load_scores(path)
-        label = named(merge_readings(file.scores), torch.tensor([0, *file.class_ids.tolist()]))
-        return {"label": encoded(torch.from_numpy(label))}
+        readings = named(merge_readings(file.scores), torch.tensor([0, *file.class_ids.tolist()]))
+        return {"label": encoded(torch.from_numpy(readings))}
     cams = load_cam(path)
     score, label = strongest_class(cams.cam, cams.class_ids, size)
     return {"cam": encoded(label, score)}

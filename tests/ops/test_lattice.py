@@ -132,7 +132,7 @@ def test_approximates_the_exact_gaussian_filter(sigma_rgb):
     [
         (torch.zeros(0, 4, 5), "non-empty"),
         (torch.tensor([[[0.0, float("nan")]]]), "NaN"),
-        (torch.tensor([[[0.0, 0.0], [0.0, 1e8]]]), "larger sigmas"),
+        (torch.tensor([[[0.0, 0.0], [0.0, 1e8]]]), "enlarge sigmas"),
         (torch.eye(5)[None] * 3e5, "overflow"),
     ],
 )

@@ -106,7 +106,7 @@ def test_bad_input_is_one_clear_error(folder):
 
 
 def test_crf_beside_the_network_gives_the_same_labels(checkpoint, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("engine.pool.WorkerPool", partial(WorkerPool, threads=True))
+    monkeypatch.setattr("utils.pool.WorkerPool", partial(WorkerPool, threads=True))
     for workers in (0, 1):
         cfg = {"model_path": checkpoint, "out": tmp_path / str(workers), "device": "cpu", "num_workers": 0}
         call(infer_seg, {**cfg, "crf": "toco", "crf_workers": workers})

@@ -44,6 +44,12 @@ def test_dotted_keys_of_a_file_are_those_of_the_command_line(text, tmp_path):
     assert 4 in (cfg.train.steps, OmegaConf.select(cfg, "method.backbone.width"))
 
 
+def test_a_key_that_a_file_has_twice_is_refused(tmp_path):
+    (tmp_path / "twice.yaml").write_text("train:\n  steps: 1\n  steps: 2\n")
+    with pytest.raises(ValueError, match="twice"):
+        load_config(tmp_path / "twice.yaml")
+
+
 def test_a_file_changes_its_bases_and_the_command_line_changes_both(tmp_path):
     """Bases are beside their file too; lists are replaced; 1e-4 is a number."""
     write(tmp_path / "own_base.yaml", "base: cam/demo.yaml\ntrain: {steps: 4}\ninfer: {scales: [1.0, 2.0]}\n")
@@ -144,3 +150,8 @@ def test_refiner_of_the_inference_is_a_name_or_a_mapping(tmp_path):
     for wrong in ("tocoo", {"target": "x"}, {"name": "dense_crf", "step": 3}):
         with pytest.raises((KeyError, ValueError), match="refiner"):
             inference_refiner(wrong)
+
+
+def test_another_data_source_drops_the_options_of_the_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: toco/voc.yaml\ndata: {source: tests.stages.call, root: x}\n")
+    assert not load_config(tmp_path / "mine.yaml").data.options

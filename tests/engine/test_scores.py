@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from datasets.base import Record, Split
 from engine.scores.base import NO_SCORES, ImagePrediction, create_score, plain
 from engine.scores.cam_sweep import CamSweep
+from engine.scores.confusion import top_confusions
 from engine.scores.errors import CAUSES, causes
 from engine.scores.evaluation import Evaluation
 from engine.scores.miou import Miou, matrix_of
@@ -233,6 +234,17 @@ def test_record_of_a_cam_says_its_threshold():
     assert record["protocol"] == "cam/x/ms@0.30" and record["threshold"] == 0.3
 
 
+def test_pairs_name_where_the_pixels_of_a_class_went():
+    truth = torch.tensor([[[1] * 10 + [2] * 4 + [0] * 2]])
+    prediction = torch.tensor([[[1] * 7 + [2] * 3 + [2, 2, 0, 0] + [1, 0]]])
+    matrix = matrix_of(scored("miou", truth, prediction, 3).more)
+    assert top_confusions(matrix) == [(1, 2, pytest.approx(0.3))]
+    assert top_confusions(matrix, foreground=False) == [
+        (0, 1, pytest.approx(0.5)),
+        (2, 0, pytest.approx(0.5)),
+    ]
+
+
 @pytest.mark.parametrize(
     "truth, label, what",
     [([0, 7], [0, 0], "mask"), ([0, 1], [0, 255], "seg prediction"), ([0, 1], [0, 9], "seg prediction")],
@@ -240,6 +252,11 @@ def test_record_of_a_cam_says_its_threshold():
 def test_label_out_of_range_is_an_error(truth, label, what):
     with pytest.raises(ValueError, match=f"1 pixels of the {what}"):
         evaluated(["miou"], torch.tensor([[truth]]), torch.tensor([[label]], dtype=torch.uint8), 3)
+
+
+def test_label_of_another_size_is_an_error():
+    with pytest.raises(ValueError, match="mask and prediction"):
+        evaluated(["miou"], torch.zeros(1, 2, 2).long(), torch.zeros(1, 2, 3).long(), 3)
 
 
 @settings(deadline=None, max_examples=25)

@@ -243,6 +243,19 @@ def test_weight_that_belongs_to_no_loss_is_refused(tmp_path):
     trainer(tmp_path, loss_weights={"fit": 1.0, "of_its_base": 0.0}).fit()
 
 
+def test_losses_that_have_no_weight_are_named(tmp_path, monkeypatch):
+    warned, plain = [], Toy.training_step
+    monkeypatch.setattr("engine.trainer.LOGGER.warning", warned.append)
+
+    def forgetful(self, batch, step):
+        losses, metrics = plain(self, batch, step)
+        return {**losses, "new": losses["fit"] * 2, "share": losses["fit"].detach()}, metrics
+
+    monkeypatch.setattr(Toy, "training_step", forgetful)
+    trainer(tmp_path).fit()
+    assert len(warned) == 1 and "loss_weights.new" in warned[0]
+
+
 def test_metrics_are_logged_and_never_end_a_run(whole):
     metrics = [line["metrics"] for line in records(whole)]
     assert len(metrics) == 8 and all(m["broken"] is None and math.isfinite(m["level"]) for m in metrics)
@@ -266,6 +279,17 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, weights, class_name
         trainer(tmp_path, header=header).restore(Checkpoint(path, other))
     with pytest.raises(ValueError, match="not those of ours"):
         trainer(tmp_path).restore(Checkpoint(path, {"model": {"proj.weight": torch.zeros(3)}}))
+
+
+def test_other_images_are_named(tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr("engine.checkpoint.LOGGER.warning", warned.append)
+    old, new = ({"provenance": {"data_fingerprint": name}} for name in "ab")
+    trainer(tmp_path, header=old).fit()
+    resume(tmp_path, header=old)
+    assert not warned
+    resume(tmp_path, header=new)
+    assert len(warned) == 1 and "a -> b" in warned[0]
 
 
 def test_scores_and_checkpoints_are_of_the_average_and_a_resume_equals_an_uninterrupted_run(tmp_path):

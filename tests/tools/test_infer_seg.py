@@ -9,13 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.base import WeakSegDataset
+from engine.config.load import load_config
 from engine.config.options import parse
 from engine.config.schema import Infer
+from engine.data import load_split
 from engine.inference import load_method
 from engine.scores.base import confusion_matrix
 from engine.scores.miou import Miou
 from engine.scores.records import read_scores
 from engine.segmentation import segment_scores, write_label
+from engine.train import run as train
+from engine.validation import validate
 from tests.processes import TIMEOUT, in_a_group, launch, start
 from tests.stages import call
 from tools import infer_seg
@@ -124,6 +129,43 @@ def test_a_name_that_is_a_split_and_a_folder_is_asked_about(checkpoint, tmp_path
         infer(checkpoint, tmp_path / "out", infer="test")
     out = infer(checkpoint, tmp_path / "out", infer="./test")
     assert [file.stem for file in out.glob("*.png")] == ["photo"]
+
+
+def test_crf_is_part_of_the_protocol_and_changes_labels(plain, checkpoint, tmp_path):
+    out = infer(checkpoint, tmp_path / "crf", crf="toco", crf_workers=0)
+    (record,) = read_scores(out)
+    assert record["protocol"].startswith("seg/test/ms+flip+crf(")
+    assert any(file.read_bytes() != (plain / file.name).read_bytes() for file in out.glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def trained(demo_folder, tmp_path_factory):
+    """The checkpoint of a WS-FCN run of three steps, the last two with the mask loss."""
+    overrides = [
+        f"data.root={demo_folder}", f"work_dir={tmp_path_factory.mktemp('ws_fcn')}", "data.num_workers=0",
+        "data.crop_size=48", "eval.size=48", "train.steps=3", "train.batch_size=4", "device=cpu",
+        "method.backbone.width=32", "method.backbone.depth=4", "method.backbone.heads=2", "method.width=16",
+        "method.loss_weights.mask=[[0,0.0],[1,1.0]]", "method.class_threshold=0.3",
+    ]  # fmt: skip
+    return train(load_config("configs/ws_fcn/demo.yaml", overrides)) / "last.pth"
+
+
+def test_inference_gives_the_score_of_the_validation(trained, tmp_path):
+    loaded = load_method(trained, "cpu")
+    dataset = WeakSegDataset(load_split(loaded.cfg.data, "test"), with_mask=True)
+    found = validate(loaded.method, dataset, size=48, device="cpu", progress=False)
+    expected = found.results["miou"]["seg"].mean
+    overrides = ["infer.size=48", "infer.scales=[1.0]", "infer.flip=false"]
+    out = infer(trained, tmp_path / "out", overrides=overrides)
+    assert read_scores(out)[0]["score"]["miou"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_true_tags_restrict_the_labels_and_name_the_protocol(trained, tmp_path):
+    overrides = ["infer.tags=true", "infer.scales=[1.0,0.5]"]
+    out = infer(trained, tmp_path / "out", crf="ws_fcn", crf_workers=0, overrides=overrides)
+    assert read_scores(out)[0]["protocol"] == "seg/test/ms+flip+tags+crf(ws_fcn)"
+    for record in load_split(load_method(trained, "cpu").cfg.data, "test").records:
+        assert set(np.unique(read_mask(out / f"{record.name}.png")).tolist()) <= {0, *record.tags}
 
 
 @pytest.mark.parametrize(

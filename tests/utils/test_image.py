@@ -122,6 +122,13 @@ def test_deep_pictures_are_scaled_by_their_type(tmp_path, dtype, white, channels
         assert read.shape == (4, 6, 3) and np.abs(read.astype(float) - 255 * share).max() <= 1
 
 
+def test_a_compressed_grey_tiff_has_the_range_of_its_data_set(tmp_path):
+    values = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "a.tif", compression="tiff_lzw")
+    read = np.asarray(read_image(tmp_path / "a.tif", Reading((), (0, 4095))))
+    assert (read == (values.astype(int) * 255 // 4095)[..., None]).all()
+
+
 @pytest.mark.parametrize("layout", ["contig", "separate", None])
 def test_bands_and_values_are_those_of_the_data_set(tmp_path, layout):
     """Bands may be interleaved, planes or pages; the scale is the same for a dark and a bright image."""
@@ -146,6 +153,12 @@ def test_values_without_a_known_white_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match="8 bits"):
         read_image(tmp_path / "a.tif")
+
+
+def test_a_tiff_may_state_its_white(tmp_path):
+    picture = Image.fromarray(np.full((2, 2), 4095, np.uint16))
+    picture.save(tmp_path / "a.tif", tiffinfo={281: 4095})
+    assert (np.asarray(read_image(tmp_path / "a.tif")) == 255).all()
 
 
 def test_masks_that_programs_have_changed_are_refused(tmp_path):

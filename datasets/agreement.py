@@ -88,7 +88,9 @@ def compare_masks_with_tags(split: Split, most: int = 200, *, may_lack_classes: 
     for index in range(0, len(compared), -(-len(compared) // most)):
         agreement.add(compared[index], dataset[index]["mask"])
     if not agreement.shown.any() and not may_lack_classes:
-        raise ValueError(f"no mask of '{split.name}' shows a class, as {compared[0].mask}: class 1 must be 1")
+        raise ValueError(
+            f"no mask of '{split.name}' shows a class (first {compared[0].mask}): class 1 must be 1"
+        )
     if error := agreement.error():
         raise ValueError(error)
     if warning := agreement.warning():

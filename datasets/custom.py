@@ -85,7 +85,9 @@ def custom_split(
 def find_images(folder: Path, subfolders: bool = True) -> dict[str, Path]:
     """Image name -> file of every picture of a folder, sorted; a name is the path without the suffix."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"image folder {folder} does not exist: set data.root or data.options.images")
+        raise FileNotFoundError(
+            f"image folder {folder} does not exist (data.root, data.options.images, --images)"
+        )
     found: dict[str, list[Path]] = {}
     for path in picture_files(folder, subfolders):
         name = nfc(path.relative_to(folder).with_suffix("").as_posix())

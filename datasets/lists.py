@@ -139,7 +139,8 @@ def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], what: s
         if count != expected[split]:
             wrong.append(f"{split} {count} instead of {expected[split]}")
     if wrong and not accept:
-        raise ValueError(f"incomplete {what}: {', '.join(wrong)}; accept it with --any_counts")
+        shown = ", ".join(wrong)
+        raise ValueError(f"incomplete {what}: {shown}; unpack the rest, or accept it with --any_counts")
 
 
 def some(names: Sequence[str], total: int, what: str) -> str:

@@ -124,5 +124,7 @@ def _shared(batch: Batch) -> Batch:
                 if isinstance(value, Tensor):
                     value.share_memory_()
         except RuntimeError as error:
-            raise ValueError("/dev/shm is too small: --shm-size=8g, or num_workers=0") from error
+            raise ValueError(
+                "/dev/shm is too small: start the container with --shm-size=8g, or set num_workers to 0"
+            ) from error
     return batch

@@ -67,7 +67,9 @@ def save_state(
     """
     broken = [name for name, p in method.named_parameters() if not torch.isfinite(p).all()]
     if broken:
-        raise FloatingPointError(f"step {progress.step}: '{broken[0]}' is not finite: {path.name} is left")
+        raise FloatingPointError(
+            f"step {progress.step}: '{broken[0]}' is not finite; {path.name} is kept as it was"
+        )
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(device)

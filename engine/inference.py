@@ -154,7 +154,8 @@ def for_each_image(
     if unreadable:
         shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
         raise UnreadableImageError(
-            f"{len(unreadable)} of {len(dataset)} images: {shown}. The others are done"
+            f"{len(unreadable)} of {len(dataset)} images: {shown}. The others are done; mend these and "
+            "run the same command again"
         )
     return len(left)
 

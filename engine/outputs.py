@@ -19,6 +19,7 @@ from engine.scores.evaluation import Evaluation
 from engine.scores.records import provenance, short_name
 from utils.distributed import barrier, init_process_group, is_main
 from utils.files import claim_folder, has_date, keep_date
+from utils.logging import LOGGER
 
 
 def load_inputs(options: CheckpointOptions) -> tuple[torch.device, LoadedMethod, Split]:
@@ -40,6 +41,8 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
             raise ValueError(f"'{infer}' is a split and a folder: write ./{infer} for the folder")
         return image_split(infer, loaded.class_names, reading_of(loaded.cfg.data))
     name = infer or loaded.cfg.data.val_set or loaded.cfg.data.train_set
+    if not infer and not loaded.cfg.data.val_set:
+        LOGGER.warning(f"no data.val_set: the images are those of data.train_set, '{name}'")
     try:
         split = load_split(loaded.cfg.data, name)
     except (FileNotFoundError, ValueError) as error:

@@ -46,7 +46,8 @@ def dense_energy_loss(
     """
     batch, _, height, width = seg_logits.shape
     if image_rgb.shape != (batch, 3, height, width) or label.shape != (batch, height, width):
-        raise ValueError(f"image and label must be of size {(height, width)}: enlarge the logits first")
+        sizes = f"{(height, width)}, got {tuple(image_rgb.shape)} and {tuple(label.shape)}"
+        raise ValueError(f"image and label must be of the size of the logits, {sizes}")
     if valid_box is not None and valid_box.shape != (batch, 4):
         raise ValueError(f"valid_box must be ({batch}, 4): y0, y1, x0, x1, got {tuple(valid_box.shape)}")
     h, w = int(height * scale), int(width * scale)

@@ -85,7 +85,9 @@ class MCC(ContrastiveViT):
     def sample_masks(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Random masks (B, V, h, w) bool on the CPU, True where a token is hidden, constant over cells."""
         if size[0] % self.mask_scale or size[1] % self.mask_scale:
-            raise ValueError(f"mask_scale={self.mask_scale} does not divide a grid of {size} tokens")
+            raise ValueError(
+                f"mask_scale={self.mask_scale} does not divide a grid of {size} tokens: change data.crop_size"
+            )
         grid = size[0] // self.mask_scale, size[1] // self.mask_scale
         cells = torch.stack([self.hidden_cells(batch, i, grid) for i in range(len(batch["image"]))]).bool()
         return cells.repeat_interleave(self.mask_scale, 2).repeat_interleave(self.mask_scale, 3)

@@ -52,7 +52,10 @@ def check_room(height: int, width: int, size: int, count: int) -> None:
     """Raise a ValueError if an image (H, W) has no room for V = ``count`` different crops."""
     rows, columns = (max(side - size // 2 * 2, 0) for side in (height, width))
     if rows * columns < count:
-        raise ValueError(f"{height} x {width} has no room for {count} crops of {size} pixels: data.crop_size")
+        raise ValueError(
+            f"{height} x {width} has no room for {count} crops of {size} pixels: enlarge data.crop_size, or "
+            "lower method.local_crop_size"
+        )
 
 
 def crop_positions(candidates: Tensor, size: int, count: int, order: Callable[[Tensor], Tensor]) -> Tensor:

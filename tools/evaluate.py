@@ -21,7 +21,9 @@ class Options(DataOptions):
     labels: Path | None = option(None, "folder of label images <name>.png", reads=True)
     cam: Path | None = option(None, "folder of CAM files <name>.npz (tools/infer_cam.py)", reads=True)
     split: str | None = option(None, "split or list file (.txt); default: data.val_set", reads="images")
-    threshold: float | None = option(None, "of CAMs; default: method.background_threshold, else 0.5")
+    threshold: float | None = option(
+        None, "background threshold of CAMs; default: method.background_threshold, else 0.5"
+    )
     ignored: str = option("error", "255 in a prediction", choices=("error", "background", "skip"))
     protocol: str | None = option(None, "protocol id of the score; default: that of the folder")
     out: Path | None = option(None, "folder of scores.json; default: the scored folder")

@@ -121,7 +121,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         foreign = next((file for file in folder.rglob("*.*") if file.suffix.lower() in kinds), None)
         if foreign is not None:
             raise ValueError(
-                f"{folder}: no settings.json, but {foreign.name} of another origin: change --out"
+                f"{folder} holds {foreign.name} of another origin (no settings.json): choose another --out"
             )
         write_json(path, settings)
         return

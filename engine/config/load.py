@@ -211,16 +211,24 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    return _nested(values)
+    try:
+        return _nested(values)
+    except ValueError as error:
+        raise ValueError(f"{_label(path)}: {error}") from error
 
 
-def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
+def _nested(values: Mapping[Any, Any]) -> dict[Any, Any]:
     """The same mapping where ``a.b: c`` is written ``a: {b: c}``."""
-    nested: dict[str, Any] = {}
+    nested: dict[Any, Any] = {}
     for key, value in values.items():
-        value = _nested(value) if isinstance(value, dict) else value
-        for part in reversed(str(key).split(".")):
+        if isinstance(value, dict):
+            value = _nested(value)
+        elif isinstance(value, list):
+            value = [_nested(item) if isinstance(item, dict) else item for item in value]
+        for part in reversed(key.split(".") if isinstance(key, str) else [key]):
             value = {part: value}
+        if twice := dict(leaves(nested)).keys() & dict(leaves(value)).keys():
+            raise ValueError(f"the key '{min(twice)}' is there twice")
         nested = merge(nested, value)
     return nested
 

@@ -207,7 +207,7 @@ def parse(cls: type[T], doc: str | None, arguments: Sequence[str] | None = None)
     ]
     given: Any = tyro.cli(
         dataclasses.make_dataclass(cls.__name__, shown, kw_only=True),
-        description=doc,
+        description=re.sub(r"^python ", "    python ", doc or "", flags=re.M),  # else lines run together
         args=flags,
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),

@@ -29,7 +29,11 @@ class ContextDecoupling:
     rotate: bool = option(True, "turn the object by up to 90 degrees")
     rescale: bool = option(False, "scale it by a factor from 0.8 to 1.2")
     blend: bool = option(False, "soften its edge over three pixels")
-    paste_mask: str = option("binary", "reference: as published, specks", choices=("binary", "reference"))
+    paste_mask: str = option(
+        "binary",
+        "reference: turned as the published program does, with specks",
+        choices=("binary", "reference"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -71,12 +75,16 @@ class Train:
     deterministic: bool = option(False, "bit-identical reruns (slower on a GPU)")
     ema: float | None = option(None, "factor of an average of the weights, which is scored; null: none")
     threads: int | None = option(None, "CPU threads of a process; null: torch's choice", free=True, least=1)
-    log_every: int | None = option(None, "steps between log lines; null: by train.steps", free=True, least=1)
+    log_every: int | None = option(
+        None, "steps between log lines; null: 200, fewer in short runs", free=True, least=1
+    )
     eval_every: int = option(2000, "steps between validations", free=True, least=1)
     checkpoint_every: int = option(1000, "steps between writes of last.pth", free=True, least=1)
     keep_every: int | None = option(None, "steps between kept step_<n>.pth; null: none", free=True, least=1)
     wandb: str | None = option(None, "project at Weights & Biases; null: none", free=True)
-    resume: str = option("auto", "auto: from last.pth if there; never; or a checkpoint's path", free=True)
+    resume: str = option(
+        "auto", "auto: from last.pth if there; never: a fresh folder; or a checkpoint's path", free=True
+    )
 
 
 @dataclass(kw_only=True)
@@ -112,10 +120,16 @@ class Infer:
     size: int | str = option("native", "or side of a square, pixels", choices=("native",), least=1)
     scales: list[float] = option([1.0, 1.25, 1.5], "image scales whose logits are merged")
     flip: bool = option(True, "add the mirrored image at every scale")
-    tile: int | None = option(None, "side of tiles of larger images, pixels; null: data.tiles", least=1)
+    tile: int | None = option(None, "side of tiles of larger images, pixels; null: as data.tiles", least=1)
     tile_overlap: int | None = option(None, "pixels that tiles share; null: data.tiles, or a quarter of one")
-    resample: str = option("bilinear", "as ViT or as CNN programs scale", choices=("bilinear", "bicubic"))
-    pad_to: int | list[int] | None = option(None, "canvas: side or [height, width]", length=2, least=1)
+    resample: str = option(
+        "bilinear",
+        "bilinear: the input, as ViT programs; bicubic: the picture, as CNN programs",
+        choices=("bilinear", "bicubic"),
+    )
+    pad_to: int | list[int] | None = option(
+        None, "canvas: side or [height, width]; null: none", length=2, least=1
+    )
     merge_flips: str = option("sum", "how mirror images are merged", choices=MERGES)
     merge_scales: str = option("max", "how scales are merged", choices=MERGES)
     tags: bool = option(False, "rule out classes without a tag (pseudo labels; no test of a network)")
@@ -126,7 +140,9 @@ class Infer:
 class Config:
     """One training, or a pipeline of stages."""
 
-    run_name: str | None = option(None, "null: <method>_<data> after the config file", free=True)
+    run_name: str | None = option(
+        None, "name of the run; null: <method>_<data> after the config file", free=True
+    )
     work_dir: str = option("logs/${run_name}", "folder of config, log, numbers and checkpoints", free=True)
     seed: int = option(0, "seed of weights, sample order and augmentation")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:<index>", free=True)

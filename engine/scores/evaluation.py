@@ -66,9 +66,8 @@ class Evaluation:
         self._check("mask", sample, pixels[self.split.num_classes : IGNORE_INDEX].sum())
         for output, label in prediction.labels.items():
             if label.shape != mask.shape:
-                raise ValueError(
-                    f"mask and prediction of '{sample['name']}': {[*mask.shape]}, {[*label.shape]}"
-                )
+                sizes = f"{[*mask.shape]}, the prediction {[*label.shape]} (rows, columns)"
+                raise ValueError(f"'{sample['name']}': the mask is {sizes}")
             wrong = (label >= self.split.num_classes) & (mask != IGNORE_INDEX)
             self._check(f"{output} prediction", sample, wrong.sum())
         self.images += 1

@@ -208,7 +208,9 @@ def create_backbone(
         backbone = build_part(ViTPyramid, options, backbone, key="method.backbone.pyramid")
     if mean is not None or std is not None:
         if not (mean and std and len(mean) == len(std) == 3 and min(std) > 0):
-            raise ValueError(f"backbone.mean={mean} and std={std} must be for three channels, on 0..255")
+            raise ValueError(
+                f"method.backbone.mean={mean} and std={std} must be for three channels, on 0..255"
+            )
         backbone.mean, backbone.std = tuple(mean), tuple(std)
     if getattr(backbone, "mean", None) is not None:
         backbone.register_forward_pre_hook(lambda module, inputs: renormalize(module, *inputs))

@@ -125,6 +125,6 @@ def _shared(batch: Batch) -> Batch:
                     value.share_memory_()
         except RuntimeError as error:
             raise ValueError(
-                "/dev/shm is too small: start the container with --shm-size=8g, or set num_workers to 0"
+                "/dev/shm is too small: start the container with --shm-size=8g, or set num_workers=0"
             ) from error
     return batch

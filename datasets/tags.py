@@ -132,7 +132,10 @@ def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry
         entries.append(Entry(image and nfc(image), [(nfc(word), where) for word, where in words], place))
     words = {word.lower() for _, words, _ in entries for word, _ in words}
     if words and words <= FLAG_LIKE and not FLAG_LIKE & set(class_names):
-        raise ValueError(f"{path}: every tag is one of {', '.join(sorted(words))}: a table needs a header")
+        raise ValueError(
+            f"{path}: every tag is one of {', '.join(sorted(words))}: a table needs a header; if these are "
+            "classes, name them in data.options.class_names"
+        )
     return entries
 
 

@@ -67,10 +67,10 @@ def _train(
     setup_logging(work_dir)
     if is_main():
         OmegaConf.save(cfg, work_dir / "config.yaml")
+    val_split = load_split(cfg.data, cfg.data.val_set) if cfg.data.val_set else None
     method = build_method(cfg, train_split.num_classes, pretrained=start is None).to(device)
-    # Networks that only serve a later stage of a pipeline predict nothing that could be scored.
-    is_scored = cfg.data.val_set and isinstance(method, Predicts)
-    val_split = load_split(cfg.data, cfg.data.val_set) if is_scored else None
+    if not isinstance(method, Predicts):  # networks that only serve a later stage of a pipeline
+        val_split = None
     source = provenance(cfg, train_split) if is_main() else {}
     if is_main():
         about = {"class_names": train_split.class_names, "pairs": tag_pairs(train_split)}

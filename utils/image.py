@@ -299,7 +299,7 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
             f"cannot write {path}: a mask must be (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
         )
     image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(PALETTE.flatten().tolist())
+    image.putpalette(voc_palette())
     with atomic_file(Path(path)) as file:
         image.save(file, format="PNG")
 
@@ -308,3 +308,8 @@ def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
 PALETTE = np.zeros((256, 3), np.uint8)
 for _bit in range(8):
     PALETTE[:, _bit % 3] |= ((np.arange(256) >> _bit & 1) << 7 - _bit // 3).astype(np.uint8)
+
+
+def voc_palette() -> list[int]:
+    """The 256 colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ..."""
+    return PALETTE.flatten().tolist()

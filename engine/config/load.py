@@ -190,6 +190,8 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise yaml.YAMLError(f"the key '{min(twice)}' is there twice, {node.start_mark}")
+        if dotted := [key for key in keys if "." in key]:
+            raise yaml.YAMLError(f"'{dotted[0]}' must be nested: train: {{steps: 1}}, {node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
@@ -211,26 +213,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{_label(path)} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{_label(path)} is not a mapping of keys to values")
-    try:
-        return _nested(values)
-    except ValueError as error:
-        raise ValueError(f"{_label(path)}: {error}") from error
-
-
-def _nested(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The same mapping where ``a.b: c`` is written ``a: {b: c}``."""
-    nested: dict[Any, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            value = _nested(value)
-        elif isinstance(value, list):
-            value = [_nested(item) if isinstance(item, dict) else item for item in value]
-        for part in reversed(key.split(".") if isinstance(key, str) else [key]):
-            value = {part: value}
-        if twice := dict(leaves(nested)).keys() & dict(leaves(value)).keys():
-            raise ValueError(f"the key '{min(twice)}' is there twice")
-        nested = merge(nested, value)
-    return nested
+    return values
 
 
 def _parse_overrides(overrides: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +237,9 @@ def _parse_overrides(overrides: Sequence[str], values: Mapping[str, Any]) -> dic
             not isinstance(value, list) and text != "null" and _is_text_key(key, values)
         ):
             value = text
-        changes = merge(changes, _nested({key: value}))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        changes = merge(changes, value)
     return changes
 
 

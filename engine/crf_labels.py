@@ -151,7 +151,9 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
     if probs.ndim != 3 or probs.dtype.kind != "f" or len(probs) < 2 or ids.shape != probs.shape[:1]:
         raise ValueError(f"{path}: probs must be floats (K, h, w), background first, with K class ids")
     if probs.min() < 0 or not 0 < probs.max() <= 1 + 1e-3:
-        raise ValueError(f"{path}: probs must be in [0, 1], got {probs.min():.3g} to {probs.max():.3g}")
+        raise ValueError(
+            f"{path}: probs must be in [0, 1] (a softmax), got {probs.min():.3g} to {probs.max():.3g}"
+        )
     if len(set(ids.tolist()) & set(range(255))) < len(ids):
         raise ValueError(f"{path}: class ids must be K different integers in 0..254, got {ids.tolist()}")
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()

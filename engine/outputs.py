@@ -53,7 +53,9 @@ def find_split(loaded: LoadedMethod, infer: str | None) -> Split:
     if split.class_names != loaded.class_names:
         both = (loaded.class_names, split.class_names)
         ours, theirs = (f"{len(names)} ({', '.join(names[:4])}, ...)" for names in both)
-        raise ValueError(f"the checkpoint has classes {ours}, the data set {theirs}: set data.source, ...")
+        raise ValueError(
+            f"the checkpoint has classes {ours}, the data set {theirs}: choose data of the same classes"
+        )
     return split
 
 

@@ -167,7 +167,7 @@ class AffinityView:
         sample = dict(sample)
         arrays = sample.pop("label_scores", {})
         if "scores" not in arrays:
-            raise ValueError(f"image '{sample['name']}' has no label scores: mend data.label_dir")
+            raise ValueError(f"image '{sample['name']}' has no label scores (tools/make_affinity_label.py)")
         scores = torch.as_tensor(arrays["scores"]).float()
         image_rgb = self.jitter(to_tensor(sample["image"]))
         size = image_rgb.shape[-2], image_rgb.shape[-1]

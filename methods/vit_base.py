@@ -116,7 +116,7 @@ class SingleStageViT(Method):
         """``class_activation`` of images; the decoder does not run."""
         if not self.training or image.device.type != "cpu":
             return self.class_activation(self.backbone(image))
-        # A fifth faster than all at once, with equal results: what is between the layers takes less memory.
+        # A fifth faster than all at once: less memory is between the layers. Equal results without dropout.
         few = image.split(max(MAX_PIXELS // image[0, 0].numel(), 1))
         maps = [self.class_activation(self.backbone(part)) for part in few]
         cam, aux_cam = (torch.cat(parts) for parts in zip(*maps))

@@ -112,4 +112,4 @@ def open_arrays(path: Path, kind: str, maker: str) -> Iterator[Mapping[str, np.n
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a {kind} of this project, or damaged ({error})") from error
+        raise ValueError(f"{path} is no {kind} of this project, or damaged ({error}): delete it") from error

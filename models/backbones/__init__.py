@@ -155,7 +155,9 @@ def timm_class(name: str) -> Callable[..., nn.Module]:
                 assert [tuple(m.shape[1:]) for m in out] == expected, "its maps are not where timm says"
         except Exception as error:  # of whatever kind timm's networks raise
             reason = str(error).partition("\n")[0][:120] or type(error).__name__
-            raise ValueError(f"timm's {name} is no backbone for images of any size: {reason}") from error
+            raise ValueError(
+                f"timm's {name} is no backbone for images of any size (docs/backbones.md): {reason}"
+            ) from error
     return made
 
 

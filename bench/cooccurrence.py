@@ -85,14 +85,12 @@ def train_one(options: Options, folder: Path, method: str, strength: float, seed
     scenes += [f"strength={strength}", f"train={options.train}", f"test={options.test}"]
     with alone_in(root, wait=3600):  # another shard may draw them
         make_demo_data.run(make_demo_data.Options(out=root, overrides=scenes))
-    given = [f"data.root={root.absolute()}", "data.val_set=null", f"seed={seed}"]
-    given += [f"work_dir={folder}", f"run_name={folder.name}"]
+    given = [f"data.root={root.absolute()}", f"work_dir={folder}", f"run_name={folder.name}", f"seed={seed}"]
     config, overrides = options.config.format(method=method), [*options.overrides, *given]
-    cfg = load_config(config, overrides)
-    if cfg.stages:
+    if load_config(config, overrides).stages:
         runner.run(config, overrides)
     else:
-        train(cfg)
+        train(load_config(config, [*overrides, "data.val_set=null"]))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -24,6 +24,14 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
     assert (tmp_path / "table.txt").read_text() == table
 
 
+def test_pipelines_train_too(tmp_path):
+    later = ("cam", "seeds", "affinity", "pseudo", "segment", "infer", "shuffled")
+    overrides = [*TINY, "stages.cam_net.train.steps=1", *(f"stages.{stage}=null" for stage in later)]
+    given = {"methods": ["psa"], "config": "{method}/demo.yaml", "train": 12, "test": 6, "out": tmp_path}
+    cooccurrence.run(Options(strengths=[0.8], seeds=[0], overrides=overrides, **given))
+    assert "psa" in (tmp_path / "table.txt").read_text()
+
+
 def test_shards_share_all_trainings(tmp_path, monkeypatch):
     done: list[Path] = []
     monkeypatch.setattr(cooccurrence, "train_one", lambda options, folder, *_: done.append(folder.name))

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from methods.base import Method
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config.options import command_line, option
@@ -99,9 +101,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return stages or [folder / "last.pth"]
 
 
+def walkers(checkpoint: Path) -> dict[str, Method]:
+    """What spreads the CAMs of a pipeline's classifier: its affinity network, and an oracle with masks."""
+    from engine.inference import load_method
+
+    path = checkpoint.parent.with_name(checkpoint.parent.name.replace("cam_net", "affinity")) / "last.pth"
+    if path == checkpoint or not path.is_file():
+        return {}
+    learned = load_method(path, "cpu").method
+    target = f"method.target=bench.oracles.{type(learned).__name__}TrueWalk"
+    return {"walk": learned, "true walk": load_method(path, "cpu", [target]).method}
+
+
 def measure(checkpoint: Path) -> dict[str, Any]:
     """Counts of every image of both test splits, as a checkpoint predicts it."""
     import torch
+    import torch.nn.functional as F
 
     from datasets.base import WeakSegDataset
     from engine.data import load_split
@@ -112,16 +127,25 @@ def measure(checkpoint: Path) -> dict[str, Any]:
     from utils.image import normalize
     from utils.logging import progress_bar
 
-    loaded = load_method(checkpoint, "cpu")
+    loaded, walks = load_method(checkpoint, "cpu"), walkers(checkpoint)
     measures: dict[str, Any] = {}
     for name in SPLITS:
         split = load_split(loaded.cfg.data, name)
         dataset = WeakSegDataset(split, with_mask=True)
         columns = defaultdict(list)
         for sample in progress_bar((dataset[i] for i in range(len(dataset))), total=len(dataset), desc=name):
+            image, mask = normalize(sample["image"])[None], sample["mask"]
             with torch.inference_mode():
-                out = loaded.method.predict(normalize(sample["image"])[None], loaded.method.cam_scales)
-            found, mask = predicted_image(loaded.method, out, 0, sample), sample["mask"]
+                out = loaded.method.predict(image, loaded.method.cam_scales)
+            found = predicted_image(loaded.method, out, 0, sample)
+            channels = sample["class_label"].nonzero()[:, 0]
+            for output, method in walks.items():
+                found.labels[output] = torch.zeros_like(mask)
+                if len(channels):
+                    cam = out.cam if method.walk_stride == 1 or out.strided_cam is None else out.strided_cam
+                    given = mask[None, None] if output == "true walk" else image
+                    winner = method.propagate(given, cam[0, channels]).argmax(0)
+                    found.labels[output] = F.pad(channels + 1, (1, 0))[winner]
             for output, label in found.labels.items():
                 matrix = confusion_matrix(mask, label, split.num_classes)
                 hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)

@@ -53,12 +53,15 @@ def write_report(folders: Iterable[Path], out: Path, title: str | None = None, n
     return write_page([load_run(folder) for folder in folders], out, title, note)
 
 
-def write_page(runs: Sequence[Run], out: Path, title: str | None = None, note: str = "") -> Path:
+def write_page(
+    runs: Sequence[Run], out: Path, title: str | None = None, note: str = "", charts: Sequence[Chart] = ()
+) -> Path:
     """Write the page of some runs.
 
     Args:
         title: default: the run's name, or how many runs there are.
         note: text with line breaks for its head.
+        charts: what follows it.
     """
     groups = grouped(runs)
     members = [Member(run, name, i) for i, (name, group) in enumerate(groups.items()) for run in group]
@@ -73,7 +76,11 @@ def write_page(runs: Sequence[Run], out: Path, title: str | None = None, note: s
         members=members,
         groups=groups,
         scores=list(score_rows(members)),
-        sections=[("Scores over steps", score_charts(members)), ("Losses and more", loss_charts(members))],
+        sections=[
+            ("Diagnosis", charts),
+            ("Scores over steps", score_charts(members)),
+            ("Losses and more", loss_charts(members)),
+        ],
         sweeps=sweep_charts(members),
         bars=list(class_bars(members)),
         matrices=list(matrices(members)),

@@ -82,6 +82,7 @@ def predicted_image(method: Method, out: Prediction, i: int, sample: Sample) -> 
         scores = resize(out.seg_logits[i : i + 1].float(), size)
         scores = method.finish_scores(scores, out.class_logits[None, i : i + 1].float())
         found.labels["seg"] = scores.argmax(1)[0]
+        found.seg_probs = lambda: method.crf_probs(scores)[0]
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a trained network loses its mIoU to: wrong tags, wrong places, wrong classes; sizes; worst images.
+"""What a trained network loses its mIoU to: wrong tags, places, classes; sizes; calibration; worst images.
 
     python tools/diagnose.py logs/my_run
     python tools/diagnose.py logs/my_run --checkpoint best.pth --infer val
@@ -33,7 +33,8 @@ def run(options: Options) -> Path:
     """Write ``diagnosis.json`` and ``diagnosis.html`` to the run folder; returns the page."""
     from datasets.base import WeakSegDataset
     from engine.outputs import load_inputs
-    from engine.report import write_report
+    from engine.report import write_page
+    from engine.runs import load_run
     from engine.scores.base import plain
     from engine.validation import validate
     from utils.files import write_json
@@ -49,7 +50,7 @@ def run(options: Options) -> Path:
             f"'{split.name}' has no masks to compare with: {advice}. tools/visualize.py needs none: it shows "
             "CAMs, labels, and the tags that the classifier misses or makes up"
         )
-    dataset, scores = WeakSegDataset(split, with_mask=True), ("miou", "errors")
+    dataset, scores = WeakSegDataset(split, with_mask=True), ("miou", "errors", "calibration")
     scored = validate(loaded.method, dataset, size=loaded.cfg.eval.size, device=device, scores=scores)
     images = scored.details.content()
     ious = images["iou"].get("seg") or images["iou"]["cam"]
@@ -64,12 +65,17 @@ def run(options: Options) -> Path:
         "images": int(scored.images),
         "miou": {output: plain(values.mean) for output, values in scored.results["miou"].items()},
         "errors": {output: values.more for output, values in scored.results["errors"].items()},
+        "calibration": {
+            output or "tags": {"error": plain(values.mean), **values.more}
+            for output, values in scored.results["calibration"].items()
+        },
         "worst": worst,
     }
     text = "\n\n".join([_head(about), scored.tables(), _worst(worst, split.class_names)])
     print(text)
     write_json(options.run / "diagnosis.json", about)
-    page = write_report([options.run], options.run / "diagnosis.html", note=text)
+    charts = [_calibration(output, found) for output, found in about["calibration"].items()]
+    page = write_page([load_run(options.run)], options.run / "diagnosis.html", note=text, charts=charts)
     print(f"\n{page}")
     return page
 
@@ -80,6 +86,15 @@ def _head(about: dict[str, Any]) -> str:
     lines = [f"{about['checkpoint']} on {about['images']} images of {about['split']}"]
     lines += [f"{name}: {meaning}" for name, meaning in CAUSES.items()]
     return "\n".join([*lines, "%: share of the pixels; mIoU: gain if these pixels alone were right"])
+
+
+def _calibration(output: str, found: dict[str, Any]) -> Any:
+    from engine.report import Chart
+
+    points = [(score, right) for score, right, _ in found["calibration_bins"]]
+    lines = [(0, "right", points), (7, "calibrated", [(0.0, 0.0), (1.0, 1.0)])]
+    title = f"calibration of {output}: share that is right over the score"
+    return Chart(title, lines, notes=[found["calibration_reading"]], axis="score")
 
 
 def _worst(rows: list[dict[str, Any]], class_names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ Letters: K classes with background 0, C = K - 1 foreground classes, H x W pixels
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +36,7 @@ class ImagePrediction:
     # Score (H, W) in [0, 1] and class id (H, W) of the strongest class, before a threshold.
     cams: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_logits: Tensor | None = None  # (C,)
+    seg_probs: Callable[[], Tensor] | None = None  # scores (K, H, W) of the segmentation, >= 0
     _matrices: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def add_cam(

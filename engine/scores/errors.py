@@ -28,7 +28,8 @@ class Errors(LabelScore):
     """Share of the pixels that are wrong; by cause, what truth in their place would add to the mIoU.
 
     The first two causes are wrong tags, the last three wrong places. Gains of several causes do not add up.
-    The score also has the recall of regions by size: a region is all of a class in an image.
+    The score also has the recall of objects, as any class and with the right name, and that of regions by
+    size: a region is all of a class in an image.
     """
 
     title = "wrong pixels"
@@ -59,7 +60,13 @@ class Errors(LabelScore):
             found[name] = {"share": plain(wrong.sum() / pixels), "gain": plain(gain)}
         objects = by_size[:, 1:]
         recall = objects[..., 1:].diagonal(dim1=1, dim2=2).sum(1) / objects.sum((1, 2))
-        more = {"causes": found, "recall_by_size": [plain(value) for value in recall]}
+        shown, named = whole[1:, 1:].sum(), whole[1:, 1:].diagonal().sum()
+        more = {
+            "causes": found,
+            "geometric_recall": plain(shown / whole[1:].sum()),
+            "semantic_recall": plain(named / shown),
+            "recall_by_size": [plain(value) for value in recall],
+        }
         return Values(float(1 - whole.diagonal().sum() / pixels), {}, more)
 
     def table(self, found: Mapping[str, Values]) -> str:
@@ -68,11 +75,14 @@ class Errors(LabelScore):
         for name in CAUSES:
             cells = [values.more["causes"][name] for values in found.values()]
             rows.append([name, *(_shown(cell[key]) for cell in cells for key in ("share", "gain"))])
-        sizes = []
+        sizes = [
+            [title, *(_shown(values.more[f"{key}_recall"]) for values in found.values())]
+            for title, key in (("as any class", "geometric"), ("of this, with its name", "semantic"))
+        ]
         for i, (low, high) in enumerate(pairwise(BINS)):
             recall = [values.more["recall_by_size"][i] for values in found.values()]
             sizes.append([f"{100 * low:g} - {100 * high:g} % of the image", *map(_shown, recall)])
-        by_size = text_table(["recall of a class", *(OUTPUTS[output] for output in found)], sizes)
+        by_size = text_table(["recall of objects", *(OUTPUTS[output] for output in found)], sizes)
         return f"{text_table(['wrong pixels', *columns], rows)}\n\n{by_size}"
 
 

@@ -158,6 +158,7 @@ def random_images(seed, count=5):
         mask = torch.randint(5, size, generator=draw)
         prediction = ImagePrediction({"seg": torch.randint(4, size, generator=draw)})
         prediction.class_logits = torch.randn(3, generator=draw)
+        prediction.seg_probs = torch.rand(4, *size, generator=draw).clone
         for output in ("cam", "aux_cam"):
             # On the thresholds and between them.
             cam = torch.randint(0, 201, (2, 3, 4), generator=draw) / 200
@@ -185,7 +186,7 @@ def test_any_score_adds_up_whatever_the_shares_and_their_order(name):
     assert whole.table(second) or name == "tag_f1"
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "tag_f1"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("tag_f1", "calibration")])
 def test_any_score_of_perfect_labels_is_best_and_ignored_pixels_change_nothing(name):
     score, spoilt = create_score(name, CLASSES), create_score(name, CLASSES)
     best = {"confusion": 0.0, "context_leak": 0.0, "errors": 0.0}.get(name, 1.0)
@@ -301,8 +302,26 @@ def test_every_planted_error_is_found_and_what_mending_it_would_give():
         assert round(found["share"] * known) == count == int(wrong.sum())
         mended = scored("miou", mask[None], mask.where(wrong, label)[None], 5).mean
         assert found["gain"] == pytest.approx(mended - before) and found["gain"] > 0
+    objects = (mask != 255) & (mask > 0)
+    found = values.more["geometric_recall"], values.more["semantic_recall"]
+    assert found[0] == pytest.approx(float((label[objects] > 0).double().mean()))
+    assert found[0] * found[1] == pytest.approx(float((label == mask)[objects].double().mean()))
     _, small, large, _ = values.more["recall_by_size"]  # 36 of 2,400 pixels, and two times 400
     assert small == 0 and large == pytest.approx(1 - 22 / 800)
+
+
+def test_calibration_compares_scores_with_the_share_that_is_right():
+    score = create_score("calibration", CLASSES)
+    probs = torch.tensor([0.1, 0.1, 0.8, 0.0])[:, None, None].expand(4, 10, 10)
+    mask = torch.full((10, 10), 2)
+    mask[:6], mask[6:8] = 0, 255  # of the 80 known pixels a quarter is right
+    tags = torch.tensor([0.98, 0.02, 0.35])
+    prediction = ImagePrediction({}, class_logits=tags.logit(), seg_probs=lambda: 3 * probs)
+    score.update({"mask": mask, "class_label": torch.tensor([0.0, 0.0, 1.0])}, prediction)
+    found = score.compute()
+    assert found["seg"].mean == pytest.approx(0.8 - 0.25)
+    assert found[""].mean == pytest.approx((0.98 + 0.02 + 0.65) / 3)
+    assert "0.80, is right in 25 %" in score.table(found)
 
 
 def square(top, left, side=20, size=(120, 160), k=1):

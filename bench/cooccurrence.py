@@ -5,7 +5,8 @@
     python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
     python bench/cooccurrence.py --methods psa irn --config "{method}/demo_cda.yaml"    pipelines
 
-What is finished below ``--out`` is not done again. docs/evidence.md explains the numbers. Intervals are over
+What is finished below ``--out`` is not done again. docs/evidence.md explains the numbers. A pipeline also has
+its walk, and a walk that knows the masks. Intervals are over
 seeds (Student's t), of one seed over images (bootstrap); ``slope`` is the rise from strength 0 to 1, and
 ``less CAM's`` the difference to the plain classifier of the same strength and seed. 1/6 is chance.
 """
@@ -31,7 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.config.options import command_line, option
 
 SPLITS = ("test", "test_shuffled")
-COLUMNS = ("mIoU", "shuffled", "gap", "leak", "control leak", "tag leak", "control tag leak")
+LEAKS = ("leak", "control leak", "leak at recall", "tag leak", "control tag leak")
+COLUMNS = ("mIoU", "shuffled", "gap", *LEAKS)
+THRESHOLDS = tuple(i / 20 for i in range(20))  # of CAMs
+RECALL = 0.2  # of partnered classes: where leaks are compared whatever the scale of a CAM
 Row = dict[str, Any]  # the numbers of an output of a training, in percent
 
 
@@ -124,6 +128,7 @@ def measure(checkpoint: Path) -> dict[str, Any]:
     from engine.scores.base import confusion_matrix
     from engine.scores.context_leak import ground_counts
     from engine.validation import predicted_image
+    from ops.labels import threshold_label
     from utils.image import normalize
     from utils.logging import progress_bar
 
@@ -132,7 +137,7 @@ def measure(checkpoint: Path) -> dict[str, Any]:
     for name in SPLITS:
         split = load_split(loaded.cfg.data, name)
         dataset = WeakSegDataset(split, with_mask=True)
-        columns = defaultdict(list)
+        columns, sums = defaultdict(list), defaultdict(int)
         for sample in progress_bar((dataset[i] for i in range(len(dataset))), total=len(dataset), desc=name):
             image, mask = normalize(sample["image"])[None], sample["mask"]
             with torch.inference_mode():
@@ -152,9 +157,19 @@ def measure(checkpoint: Path) -> dict[str, Any]:
                 columns[f"{output}/iou"].append(torch.stack([hits, truth + predicted - hits], 1))
                 ground = ground_counts(sample["context"], mask, label, split.num_classes)
                 columns[f"{output}/ground"].append(ground)
+            for output, (score, label) in found.cams.items():
+                for i, threshold in enumerate(THRESHOLDS):
+                    painted = threshold_label(score, label, threshold)
+                    ground = ground_counts(sample["context"], mask, painted, split.num_classes)
+                    sums[f"{output}/grounds", i] += ground
+                    hits = torch.bincount(mask[mask == painted], minlength=split.num_classes)
+                    sums[f"{output}/hits", i] += hits[1:]
+            sums["objects", 0] += torch.bincount(mask.flatten(), minlength=256)[1 : split.num_classes]
             columns["said"].append(out.class_logits[0] > 0)
             columns["tags"].append(sample["class_label"] > 0)
             columns["context"].append(sample["context"][-1].mode().values)
+        for (key, _), total in sums.items():
+            columns[key].append(total)
         measures[name] = {key: torch.stack(values) for key, values in columns.items()}
         measures["class_names"] = split.class_names
     return measures
@@ -190,6 +205,7 @@ def numbers(measures: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
             "gap": near - far,
             "leak": leak[:, partnered].nanmean(1),
             "control leak": leak[:, ~partnered].nanmean(1),
+            "leak at recall": leak_at_recall(shuffled, output, names, partnered),
             "tag leak": tag_leak[partnered].nanmean()[None],
             "control tag leak": tag_leak[~partnered].nanmean()[None],
         }
@@ -198,6 +214,25 @@ def numbers(measures: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
             low, high = 100 * found[name][1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
             row |= {f"{name} from": float(low), f"{name} to": float(high)}
         yield output, row
+
+
+def leak_at_recall(
+    counts: dict[str, Tensor], output: str, class_names: Sequence[str], partnered: Tensor
+) -> Tensor:
+    """(1,) leak at the threshold that finds ``RECALL`` of the partnered classes, linear between thresholds.
+
+    nan where there are no thresholds, or where all of them find more, or less.
+    """
+    import numpy as np
+    import torch
+
+    from engine.scores.context_leak import leak_of_counts
+
+    if f"{output}/hits" not in counts:
+        return torch.tensor([torch.nan])
+    recall = (counts[f"{output}/hits"] / counts["objects"])[:, partnered].mean(1)
+    leak = leak_of_counts(counts[f"{output}/grounds"], class_names)[:, partnered].nanmean(1)
+    return torch.tensor([np.interp(RECALL, recall.flip(0), leak.flip(0), torch.nan, torch.nan)])
 
 
 def resampled(images: int, samples: int = 1000) -> Tensor:
@@ -271,7 +306,10 @@ def cell(group: Sequence[Row], column: str) -> str:
     """Mean and 95 % interval over seeds; of one seed that over images, where it is known."""
     from engine.runs import interval_text
 
-    text = interval_text([row[column] for row in group])
+    values = [row[column] for row in group]
+    if any(value != value for value in values):
+        return "-"
+    text = interval_text(values)
     if len(group) == 1 and f"{column} from" in group[0]:
         text += f" [{group[0][f'{column} from']:.1f}, {group[0][f'{column} to']:.1f}]"
     return text

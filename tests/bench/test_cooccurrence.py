@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import cooccurrence
 from bench.cooccurrence import Options
+from datasets.demo.contexts import CONTEXTS
+from datasets.demo.objects import OBJECTS
 
 TINY = ["data.crop_size=32", "train.steps=1", "train.batch_size=4", "optim.warmup_steps=1", "device=cpu"]
 TINY += ["data.num_workers=0", "method.backbone.depth=3"]
@@ -18,7 +21,9 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
     }
     cooccurrence.run(Options(seeds=[0, 1], **given))
     table = (tmp_path / "table.txt").read_text()
-    assert table.count("±") == 2 * 7  # seven numbers of CAM and auxiliary CAM over two seeds
+    assert (
+        table.count("±") == 2 * 7
+    )  # seven numbers of CAM and auxiliary CAM over two seeds; recall is too small
     monkeypatch.setattr(cooccurrence, "train_one", None)
     cooccurrence.run(Options(seeds=[0, 1], **given))
     assert (tmp_path / "table.txt").read_text() == table
@@ -39,6 +44,18 @@ def test_shards_share_all_trainings(tmp_path, monkeypatch):
     for k in range(5):
         cooccurrence.run(Options(out=tmp_path, shard=f"{k}/5"))
     assert len(done) == len(set(done)) == 36
+
+
+def test_leaks_are_compared_at_one_recall():
+    counts = {"cam/hits": torch.tensor([[40, 9], [30, 9], [10, 0]]), "objects": torch.tensor([[100, 9]])}
+    ground = torch.zeros(3, 2, len(CONTEXTS), 2, dtype=torch.int64)
+    ground[..., 1] = 100
+    ground[:, 0, CONTEXTS.index(OBJECTS["boat"].home), 0] = torch.tensor([80, 60, 20])
+    counts["cam/grounds"] = ground
+    given = "cam", ("background", "boat", "crab"), torch.tensor([True, False])
+    assert float(cooccurrence.leak_at_recall(counts, *given)) == pytest.approx(0.4)  # halfway from 10 to 30 %
+    counts["cam/hits"] = counts["cam/hits"].clamp(max=15)
+    assert cooccurrence.leak_at_recall(counts, *given).isnan().all()
 
 
 def test_intervals_are_of_the_images_and_slopes_of_the_strengths():

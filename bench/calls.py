@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from bench.run import Options
-from datasets.base import Record, Split, WeakSegDataset, collate
+from datasets.base import Record, Sample, Split, WeakSegDataset, collate
 from engine.config.load import load_config, to_plain
 from engine.method import build_method
 from engine.optim import build_optimizer
@@ -165,13 +165,22 @@ def train_calls(options: Options) -> Calls:
 
 
 def data_calls(options: Options) -> Calls:
-    """The views of a sample of a training from a decoded photo, and torchvision's standard crop of it."""
+    """Views of samples of a training from a decoded photo, their changes, and torchvision's standard crop."""
     _, samples = training(options)
     read = samples.read((0, 0))
+    device, seeds = torch.device(options.device), range(options.batch)
     standard = v2.Compose([v2.RandomResizedCrop(448), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+    def views() -> list[Sample]:
+        return [samples.transformed(read | {"sample_seed": seed}) for seed in seeds]
+
+    batch = collate(views())
+    if device.type == "cuda":
+        batch = {key: x.pin_memory() if isinstance(x, Tensor) else x for key, x in batch.items()}
     return {
-        "views of a sample": lambda: [samples.transformed(dict(read)) for _ in range(options.batch)],
-        "torchvision, one crop": lambda: [standard(read["image"]) for _ in range(options.batch)],
+        "views": views,
+        "their changes": lambda: batch_to_device(batch, device),
+        "torchvision, one crop": lambda: [standard(read["image"]) for _ in seeds],
     }
 
 

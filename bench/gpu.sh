@@ -17,8 +17,8 @@ train() { # name, overrides: SeCo on the demo set with every loss on from the fi
         train.eval_every=1000 data.val_set=null data.num_workers=0 method.loss_weights.{ptc=0.3,lil=0.1,lig=0.1,seg=0.12,reg=0.05} "${@:2}"
 }
 
-echo "== the lattice on the CPU and on the GPU"
-python -m pytest -q tests/ops/test_lattice.py
+echo "== the lattice and the changes of pictures on the CPU and on the GPU"
+python -m pytest -q tests/ops/test_lattice.py tests/utils/test_colour.py
 
 echo "== $same steps in float32 on the CPU and on $device: losses differ by at most 1e-4"
 train on_cpu device=cpu train.steps=$same train.precision=fp32
@@ -31,9 +31,11 @@ train again device="$device" train.steps=$repeated train.deterministic=true
 python bench/compare_runs.py weights "$out/first" "$out/again"
 
 for method in seco toco; do
-    echo "== a step of $method"
+    echo "== a step of $method, and the views of its batch"
     python bench/run.py train --config "configs/$method/$recipe.yaml" --device "$device" --batch $batch --size $size \
         --seconds $seconds --out "$out/$method.json"
+    python bench/run.py data --config "configs/$method/$recipe.yaml" --device "$device" --batch $batch --seconds $seconds \
+        --out "$out/${method}_views.json"
 done
 echo "== DenseCRF and the energy loss"
 python bench/run.py crf --device "$device" --batch $((2 * batch)) --size $crf --seconds $seconds --out "$out/crf.json"

@@ -17,8 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.colour import change_picture
 from datasets.lists import some
 from utils.cam_files import open_arrays
+from utils.colour import change_pictures, no_change
+from utils.device import to_device
 from utils.files import require_files
 from utils.image import AS_TYPED, IGNORE_INDEX, Reading, UnreadableImageError, read_image, read_mask
 
@@ -33,10 +36,12 @@ Sample = dict[str, Any]  # of one image; see `WeakSegDataset`
 #   name          list[str]
 #   mask          (B, H, W) ground truth, only if asked for
 #   pseudo_label  (B, H, W) label of an earlier stage, only with data.label_dir
-#   global_view, strong_view   the same, if the transform makes them
+#   global_view, strong_view   the same as image, if the transform makes them
+#   changes       (B, V, 9, 3) what is still to be done to these pictures, until `with_changes` does it
 Batch = dict[str, Any]
 
 LABELS = ("mask", "pseudo_label")  # what a transform moves together with the image
+VIEWS = ("image", "global_view", "strong_view")
 
 
 @dataclass(frozen=True)
@@ -263,6 +268,24 @@ def collate(samples: Sequence[Sample] | Sequence[tuple[Sample, ...]]) -> Batch:
     if "class_label" in batch:
         batch["most_classes"] = batch["class_label"].sum(1).amax()
     return batch
+
+
+def with_changes(batch: Batch) -> Batch:
+    """The batch after the changes of its pictures that the transform drew; ``changes`` are on the CPU."""
+    if "changes" not in batch:
+        return batch
+    names = [name for name in VIEWS if name in batch]
+    changes = batch["changes"].transpose(0, 1).flatten(0, 1)
+    pictures = torch.cat([batch[name] for name in names])
+    rows = (changes != no_change()).flatten(1).any(1).nonzero()[:, 0]
+    if pictures.device.type == "cpu":
+        for row in rows.tolist():
+            pictures[row] = change_picture(pictures[row], changes[row])
+    else:
+        places = to_device(rows, pictures.device)
+        pictures[places] = change_pictures(pictures[places], changes[rows])
+    kept = {key: value for key, value in batch.items() if key != "changes"}
+    return kept | dict(zip(names, pictures.chunk(len(names)), strict=True))
 
 
 def _label_files(split: Split, folder: Path) -> list[Path]:

@@ -3,13 +3,14 @@
 import itertools
 import signal
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from datasets.base import Batch, Sample, WeakSegDataset, collate
+from datasets.base import Batch, Sample, WeakSegDataset, collate, with_changes
 from utils import distributed
 from utils.pool import core_count
 from utils.seed import sample_generator, sample_seed
@@ -70,15 +71,19 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def train_batches(
-    dataset: Dataset[Any], sampler: StepSampler, num_workers: int, pin_memory: bool
+    dataset: Dataset[Any], sampler: StepSampler, num_workers: int, on_gpu: bool
 ) -> Generator[Batch, None, None]:
     """Endless batches in the sampler's order, one per micro-batch, the same for any number of workers.
 
     The workers ignore a stop signal, for the step that the training finishes needs them. They end when this
     generator is closed.
+
+    Args:
+        on_gpu: the batches are for a GPU: in pinned memory, and changes of their pictures are left to it.
     """
-    options = {"pin_memory": pin_memory, "worker_init_fn": _set_up_training_worker}
-    loader = _loader(dataset, num_workers, batch_sampler=sampler, collate_fn=_collate, **options)
+    options = {"pin_memory": on_gpu, "worker_init_fn": _set_up_training_worker}
+    collate_fn = partial(_collate, on_gpu)
+    loader = _loader(dataset, num_workers, batch_sampler=sampler, collate_fn=collate_fn, **options)
     batches: Any = iter(loader)
     try:
         yield from batches
@@ -109,8 +114,9 @@ def _set_up_training_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _collate(samples: Sequence[Any]) -> Batch:
-    return _shared(collate(samples))
+def _collate(on_gpu: bool, samples: Sequence[Any]) -> Batch:
+    batch = collate(samples)
+    return _shared(batch if on_gpu else with_changes(batch))
 
 
 def _shared(batch: Batch) -> Batch:

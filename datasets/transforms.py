@@ -2,21 +2,22 @@
 
 A view makes ``image`` (3, S, S), bytes or normalised, ``valid_box`` (4,) int64 y0, y1, x0, x1 of what is not
 padding, and labels (S, S), 255 outside of it. Draws come from torch's global generator, which is seeded
-per sample.
+per sample. Changes of the finished crops are drawn, not made: see ``datasets.base.with_changes``.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from datasets.base import LABELS, Sample
-from datasets.colour import ColourJitter, to_grey
+from datasets.base import LABELS, VIEWS, Sample
+from datasets.colour import change_picture
+from utils.colour import GREY, HUE, LAST, no_change
 from utils.image import IGNORE_INDEX, normalize, rescale_picture
 
 Draw = Callable[[int], int]  # draw(n) is an integer from 0 to n - 1
@@ -51,14 +52,15 @@ class ResizedView:
                 v2.RandomHorizontalFlip(),
             ]
         )
-        self.colour = colour_jitter()
+        self.jitter = colour_jitter()
 
     def __call__(self, sample: Sample) -> Sample:
         labels = {key: tv_tensors.Mask(sample[key]) for key in LABELS if key in sample}
         image, labels = self.geometry(sample["image"], labels)
         valid_box = torch.tensor([0, self.crop_size, 0, self.crop_size])
         changed = {key: label.as_subclass(Tensor) for key, label in labels.items()}
-        return sample | changed | {"image": self.colour(to_tensor(image)), "valid_box": valid_box}
+        changed |= {"image": to_tensor(image), "changes": self.jitter.drawn()[None]}
+        return sample | changed | {"valid_box": valid_box}
 
 
 class StageView:
@@ -138,7 +140,6 @@ class WeakStrongViews:
             crop_size, scale=(0.4, 1.0), interpolation=v2.InterpolationMode.BICUBIC
         )
         self.jitter = ColourJitter(0.4, contrast=0.4, saturation=0.2, hue=0.1)
-        self.solarize = v2.RandomSolarize(threshold=128, p=0.2)
 
     def __call__(self, sample: Sample) -> Sample:
         original = sample["image"]
@@ -147,26 +148,31 @@ class WeakStrongViews:
         flip_image = self.main_view == "augmented" and _chance(0.5)
         flip_strong = flip_image if self.consistent_flip else _chance(0.5)
 
-        image = crop
-        if self.main_view == "augmented":
-            image = random_blur(self.recoloured(crop, flip_image), p=1.0)
-        strong_view = random_blur(self.recoloured(crop, flip_strong), p=0.5)
+        image_change = no_change() if self.main_view == "plain" else self.drawn_change(blur=1.0)
+        strong_change = self.drawn_change(blur=0.5)
         flip_global = _chance(0.5)
-        global_view = self.recoloured(to_tensor(self.global_part(original)), flip_global)
-        global_view = self.solarize(random_blur(global_view, p=0.1))
+        global_view = to_tensor(self.global_part(original))
+        global_change = self.drawn_change(blur=0.1)
+        if _chance(0.2):
+            global_change[LAST, 1] = 128  # solarised
 
-        sample = sample | {"image": image, "global_view": global_view, "strong_view": strong_view}
+        views = zip(VIEWS, (crop, global_view, crop), (flip_image, flip_global, flip_strong), strict=True)
+        sample |= {key: view.flip(-1) if mirrored else view for key, view, mirrored in views}
+        sample["changes"] = torch.stack([image_change, global_change, strong_change])
         if flip_image:
             sample |= {key: sample[key].flip(-1) for key in LABELS if key in sample}
         if flip_image and self.consistent_flip:
             sample["valid_box"] = flip_box(sample["valid_box"], self.crop_size)
         return sample
 
-    def recoloured(self, image: Tensor, mirrored: bool) -> Tensor:
-        """The picture (3, S, S) mirrored or not, mostly with other colours, sometimes grey."""
-        image = image.flip(-1) if mirrored else image
-        image = self.jitter(image) if _chance(0.8) else image
-        return to_grey(image) if _chance(0.2) else image
+    def drawn_change(self, blur: float) -> Tensor:
+        """Mostly other colours, sometimes grey, and with probability ``blur`` a blur of 0.1 to 2 pixels."""
+        change = self.jitter.drawn() if _chance(0.8) else no_change()
+        if _chance(0.2):
+            change[GREY] = torch.tensor([1.0, 0.0, 0.0])
+        if _chance(blur):
+            change[LAST, 0] = 0.1 + 1.9 * torch.rand(()).item()
+        return change
 
 
 def random_crop(sample: Sample, crop_size: int, scale_range: tuple[float, float]) -> Sample:
@@ -215,14 +221,6 @@ def resized_window(
     source = (left * scale_x, top * scale_y, *lower_right)
     part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
     return part.crop((window[0] - left, window[1] - top, window[2] - left, window[3] - top))
-
-
-def random_blur(image: Tensor, p: float) -> Tensor:
-    """Gaussian blur with a radius drawn from [0.1, 2.0] pixels, with probability ``p``."""
-    if not _chance(p):
-        return image
-    blur = ImageFilter.GaussianBlur(0.1 + 1.9 * torch.rand(()).item())
-    return torch.cat([F.pil_to_tensor(Image.fromarray(channel.numpy()).filter(blur)) for channel in image])
 
 
 def flip_box(box: Tensor, width: int) -> Tensor:
@@ -277,6 +275,27 @@ def resize_long_side(image: Image.Image, long_side: int) -> Image.Image:
     longest = max(image.size)
     width, height = (max(round(side * long_side / longest), 1) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+class ColourJitter(v2.ColorJitter):
+    """torchvision's, with the same draws, for pictures (3, H, W) uint8."""
+
+    def drawn(self) -> Tensor:
+        """The table of a change, see ``utils.colour``."""
+        drawn: dict[str, Any] = self.make_params([])
+        steps = [
+            (0.0, 0.0, drawn["brightness_factor"]),
+            (0.0, 1.0, drawn["contrast_factor"]),
+            (1.0, 0.0, drawn["saturation_factor"]),
+            (1.0, int(255 * drawn["hue_factor"]) % 256, 1.0),
+        ]
+        order, change = drawn["fn_idx"].tolist(), no_change()
+        first = HUE - order.index(3)
+        change[first : first + 4] = torch.tensor([steps[step] for step in order])
+        return change
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return change_picture(picture, self.drawn())
 
 
 def colour_jitter() -> ColourJitter:

@@ -148,7 +148,7 @@ def _batches(
         sampler = StepSampler(
             len(dataset), batch_size, cfg.seed, start_step=step, accumulate=cfg.train.accumulate
         )
-        return train_batches(dataset, sampler, cfg.data.num_workers, pin_memory=device.type == "cuda")
+        return train_batches(dataset, sampler, cfg.data.num_workers, on_gpu=device.type == "cuda")
 
     return from_step
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.base import Batch
+from datasets.base import Batch, with_changes
 from engine.checkpoint import BEST, LAST, Checkpoint, Progress, restore_state, save_state
 from engine.config.schema import Train
 from engine.means import Means
@@ -283,12 +283,13 @@ def _terms(values: Mapping[str, float]) -> str:
 
 def batch_to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device, as far as it is computed with; pictures, which come as bytes, are normalised."""
-    # Seeds, indices and counts are read on the CPU: on a GPU each reading would wait for it.
-    stay = {"sample_seed", "index", "most_classes"}
+    # These are read on the CPU: on a GPU each reading would wait for it.
+    stay = {"sample_seed", "index", "most_classes", "changes"}
     moved = {
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
         for k, v in batch.items()
     }
+    moved = with_changes(moved)
     tensors = {k: v for k, v in moved.items() if isinstance(v, Tensor)}
     pictures = [k for k, v in tensors.items() if v.dtype == torch.uint8 and v.dim() == 4]
     return moved | {k: normalize(moved[k]) for k in pictures}

@@ -47,23 +47,25 @@ def result(cfg):
 
 @contextmanager
 def counted(gpu):
-    """What the forward pass of a step issues, what the whole step issues, and the lines where it waits."""
+    """What pictures, the forward pass and the step from there on issue, and the lines where it waits."""
     counts, step, forward, batches = {}, Trainer._train_step, Method.forward, train.train_batches
 
     def counted_forward(self, *args):
-        gpu.clear()
+        counts["pictures"] = gpu.operations.total()
         out = forward(self, *args)
-        counts["forward"] = gpu.operations.total()
+        counts["forward"] = gpu.operations.total() - counts["pictures"]
         return out
 
     def counted_step(self, *args):
+        gpu.clear()
         out = step(self, *args)
-        counts.update(step=gpu.operations.total(), syncs=gpu.syncs.total(), lines=dict(gpu.syncs))
+        counts["step"] = gpu.operations.total() - counts["pictures"]
+        counts.update(syncs=gpu.syncs.total(), lines=dict(gpu.syncs))
         return out
 
-    def pinned_batches(*args, pin_memory):
-        for batch in batches(*args, pin_memory=False):
-            yield {k: v.pin_memory() if pin_memory and isinstance(v, Tensor) else v for k, v in batch.items()}
+    def pinned_batches(*args, on_gpu):
+        for batch in batches(*args, on_gpu=on_gpu):
+            yield {k: v.pin_memory() if on_gpu and isinstance(v, Tensor) else v for k, v in batch.items()}
 
     with (
         patch.object(Method, "forward", counted_forward),

@@ -61,7 +61,7 @@ def test_epochs_of_a_small_set_follow_each_other_without_a_gap():
 def test_batches_do_not_depend_on_workers(split, transform):
     def batches(num_workers):
         data = WeakSegDataset(split, transform)
-        return list(islice(train_batches(data, StepSampler(7, 3, 5), num_workers, pin_memory=False), 4))
+        return list(islice(train_batches(data, StepSampler(7, 3, 5), num_workers, on_gpu=False), 4))
 
     plain = batches(0)
     assert plain[0]["image"].shape == (3, 3, 16, 16) and plain[0]["class_label"].shape == (3, 1)
@@ -75,7 +75,7 @@ def test_batches_do_not_depend_on_workers(split, transform):
 def test_loading_leaves_the_global_generator_and_no_process(split):
     state = torch.get_rng_state()
     data = WeakSegDataset(split, PlainView(16))
-    batches = train_batches(data, StepSampler(7, 3, 5), 1, pin_memory=False)
+    batches = train_batches(data, StepSampler(7, 3, 5), 1, on_gpu=False)
     next(batches)
     (worker,) = multiprocessing.active_children()
     worker.terminate()  # as a stop signal to the whole group: the step that is trained needs it

@@ -83,7 +83,7 @@ def test_memory_files_processes_and_shared_memory_are_flat_and_gone_at_the_end(s
     def source(first):
         sampler = StepSampler(len(split), 4, seed=0)
         data = WeakSegDataset(split, PlainView(32, (0.5, 2.0)))
-        with closing(train_batches(data, sampler, 2, pin_memory=False)) as loaded:
+        with closing(train_batches(data, sampler, 2, on_gpu=False)) as loaded:
             for step, batch in enumerate(loaded):
                 if step in (steps // 3, steps - 1):
                     seen[step] = usage()

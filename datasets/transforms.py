@@ -196,7 +196,7 @@ def random_crop(sample: Sample, crop_size: int, scale_range: tuple[float, float]
     square = Image.new("RGB", (crop_size, crop_size))
     square.paste(resized_window(image, (width, height), window), (left, top))
     changed: Sample = {
-        "image": _flip_if(mirrored, square),
+        "image": square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else square,
         "valid_box": flip_box(box.valid_box, crop_size) if mirrored else box.valid_box,
     }
     for key in LABELS:
@@ -317,10 +317,6 @@ def _random_offsets(length: int, crop_size: int) -> tuple[int, int]:
 
 def _chance(p: float) -> bool:
     return torch.rand(()).item() < p
-
-
-def _flip_if(flip: bool, image: Image.Image) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
 def _nearest(label: Tensor, size: tuple[int, int]) -> Tensor:

@@ -289,7 +289,6 @@ def batch_to_device(batch: Batch, device: torch.device) -> Batch:
         k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k not in stay else v
         for k, v in batch.items()
     }
-    moved = with_changes(moved)
-    tensors = {k: v for k, v in moved.items() if isinstance(v, Tensor)}
-    pictures = [k for k, v in tensors.items() if v.dtype == torch.uint8 and v.dim() == 4]
-    return moved | {k: normalize(moved[k]) for k in pictures}
+    batch = with_changes(moved)
+    pictures = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.dtype == torch.uint8}
+    return batch | {k: normalize(v) for k, v in pictures.items() if v.dim() == 4}

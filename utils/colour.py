@@ -28,7 +28,7 @@ def no_change() -> Tensor:
 def change_pictures(pictures: Tensor, changes: Tensor) -> Tensor:
     """Pictures (N, 3, H, W) uint8 after their changes (N, 9, 3), which are still on the CPU."""
     given = to_device(changes, pictures.device)[..., None, None, None]
-    rgb = pictures.float()
+    rgb, pixels = pictures.float(), pictures.shape[2] * pictures.shape[3]
     for step in range(LAST):
         first, second, factor = given[:, step].unbind(1)
         if step == HUE:
@@ -37,7 +37,7 @@ def change_pictures(pictures: Tensor, changes: Tensor) -> Tensor:
             grey = (rgb * constant(GREY_WEIGHTS, rgb.device)[:, None, None]).sum(1, keepdim=True)
             grey.add_(0.5).floor_()
             total = grey.sum((2, 3), keepdim=True, dtype=torch.float64)
-            mean = (total / grey[0].numel() + 0.5).floor().float()
+            mean = (total / pixels + 0.5).floor().float()
             other = grey * first + mean * second
             rgb.sub_(other).mul_(factor).add_(other).clamp_(0, 255).floor_()
     radii = changes[:, LAST, 0]

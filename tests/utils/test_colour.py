@@ -68,5 +68,6 @@ def test_pictures_with_changes_of_their_own(monkeypatch):
         changes.append(change)
         assert torch.equal(change_picture(pictures[-1], change), expected[-1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = change_pictures(torch.stack(pictures).to(device), torch.stack(changes))
-    assert torch.equal(found.cpu(), torch.stack(expected))
+    pictures, changes = torch.stack(pictures).to(device), torch.stack(changes)
+    assert torch.equal(change_pictures(pictures, changes).cpu(), torch.stack(expected))
+    assert not len(change_pictures(pictures[:0], changes[:0]))

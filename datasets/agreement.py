@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets.base import Record, Split, WeakSegDataset
+from datasets.lists import real_classes
 from datasets.tags import near_duplicates
 from utils.image import IGNORE_INDEX
 from utils.logging import warn_once
@@ -18,11 +19,11 @@ def tag_warnings(split: Split) -> list[str]:
     """What is odd about the tags of a split: classes of every image, and two spellings of one class."""
     counts = class_counts(split)
     tagged = sum(record.tags is not None for record in split.records)
-    names, warnings = split.class_names, []
+    warnings = []
     for name, count in counts.items():
         if count == tagged > 1:
             warnings.append(f"all {count} images have the tag '{name}': it cannot be learned from tags")
-    for first, second in near_duplicates(names[1:]):
+    for first, second in near_duplicates(list(counts)):
         both = f"'{first}' ({counts[first]} images) and '{second}' ({counts[second]})"
         warnings.append(f"the classes {both} differ by one letter: check the spelling")
     return warnings
@@ -31,7 +32,7 @@ def tag_warnings(split: Split) -> list[str]:
 def class_counts(split: Split) -> dict[str, int]:
     """Class -> images of the split with its tag, in the order of the classes."""
     counts = Counter(tag for record in split.records for tag in record.tags or ())
-    return {name: counts[k] for k, name in enumerate(split.class_names) if k}
+    return {name: counts[k] for k, name in real_classes(split.class_names).items() if k}
 
 
 class Agreement:

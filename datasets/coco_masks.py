@@ -107,8 +107,8 @@ def _region(entry: Mapping[str, Any], size: tuple[int, int], place: str) -> Any:
 
 
 def draw(photo: Photo) -> np.ndarray:
-    """The mask (H, W) uint8 of an image: the first of several instances stays; crowds behind them are 255."""
-    mask = np.zeros(photo.size, dtype=np.uint8)
+    """The mask (H, W) of an image: the first of several instances stays; crowds behind them are 255."""
+    mask = np.zeros(photo.size, dtype=np.int32)
     for item in sorted(photo.annotations, key=lambda item: item.is_crowd):
         value = IGNORE_INDEX if item.is_crowd else item.value
         mask[rle.decode(item.region).astype(bool) & (mask == 0)] = value

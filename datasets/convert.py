@@ -13,7 +13,7 @@ import yaml
 from pycocotools import mask as rle
 
 from datasets.coco_masks import Annotation, Photo, draw, read_instances
-from datasets.lists import nfc, read_text
+from datasets.lists import nfc, read_text, real_classes
 from datasets.voc import objects_in_xml
 from utils.files import read_json
 from utils.image import IGNORE_INDEX
@@ -158,7 +158,7 @@ def coco_of(masks: Iterator[tuple[str, np.ndarray]], class_names: Sequence[str])
                     "segmentation": {"size": region["size"], "counts": region["counts"].decode()},
                 }
             )
-    categories = [{"id": k, "name": name} for k, name in enumerate(class_names) if k]
+    categories = [{"id": k, "name": name} for k, name in real_classes(class_names).items() if k]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
@@ -169,13 +169,14 @@ def yolo_of(mask: np.ndarray) -> str:
     height, width = mask.shape
     lines = []
     for value in _values(mask):
+        number = value - 1 - (value > IGNORE_INDEX)
         area = (mask == value).astype(np.uint8)
         outlines, _ = cv2.findContours(area, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         for outline in outlines:
             if len(outline) >= 3:
                 # OpenCV gives the pixels of the outline, YOLO's points are on a scale from border to border.
                 points = (outline[:, 0] + 0.5) / (width, height)
-                lines.append(f"{value - 1} " + " ".join(f"{v:.6f}" for v in points.ravel()))
+                lines.append(f"{number} " + " ".join(f"{v:.6f}" for v in points.ravel()))
     return "".join(f"{line}\n" for line in lines)
 
 

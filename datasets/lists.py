@@ -4,9 +4,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets.pictures import IMAGE_SUFFIXES
-from utils.image import IGNORE_INDEX
+from utils.image import IGNORE_INDEX, MAX_CLASS
+
+HOLE = "(ignored)"  # what class 255 is called, for the pixels of this value are ignored
 
 
 def read_text(path: Path) -> str:
@@ -70,9 +73,10 @@ def find_list(root: Path, lists: str, split: str) -> Path:
 def read_class_names(
     source: str | Sequence[str] | None, root: Path, default: Sequence[str]
 ) -> tuple[str, ...]:
-    """Class names, background first, from a file (line k names mask value k), a sequence or a default.
+    """Class names by mask value, from a file of one name on each line, a sequence or a default.
 
-    ``background`` is put in front where it is left out, and replaces another spelling of it.
+    ``background`` is put in front where it is left out, and replaces another spelling of it. Of more than 254
+    classes the further ones have the mask values from 256 on (`with_hole`).
     """
     where, names = "class names", list(default if source is None else source)
     if wrong := [name for name in names if not isinstance(name, str)]:
@@ -90,9 +94,23 @@ def read_class_names(
     names = ["background", *(names[1:] if names and is_background(names[0]) else names)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{where} are not unique: {', '.join(twice)}")
-    if len(names) > IGNORE_INDEX:
-        raise ValueError(f"{where}: {len(names)} are too many for 8-bit masks (at most {IGNORE_INDEX})")
+    names = with_hole(names)
+    if HOLE in real_classes(names).values():
+        raise ValueError(f"{where}: no class can be called '{HOLE}', as mask value {IGNORE_INDEX} is")
+    if len(names) > MAX_CLASS + 1:
+        raise ValueError(f"{where}: {len(names) - 2} classes are too many (at most {MAX_CLASS - 1})")
     return tuple(names)
+
+
+def with_hole(names: Sequence[Any]) -> list[Any]:
+    """Class names, background first, with ``HOLE`` in the place of class 255 if there are as many."""
+    hole = [HOLE] if len(names) > IGNORE_INDEX and names[IGNORE_INDEX] != HOLE else []
+    return [*names[:IGNORE_INDEX], *hole, *names[IGNORE_INDEX:]]
+
+
+def real_classes(class_names: Sequence[str]) -> dict[int, str]:
+    """Mask value -> name of background and all classes, without ``HOLE``."""
+    return {k: name for k, name in enumerate(class_names) if k != IGNORE_INDEX}
 
 
 def is_background(name: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.lists import is_background, nfc, read_text, refuse_hidden, strip_suffix
+from datasets.lists import is_background, nfc, read_text, real_classes, refuse_hidden, strip_suffix
 from utils.build import suggest
 from utils.files import write_atomic
 from utils.npy_dictionary import read_npy_dictionary
@@ -49,7 +49,7 @@ def read_tags(path: str | Path, class_names: Sequence[str]) -> dict[str, tuple[i
     Args:
         class_names: background and then the classes; position k is class id k.
     """
-    class_id = {name: k for k, name in enumerate(class_names) if k > 0}
+    class_id = {name: k for k, name in real_classes(class_names).items() if k > 0}
     tags: dict[str, tuple[int, ...]] = {}
     for image, words, place in tag_entries(path, class_names):
         for word, where in words:
@@ -97,11 +97,13 @@ def classes_of(path: Path) -> list[str]:
 
 def near_duplicates(words: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of classes that differ by one letter, of words of more than three."""
-    return [
-        (first, second)
-        for first, second in itertools.combinations(words, 2)
-        if max(len(first), len(second)) > 3 and _slips(first) & _slips(second)
-    ]
+    sharing: dict[str, list[int]] = {}
+    for k, word in enumerate(words):
+        for slip in _slips(word):
+            sharing.setdefault(slip, []).append(k)
+    pairs = {pair for alike in sharing.values() for pair in itertools.combinations(alike, 2)}
+    found = [(words[i], words[k]) for i, k in sorted(pairs)]
+    return [pair for pair in found if max(map(len, pair)) > 3]
 
 
 def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
@@ -249,13 +251,14 @@ def _txt(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
 def _npy(path: Path, class_names: Sequence[str]) -> Iterator[Entry]:
     if not class_names:
         raise ValueError(f"{path} has no class names: set data.options.class_names")
+    _, *classes = real_classes(class_names).values()
     for key, values in read_npy_dictionary(path).items():
         # IRN writes VOC's 2007_000032 as a whole number.
         name = f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, (int, np.integer)) else str(key)
         place, vector = f"{path}, image '{name}'", np.asarray(values).ravel()
-        if len(vector) != len(class_names) - 1 or not np.isin(vector, (0, 1)).all():
-            raise ValueError(f"{place}: expected 0 or 1 for {len(class_names) - 1} classes, got {vector}")
-        yield Entry(strip_suffix(name), [(class_names[k + 1], place) for k in np.flatnonzero(vector)], place)
+        if len(vector) != len(classes) or not np.isin(vector, (0, 1)).all():
+            raise ValueError(f"{place}: expected 0 or 1 for {len(classes)} classes, got {vector}")
+        yield Entry(strip_suffix(name), [(classes[k], place) for k in np.flatnonzero(vector)], place)
 
 
 def _slips(word: str) -> set[str]:

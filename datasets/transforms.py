@@ -321,7 +321,7 @@ def _chance(p: float) -> bool:
 
 def _nearest(label: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (H, W) resized to (width, height) by the nearest pixel."""
-    picture = Image.fromarray(label.to(torch.uint8).numpy())
+    picture = Image.fromarray(label.to(torch.uint8 if label.max() <= 255 else torch.int32).numpy())
     return F.pil_to_tensor(picture.resize(size, Image.Resampling.NEAREST))[0].to(label.dtype)
 
 

@@ -22,7 +22,7 @@ from ops.cam import background_score
 from ops.labels import merge_confident_labels
 from utils.cam_files import CamFile, ScoreFile, cam_path, label_path, load_cam, save_scores
 from utils.files import has_date, keep_date
-from utils.image import IGNORE_INDEX, write_mask
+from utils.image import IGNORE_INDEX, MAX_CLASS, write_mask
 from utils.logging import progress_bar
 from utils.pool import WorkerPool, core_count
 
@@ -130,8 +130,8 @@ def enlarge(maps: Tensor, image_rgb: Tensor) -> Tensor:
 
 
 def named(label: Tensor, class_ids: Tensor) -> np.ndarray:
-    """Channel numbers (H, W) as class ids, uint8; 255 stays."""
-    table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
+    """Channel numbers (H, W) as class ids; 255 stays, unless there are as many channels."""
+    table = torch.full((max(256, len(class_ids)),), 255, device=label.device)
     table[: len(class_ids)] = class_ids.to(table)
     return table[label].cpu().numpy()
 
@@ -154,8 +154,10 @@ def read_probs(path: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{path}: probs must be in [0, 1] (a softmax), got {probs.min():.3g} to {probs.max():.3g}"
         )
-    if len(set(ids.tolist()) & set(range(255))) < len(ids):
-        raise ValueError(f"{path}: class ids must be K different integers in 0..254, got {ids.tolist()}")
+    if len({k for k in ids.tolist() if k in range(MAX_CLASS + 1)} - {IGNORE_INDEX}) < len(ids):
+        raise ValueError(
+            f"{path}: class ids must be K different integers in 0..{MAX_CLASS}, not 255, got {ids.tolist()}"
+        )
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(probs).float()
 
 

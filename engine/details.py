@@ -8,7 +8,7 @@ from torch import Tensor
 from datasets.base import Split
 from engine.scores.base import OUTPUTS, ImagePrediction, Sample, plain
 from engine.scores.cam_sweep import CAMS, CamSweep
-from engine.scores.miou import Miou
+from engine.scores.miou import iou_of
 
 
 class Details:
@@ -43,7 +43,6 @@ class Details:
         """Plain values: name, IoU in percent by output, tags and found tags of every image; the sweep."""
         values, is_known = self.iou[..., 0].cpu(), self.iou[..., 1].cpu() > 0
         rounded = [[_percent(v) if k else None for v, k in zip(*pair)] for pair in zip(values, is_known)]
-        miou = Miou(self.split.class_names)
         return {
             "names": [record.name for record in self.split.records],
             "iou": {output: rounded[i] for i, output in enumerate(OUTPUTS) if is_known[i].any()},
@@ -51,7 +50,7 @@ class Details:
             "found": [(row.nonzero()[:, 0] + 1).tolist() for row in self.found.cpu()],
             "sweep": {
                 output: [
-                    _percent(miou.values(matrix).mean) for matrix in self.sweep.matrices(output).values()
+                    _percent(iou_of(matrix.double())[1]) for matrix in self.sweep.matrices(output).values()
                 ]
                 for output in CAMS
                 if is_known[list(OUTPUTS).index(output)].any()

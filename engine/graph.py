@@ -14,7 +14,7 @@ from engine.inference import LoadedMethod
 from methods.base import Predicts
 from ops.cam import best_class
 from ops.labels import threshold_label
-from utils.image import normalize, resize
+from utils.image import label_dtype, normalize, resize
 
 TOLERANCE = 1e-4
 
@@ -54,7 +54,7 @@ class Graph(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """`outputs` of images (B, 3, H, W) uint8 RGB: (B, C), (B, C, H, W) in [0, 1], and (B, H, W) uint8."""
+        """`outputs` of images (B, 3, H, W) uint8 RGB: (B, C), (B, C, H, W) in [0, 1], and label (B, H, W)."""
         out = self.method.predict(normalize(image), (1.0,))
         class_logits = out.class_logits.float()
         if self.has_decoder:
@@ -66,7 +66,7 @@ class Graph(nn.Module):
             score, label = best_class(out.cam, self.method.present(class_logits))
             mask = threshold_label(score, label, self.method.background_threshold)
         maps = () if out.cam is None else (out.cam,)
-        return class_logits, *maps, mask.to(torch.uint8)
+        return class_logits, *maps, mask.to(label_dtype(self.method.num_classes))
 
 
 def exported(graph: Graph) -> ExportedProgram:

@@ -15,6 +15,7 @@ import datasets.coco
 import datasets.voc
 from datasets.base import Record, Split, WeakSegDataset
 from datasets.custom import find_images
+from datasets.lists import real_classes
 from datasets.loader import eval_loader
 from datasets.pictures import is_picture
 from engine.config.load import load_config, override_config, to_plain
@@ -54,7 +55,7 @@ class LoadedMethod:
         """Lines that say what was loaded, every unmatched key among them."""
         step = "" if self.step is None else f", step {self.step}"
         lines = [
-            f"model    {self.path} ({self.source}{step}, {len(self.class_names)} classes, "
+            f"model    {self.path} ({self.source}{step}, {len(real_classes(self.class_names))} classes, "
             f"{self.cfg.method.target})"
         ]
         if self.source != "tag2mask" or self.unmatched:

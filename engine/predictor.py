@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from datasets.lists import HOLE, real_classes
 from datasets.tags import split_tags
 from engine.data import reading_of
 from engine.inference import LoadedMethod, load_method
@@ -31,7 +32,7 @@ MAX_SIDE = 1024  # larger photos are segmented at this size, as by tools/infer_s
 class Masks(NamedTuple):
     """What a network finds in a photo of H x W pixels."""
 
-    label: np.ndarray  # (H, W) uint8; a pixel of value k shows names[k]
+    label: np.ndarray  # (H, W) uint8, or int32 for more than 254 classes; a pixel of value k shows names[k]
     names: tuple[str, ...]  # background first
     area: dict[str, float]  # share of the photo of every class in the label, the largest first
     score: dict[str, float]  # probability that the photo shows a class, by the classifier, the largest first
@@ -101,7 +102,8 @@ class Predictor:
             protocol = protocol_id("seg", "photos", scales, flip, self.refined, tags is not None)
         maps = () if cam is None else resize(cam[None], size)[0].cpu().numpy()
         shares = np.bincount(label.ravel(), minlength=len(self.names)) / label.size
-        score = dict(zip(self.names[1:], out.class_logits[0].float().sigmoid().tolist(), strict=True))
+        probs = out.class_logits[0].float().sigmoid().tolist()
+        score = {name: probs[k - 1] for k, name in real_classes(self.names).items() if k}
         area = {name: float(share) for name, share in zip(self.names, shares, strict=True) if share}
         shown = [self.names[k] for k in class_ids.tolist()]
         return Masks(label, self.names, _ranked(area), _ranked(score), dict(zip(shown, maps)), protocol)
@@ -143,17 +145,17 @@ class Predictor:
             cams = CamFile(class_ids, cam, None, (small[0], small[1]))
             label = cam_to_refined_label(self.refiner, pixels, cams, threshold)
         protocol = protocol_id("cam", "photos", self.method.cam_scales, refiner=self.refined)
-        return enlarge(label, size).cpu().numpy(), f"{protocol}@{threshold:.2f}"
+        return enlarge(label, size, len(self.names)).cpu().numpy(), f"{protocol}@{threshold:.2f}"
 
     def _class_label(self, tags: str | Sequence[str]) -> Tensor:
         """(C,) of the names of classes."""
-        known = self.names[1:]
+        known = [name for name in self.names[1:] if name != HOLE]
         tags = split_tags(tags) if isinstance(tags, str) else tags
         for tag in tags:
             if tag not in known:
                 advice = ": separate tags by ';'" if "," in tag else suggest(tag, known)
                 raise ValueError(f"'{tag}' is not a class of {self.loaded.path}{advice}")
-        return torch.tensor([float(name in tags) for name in known], device=self.device)
+        return torch.tensor([float(name in tags) for name in self.names[1:]], device=self.device)
 
 
 def tag2mask(

@@ -6,6 +6,7 @@ n foreground classes of an image, (H, W) pixels.
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.refiners.base import Refiner
@@ -76,10 +77,8 @@ def tagged_label(label: Tensor, class_label: Tensor | None) -> Tensor:
     """A label (H, W) with 255 in the place of classes that ``class_label`` (C,) rules out."""
     if class_label is None:
         return label
-    allowed = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=label.device)
-    allowed[0] = allowed[IGNORE_INDEX] = True
-    allowed[1 : len(class_label) + 1] = class_label > 0
-    return label.masked_fill(~allowed[label.long()], IGNORE_INDEX)
+    allowed = F.pad(class_label.nonzero()[:, 0] + 1, (1, 0))
+    return label.masked_fill(~torch.isin(label.long(), allowed), IGNORE_INDEX)
 
 
 def tagged_cams(cams: CamFile, class_label: Tensor | None) -> CamFile:

@@ -10,6 +10,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 
+from datasets.lists import HOLE
 from engine.runs import Run, grouped, interval, interval_text, load_run, percent
 from engine.scores.miou import matrix_of
 from engine.seen import overlays
@@ -236,7 +237,7 @@ def matrices(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
                     "rows: truth, columns: prediction, % of a row's pixels",
                 )
                 if len(names) == len(counts):
-                    yield {"title": title, "about": about, "names": names, "rows": _row_percent(counts)}
+                    yield {"title": title, "about": about, **_of_classes(names, _row_percent(counts))}
     drawn = set()
     for run, _, _ in members:
         pairs, key = run.info.get("pairs"), run.info.get("data_fingerprint")
@@ -246,7 +247,12 @@ def matrices(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
             shares = _row_percent(counts, counts.diagonal()[:, None])
             about = "of the training images with the row's tag, % that also have the column's"
             names = run.info["class_names"][1:]
-            yield {"title": f"tags of {run.data}", "about": about, "names": names, "rows": shares}
+            yield {"title": f"tags of {run.data}", "about": about, **_of_classes(names, shares)}
+
+
+def _of_classes(names: Sequence[str], rows: list[list[float]]) -> dict[str, Any]:
+    kept = [k for k, name in enumerate(names) if name != HOLE]
+    return {"names": [names[k] for k in kept], "rows": [[rows[k][j] for j in kept] for k in kept]}
 
 
 def _row_percent(counts: Tensor, total: Tensor | None = None) -> list[list[float]]:

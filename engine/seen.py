@@ -1,7 +1,8 @@
 """What a network saw in a split: ``<run>/seen/<split>.json``, which reports draw from without the data set.
 
 It holds the numbers of every image (`Details`), and of some images a photo and maps. A map is an RGB PNG with
-the class id as red and its score as green, 255 for labels; both are small and lie in the JSON as data URIs.
+the class id as red (its upper byte as blue) and its score as green, 255 for labels; both are small and lie in
+the JSON as data URIs.
 """
 
 import base64
@@ -155,9 +156,9 @@ def photo(image_rgb: Tensor) -> str:
 
 def encoded(label: Tensor, score: Tensor | None = None) -> str:
     """A small version of class ids (H, W), 255 ignored, and their scores (H, W) in [0, 1] as a data URI."""
-    ids = label.cpu().numpy().astype(np.uint8)
+    ids = label.cpu().numpy().astype(np.uint16)
     scores = np.full_like(ids, 255) if score is None else (255 * score.float().cpu().numpy()).round()
-    picture = Image.fromarray(np.stack([ids, scores.astype(np.uint8), np.zeros_like(ids)], -1))
+    picture = Image.fromarray(np.stack([ids & 255, scores, ids >> 8], -1).astype(np.uint8))
     picture.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
     return _uri(picture, "PNG")
 
@@ -171,7 +172,8 @@ def overlays(content: Mapping[str, Any], count: int = EACH) -> Iterator[tuple[st
             image = np.asarray(_decoded(sample["image"]))
             parts = [image]
             for title, uri in sample["maps"].items():
-                ids, score, _ = np.moveaxis(np.asarray(_decoded(uri)), -1, 0)
+                low, score, high = np.moveaxis(np.asarray(_decoded(uri)), -1, 0)
+                ids = low + 256 * high.astype(int)
                 classes = [int(k) for k in np.unique(ids)]
                 cams = np.stack([(ids == k) * (score / 255) for k in classes])
                 parts.append(

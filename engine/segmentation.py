@@ -20,7 +20,7 @@ from engine.inference import LoadedMethod
 from methods.base import Method, Predicts
 from models.refiners.base import Refiner, create_refiner, refiner_options
 from utils.distributed import world_size
-from utils.image import normalize, rescale, resize, write_mask
+from utils.image import label_dtype, normalize, rescale, resize, write_mask
 from utils.pool import core_count
 from utils.precision import autocast
 
@@ -142,15 +142,16 @@ def label_of(image: Tensor, scores: Tensor, refiner: Refiner | None, size: Seque
     """The refined label (H, W) of the given size, from `segment_scores`."""
     if refiner is not None:
         scores = refiner.refine(image / 255, scores)
-    return enlarge(scores.argmax(1)[0], size)
+    return enlarge(scores.argmax(1)[0], size, scores.shape[1])
 
 
-def enlarge(label: Tensor, size: Sequence[int]) -> Tensor:
-    """A label (h, w) at another size (H, W), as uint8."""
-    label = label.to(torch.uint8)
+def enlarge(label: Tensor, size: Sequence[int], num_classes: int) -> Tensor:
+    """A label (h, w) at another size (H, W), as `label_dtype`."""
+    dtype = label_dtype(num_classes)
     if label.shape == tuple(size):
-        return label
-    return F.interpolate(label[None, None], tuple(size), mode="nearest-exact")[0, 0]
+        return label.to(dtype)
+    maps = label[None, None].to(dtype if dtype == torch.uint8 else torch.float32)  # torch resizes no int32
+    return F.interpolate(maps, tuple(size), mode="nearest-exact")[0, 0].to(dtype)
 
 
 def multi_scale_segment(

@@ -206,8 +206,8 @@ def _log_start(
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
     processes, parts = world_size(), cfg.train.accumulate
-    classes = train_split.class_names[1:]
     counts = class_counts(train_split)
+    classes = list(counts)
     rarest = sorted(counts, key=lambda name: counts[name])[:8]
     LOGGER.info(f"run      {work_dir}")
     LOGGER.info(f"method   {cfg.method.target}   seed {cfg.seed}   torch {torch.__version__}")

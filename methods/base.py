@@ -5,7 +5,8 @@ Letters: B images, C foreground classes, K = C + 1, (H, W) pixels, (h, w) positi
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 
 from datasets.base import Batch
 from utils.build import check_number, suggest
-from utils.image import resize
+from utils.device import constant
+from utils.image import IGNORE_INDEX, resize
 from utils.schedule import Schedule
 
 Losses = dict[str, Tensor]  # unweighted scalars by name
 Metrics = dict[str, Tensor]  # detached scalars for the log
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
+NEVER = -1e4  # a logit whose softmax is 0, also in half precision; finite, for maps of it are resized
 
-class Prediction(NamedTuple):
+
+@dataclass
+class Prediction:
     """What a method says about images; None for what it does not make."""
 
     cam: Tensor | None  # (B, C, H, W) in [0, 1], last block
@@ -29,6 +34,14 @@ class Prediction(NamedTuple):
     class_logits: Tensor  # (B, C)
     seg_logits: Tensor | None  # (B, K, h, w) at the network's stride
     strided_cam: Tensor | None = None  # (B, C, ceil(H / 4), ceil(W / 4)) in [0, 1], for IRN's random walk
+
+    def __post_init__(self) -> None:
+        """No image or pixel is found to be class 255, which is none (datasets/lists.py)."""
+        if self.class_logits.shape[1] >= IGNORE_INDEX:
+            hole = constant((IGNORE_INDEX,), self.class_logits.device, torch.int64)
+            self.class_logits = self.class_logits.index_fill(1, hole - 1, NEVER)
+            if self.seg_logits is not None:
+                self.seg_logits = self.seg_logits.index_fill(1, hole, NEVER)
 
 
 class Method(nn.Module):

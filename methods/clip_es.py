@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.lists import with_hole
 from methods.base import Method, Prediction
 from models.backbones import create_backbone
 from models.backbones.clip import OpenClip, attend
@@ -64,6 +65,7 @@ class ClipES(Method):
         cam_scales: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(num_classes, loss_weights, background_threshold, cam_scales)
+        _, *words = with_hole(["background", *words])
         if len(words) != num_classes - 1:
             raise ValueError(f"method.words names {len(words)} classes, the data set has {num_classes - 1}")
         if not background_words:

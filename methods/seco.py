@@ -29,7 +29,7 @@ from ops.crops import crop_positions, cut, random_order
 from ops.labels import cam_to_confident_label, ignore_outside_box
 from utils.build import check_number
 from utils.distributed import gather_batch
-from utils.image import IGNORE_INDEX
+from utils.image import IGNORE_INDEX, MAX_CLASS
 from utils.precision import full_precision
 from utils.seed import sample_generator
 
@@ -213,7 +213,7 @@ def category_tags(
             an image without a confident class are tagged 1. By the paper every pixel counts once, and such
             views are mixed.
     """
-    label = label.fmod(IGNORE_INDEX)  # 255 becomes 0
+    label = label.masked_fill(label == IGNORE_INDEX, 0)
     parts = cut(label[:, None], positions, size).flatten(2)  # (V, B, s*s)
     weight = parts.abs() if follow == "program" else parts != 0
     whole = single_class(label.flatten(1))  # (B,)
@@ -227,7 +227,7 @@ def category_tags(
 def single_class(classes: Tensor) -> Tensor:
     """The only class number > 0 along the last dimension; -1 where there is none, and for several."""
     highest = classes.amax(-1)
-    lowest = classes.masked_fill(classes <= 0, IGNORE_INDEX).amin(-1)
+    lowest = classes.masked_fill(classes <= 0, MAX_CLASS).amin(-1)
     return highest.masked_fill(lowest != highest, MIXED)
 
 

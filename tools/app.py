@@ -36,11 +36,13 @@ def build(model_path: Path, device: str = "auto", overrides: Sequence[str] = ())
     """The page, not yet served."""
     import gradio as gr
 
+    from datasets.lists import real_classes
     from engine.predictor import Predictor, tag2mask
     from utils.drawing import cam_overlay
     from utils.outlines import outlined_overlay
 
     plain = tag2mask(model_path, device=device, overrides=overrides)
+    _, *classes = real_classes(plain.names).values()
     models = {False: plain, True: Predictor(plain.loaded, plain.label, crf=True)}
 
     def guess(photo: Any) -> list[str]:
@@ -68,9 +70,7 @@ def build(model_path: Path, device: str = "auto", overrides: Sequence[str] = ())
         with gr.Row():
             with gr.Column():
                 photo = gr.Image(label="Photo")
-                tags = gr.CheckboxGroup(
-                    list(plain.names[1:]), label="Tags (none: the network decides)", elem_id="tags"
-                )
+                tags = gr.CheckboxGroup(classes, label="Tags (none: the network decides)", elem_id="tags")
                 crf = gr.Checkbox(label="Refine the mask along edges (CRF)")
                 with gr.Row():
                     guess_button = gr.Button("Guess tags")

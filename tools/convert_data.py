@@ -49,7 +49,7 @@ def adopt(options: Options) -> None:
     """Write tags, class names and masks of annotations."""
     from datasets import convert
     from datasets.custom import find_images
-    from datasets.lists import some
+    from datasets.lists import some, with_hole
     from datasets.tags import write_tags
     from utils.files import write_atomic
     from utils.image import picture_size, write_mask
@@ -69,7 +69,7 @@ def adopt(options: Options) -> None:
     if not images.exists():
         images.parent.mkdir(parents=True, exist_ok=True)
         images.symlink_to(folder.absolute())
-    classes = ["background", *names]
+    classes = with_hole(["background", *names])
     write_atomic(options.out / "class_names.txt", "".join(f"{name}\n" for name in classes).encode())
     # COCO and YOLO leave images without objects out, or give them an empty file.
     tags = {name: [w for w in names if w in found[name].words] for name in files if name in found}
@@ -90,9 +90,9 @@ def export(options: Options) -> None:
 
     from datasets import convert
     from datasets.custom import find_images
-    from datasets.lists import read_class_names
+    from datasets.lists import read_class_names, real_classes
     from utils.files import write_atomic, write_json
-    from utils.image import read_mask, write_mask
+    from utils.image import IGNORE_INDEX, read_mask, write_mask
     from utils.logging import progress_bar
 
     paths = sorted(path for path in options.source.rglob("*.png") if not path.name.startswith("."))
@@ -102,14 +102,18 @@ def export(options: Options) -> None:
     bar = progress_bar(paths, desc="masks", unit="image")
     if options.write == "voc":
         for path in bar:
-            write_mask(options.out / names[path], read_mask(path))
+            mask = read_mask(path)
+            if mask.max(initial=0) > IGNORE_INDEX:
+                raise ValueError(f"{path} has class {mask.max()}, palettes end at 254: --write coco or yolo")
+            write_mask(options.out / names[path], mask)
         return
     classes = read_class_names(str(options.names and options.names.absolute()), Path("/"), ())
     if options.write == "yolo":
         for path in bar:
             text = convert.yolo_of(read_mask(path))
             write_atomic((options.out / names[path]).with_suffix(".txt"), text.encode())
-        content = yaml.safe_dump({"names": dict(enumerate(classes[1:]))}, allow_unicode=True)
+        _, *words = real_classes(classes).values()
+        content = yaml.safe_dump({"names": dict(enumerate(words))}, allow_unicode=True)
         write_atomic(options.out / "data.yaml", content.encode())
         return
     files: dict[str, str] = {}

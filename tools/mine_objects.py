@@ -35,6 +35,7 @@ class Options(DataOptions):
 def run(options: Options) -> Path:
     """Make the bank; returns its folder."""
     from datasets.context_decoupling import mine_object, write_index
+    from datasets.lists import real_classes
     from engine.data import data_config, load_split
     from engine.scores.records import short_name
     from engine.scores.tables import text_table
@@ -51,7 +52,7 @@ def run(options: Options) -> Path:
     about = {"split": short_name(split), "data_fingerprint": split.fingerprint()}
     limits = {"min_share": options.min_share, "max_share": options.max_share}
     claim_folder(out, {"labels": origin_of(labels), **about, **limits})
-    objects: dict[int, list[str]] = {k: [] for k in range(1, split.num_classes)}
+    objects: dict[int, list[str]] = {k: [] for k in real_classes(split.class_names) if k}
     with (
         progress_bar(total=len(split), desc="objects", unit="img") as bar,
         WorkerPool(options.num_workers, threads=True) as pool,

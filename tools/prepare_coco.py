@@ -85,7 +85,7 @@ def adopt(masks: Path, part: str, names: Collection[str], out: Path) -> None:
     import numpy as np
 
     from datasets.lists import some
-    from utils.image import read_mask, write_mask
+    from utils.image import MAX_CLASS, read_mask, write_mask
     from utils.logging import progress_bar
 
     places = {
@@ -98,7 +98,7 @@ def adopt(masks: Path, part: str, names: Collection[str], out: Path) -> None:
             f"{some(missing, len(names), 'masks')} of {part}2014 are missing in {masks}: looked for "
             f"{part}2014/NAME.png and {part}/NUMBER.png"
         )
-    used = np.zeros(256, dtype=bool)
+    used = np.zeros(MAX_CLASS + 1, dtype=bool)
     for path in progress_bar(paths.values(), desc=f"numbering of {part}2014", unit="image"):
         used[np.unique(read_mask(path))] = True
     table = numbering(np.flatnonzero(used).tolist(), masks)

@@ -46,7 +46,7 @@ def cam_path(folder: Path, name: str) -> Path:
 def save_cam(path: Path, cams: CamFile, dtype: str = "float16") -> None:
     """Write a CAM file. Half precision moves a value by at most 2.5e-4, far less than a step of a sweep."""
     arrays = {
-        "class_ids": cams.class_ids.cpu().numpy().astype(np.int16),
+        "class_ids": _short(cams.class_ids),
         "cam": cams.cam.float().cpu().numpy().astype(dtype),
         "size": np.array(cams.size, dtype=np.int32),
     }
@@ -83,7 +83,7 @@ def save_scores(path: Path, file: ScoreFile) -> None:
     """Write a score file in half precision; training averages 64 of its values."""
     _write_arrays(
         path,
-        class_ids=file.class_ids.cpu().numpy().astype(np.int16),
+        class_ids=_short(file.class_ids),
         scores=file.scores.float().cpu().numpy().astype(np.float16),
     )
 
@@ -95,6 +95,12 @@ def load_scores(path: Path) -> ScoreFile:
             class_ids=torch.from_numpy(arrays["class_ids"]).long(),
             scores=torch.from_numpy(arrays["scores"]).float(),
         )
+
+
+def _short(class_ids: Tensor) -> np.ndarray:
+    """Class ids as int16, or as int32 where they need it."""
+    ids = class_ids.cpu().numpy()
+    return ids.astype(np.int16 if ids.max(initial=0) < 2**15 else np.int32)
 
 
 def _write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -25,6 +25,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 IGNORE_INDEX = 255  # in masks and labels: the pixel does not count
+MAX_CLASS = 2**16 - 1  # the highest index that a mask can hold
 
 NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 _TIFF_WHITE = 0x0119  # MaxSampleValue
@@ -226,14 +227,14 @@ def _eight_bits(
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask as an (H, W) uint8 array of class indices.
+    """Read a mask as an (H, W) array of class indices: uint8, or int32 if one is above 255.
 
     Palette and grey pictures hold the indices themselves; colour pictures hold colours of the VOC palette.
 
     Raises:
         UnreadableImageError: the file is damaged.
         ValueError: a JPEG; a palette with VOC's colours at other indices; a colour picture with other colours
-            or transparent parts; values above 255.
+            or transparent parts; values above 65535.
     """
     try:
         with Image.open(path) as image:
@@ -261,9 +262,9 @@ def read_mask(path: str | Path) -> np.ndarray:
             )
         return indices.astype(np.uint8)
     values = np.asarray(image)
-    if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+    if values.ndim != 2 or values.min(initial=0) < 0 or values.max(initial=0) > MAX_CLASS:
         raise ValueError(f"mask {path} (Pillow mode {image.mode}) does not contain class indices: {_SAVE_AS}")
-    return values.astype(np.uint8)
+    return values.astype(np.uint8 if values.max(initial=0) <= 255 else np.int32)
 
 
 def _checked_palette(image: Image.Image, path: str | Path) -> np.ndarray:
@@ -291,25 +292,36 @@ def _voc_indices(rgb: np.ndarray) -> np.ndarray:
     return np.where((PALETTE[index] == rgb).all(-1), index.astype(int), -1)
 
 
+def label_dtype(num_classes: int) -> torch.dtype:
+    """Of labels of ``num_classes`` with background: bytes where they suffice."""
+    return torch.uint8 if num_classes <= IGNORE_INDEX else torch.int32
+
+
 def write_mask(path: str | Path, mask: np.ndarray | Tensor) -> None:
-    """Write (H, W) class indices 0..255 as a PNG with the VOC palette; a reader never sees half a file."""
+    """Write (H, W) class indices as a PNG; a reader never sees half a file.
+
+    It has the VOC palette, unless an index is above 255: then it is 16-bit grey.
+    """
     mask = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
-    if mask.ndim != 2 or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
+    if mask.ndim != 2 or mask.min(initial=0) < 0 or mask.max(initial=0) > MAX_CLASS:
         raise ValueError(
-            f"cannot write {path}: a mask must be (H, W) with values 0..255, got {mask.shape} {mask.dtype}"
+            f"cannot write {path}: a mask is (H, W) with values 0..{MAX_CLASS}, not {mask.shape} {mask.dtype}"
         )
-    image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(voc_palette())
+    if mask.max(initial=0) > 255:
+        image = Image.fromarray(mask.astype(np.uint16))
+    else:
+        image = Image.fromarray(mask.astype(np.uint8))
+        image.putpalette(voc_palette())
     with atomic_file(Path(path)) as file:
         image.save(file, format="PNG")
 
 
-# Of VOC, (256, 3): a class index deals its bits to red, green and blue in turn, highest first.
-PALETTE = np.zeros((256, 3), np.uint8)
-for _bit in range(8):
-    PALETTE[:, _bit % 3] |= ((np.arange(256) >> _bit & 1) << 7 - _bit // 3).astype(np.uint8)
+# Of VOC and on, (65536, 3): a class index deals its bits to red, green and blue in turn, highest first.
+PALETTE = np.zeros((MAX_CLASS + 1, 3), np.uint8)
+for _bit in range(16):
+    PALETTE[:, _bit % 3] |= ((np.arange(MAX_CLASS + 1) >> _bit & 1) << 7 - _bit // 3).astype(np.uint8)
 
 
 def voc_palette() -> list[int]:
     """The 256 colours of the PASCAL VOC palette, flat: r, g, b, r, g, b, ..."""
-    return PALETTE.flatten().tolist()
+    return PALETTE[:256].flatten().tolist()

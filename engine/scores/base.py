@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from datasets.lists import real_classes
 from engine.scores.tables import number, text_table
 from ops.cam import strongest_class
 from ops.labels import threshold_label
@@ -143,8 +144,8 @@ class LabelScore(Score):
     def table(self, found: Mapping[str, Values]) -> str:
         columns = [next(iter(values.per_class.values())) for values in found.values()]
         rows = [
-            [name, *(number(value, self.is_share) for value in values)]
-            for name, *values in zip(self.class_names, *columns, strict=True)
+            [name, *(number(column[k], self.is_share) for column in columns)]
+            for k, name in real_classes(self.class_names).items()
         ]
         rows.append([self.mean_title, *(number(values.mean, self.is_share) for values in found.values())])
         suffix = "" if self.name == "miou" else f" {self.title}"
@@ -170,10 +171,12 @@ def confusion_matrix(mask: Tensor, label: Tensor, num_classes: int) -> Tensor:
     Args:
         mask, label: equal shapes of integers; classes 0..K - 1, and 255 in the mask.
     """
-    # A joint histogram of bytes needs no selection of pixels, which costs more than the counting.
-    pair = torch.add(label.long(), mask.long(), alpha=IGNORE_INDEX + 1)
-    pairs = torch.bincount(pair.flatten(), minlength=(IGNORE_INDEX + 1) ** 2)
-    return pairs.view(IGNORE_INDEX + 1, -1)[:num_classes, :num_classes]
+    # A joint histogram of all values needs no selection of pixels, which costs more than the counting.
+    values = max(num_classes, IGNORE_INDEX + 1)
+    pair = torch.add(label.long(), mask.long(), alpha=values)
+    pairs = torch.bincount(pair.flatten(), minlength=values**2).view(values, values)
+    pairs[IGNORE_INDEX] = 0
+    return pairs[:num_classes, :num_classes]
 
 
 def finite(values: Tensor) -> Tensor:

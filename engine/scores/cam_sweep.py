@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.scores.base import ImagePrediction, Sample, Score, Values, plain
 from engine.scores.confusion import Confusion
-from engine.scores.miou import Miou
+from engine.scores.miou import Miou, iou_of
 from engine.scores.tables import number, text_table
 from utils.image import IGNORE_INDEX
 
@@ -66,11 +66,11 @@ class CamSweep(Score):
             matrices = self.matrices(output)
             if not next(iter(matrices.values())).any():
                 continue
-            at = {threshold: miou.values(matrix) for threshold, matrix in matrices.items()}
-            best = max(at, key=lambda threshold: at[threshold].mean)
-            own, ratios = at[best], confusion.values(matrices[best])
+            at = {threshold: iou_of(matrix.double())[1] for threshold, matrix in matrices.items()}
+            best = max(at, key=lambda threshold: at[threshold])
+            own, ratios = miou.values(matrices[best]), confusion.values(matrices[best])
             more = {confusion.key: plain(ratios.mean), **own.more, **ratios.more}
-            curve = {f"{threshold:.2f}": values.mean for threshold, values in at.items()}
+            curve = {f"{threshold:.2f}": mean for threshold, mean in at.items()}
             about = {"threshold": best, "miou_by_threshold": curve}
             per_class = {**own.per_class, **ratios.per_class}
             found[f"{output}@best"] = Values(own.mean, per_class, more, about)

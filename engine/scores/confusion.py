@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from datasets.lists import real_classes
 from engine.scores.base import OUTPUTS, LabelScore, Values, finite, plain
 from engine.scores.tables import number, text_table
 
@@ -48,8 +49,8 @@ class Confusion(LabelScore):
             for title, key in (("FP/TP", "confusion"), ("prec", "precision"), ("rec", "recall")):
                 header.append(f"{OUTPUTS[output]} {title}")
                 columns.append((values.per_class[key], key != "confusion"))
-        names = self.class_names
-        rows = [[names[i], *(number(c[i], share) for c, share in columns)] for i in range(len(names))]
+        names = real_classes(self.class_names)
+        rows = [[name, *(number(c[k], share) for c, share in columns)] for k, name in names.items()]
         rows.append(["mean", *(number(finite(c).mean(), share) for c, share in columns)])
         rows.append(["finite", *(str(len(finite(c))) for c, _ in columns)])
         pairs = next(iter(found.values())).more["confused_objects"][:SHOWN]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from datasets.base import Record, Split
+from datasets.lists import real_classes
 from engine.details import Details
 from engine.scores.base import ImagePrediction, Sample, Score, Values, create_score, plain
 from engine.scores.records import short_name, write_scores
 from engine.scores.tables import number
 from utils.distributed import all_reduce_sum, is_main
-from utils.image import IGNORE_INDEX
+from utils.image import IGNORE_INDEX, label_dtype
 
 SCORES = ("miou", "confusion", "tag_f1", "cam_sweep")
 
@@ -35,7 +36,8 @@ class Evaluation:
         self.scores = [create_score(name, split.class_names, device) for name in names]
         self.details: Details | None = None  # of a validation
         self.images = torch.zeros((), dtype=torch.int64, device=device)
-        self.truth = torch.zeros(IGNORE_INDEX + 1, dtype=torch.int64, device=device)  # pixels by mask value
+        values = max(split.num_classes, IGNORE_INDEX + 1)
+        self.truth = torch.zeros(values, dtype=torch.int64, device=device)  # pixels by mask value
 
     def add(self, record: Record, prediction: ImagePrediction, ignored: str = "error") -> None:
         """Score an image against its mask on disk; one without a mask is skipped.
@@ -61,17 +63,21 @@ class Evaluation:
 
     def update(self, sample: Sample, prediction: ImagePrediction) -> None:
         """Add an image to all scores; ``sample`` holds its name, its mask and, where known, its tags."""
-        mask = sample["mask"]
-        pixels = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1)
-        self._check("mask", sample, pixels[self.split.num_classes : IGNORE_INDEX].sum())
+        dtype = label_dtype(self.split.num_classes)  # PyTorch compares bytes with 300 wrongly
+        mask = sample["mask"].to(torch.promote_types(dtype, sample["mask"].dtype))
+        sample = {**sample, "mask": mask}
+        known = mask != IGNORE_INDEX
+        self._check("mask", sample, ((mask >= self.split.num_classes) & known).sum())
         for output, label in prediction.labels.items():
             if label.shape != mask.shape:
                 sizes = f"{[*mask.shape]}, the prediction {[*label.shape]} (rows, columns)"
                 raise ValueError(f"'{sample['name']}': the mask is {sizes}")
-            wrong = (label >= self.split.num_classes) & (mask != IGNORE_INDEX)
+            label = prediction.labels[output] = label.to(torch.promote_types(dtype, label.dtype))
+            foreign = (label >= self.split.num_classes) | (label == IGNORE_INDEX)
+            wrong = foreign & (known | (label > IGNORE_INDEX))
             self._check(f"{output} prediction", sample, wrong.sum())
         self.images += 1
-        self.truth += pixels
+        self.truth += torch.bincount(mask.flatten(), minlength=len(self.truth))
         for score in self.counters:
             score.update(sample, prediction)
 
@@ -131,7 +137,8 @@ class Evaluation:
                     "threshold": self.threshold,
                 }
             content: dict[str, Any] = {}
-            per_class: dict[str, dict[str, Any]] = {name: {} for name in self.split.class_names}
+            names = real_classes(self.split.class_names)
+            per_class: dict[str, dict[str, Any]] = {name: {} for name in names.values()}
             for score in self.scores:
                 values = self.results[score.name].get(key)
                 if values is None:
@@ -139,8 +146,8 @@ class Evaluation:
                 record |= values.about
                 content |= {score.key: plain(values.mean), **values.more}
                 for column, numbers in values.per_class.items():
-                    for name, value in zip(self.split.class_names, numbers, strict=True):
-                        per_class[name][column] = plain(value)
+                    for k, name in names.items():
+                        per_class[name][column] = plain(numbers[k])
             record["score"] = {**content, "per_class": per_class}
             records.append({**record, "settings": dict(settings), "provenance": dict(provenance)})
         return records
@@ -181,7 +188,8 @@ class Evaluation:
     @property
     def lacks_classes(self) -> bool:
         """Whether the truth holds ignored pixels, but none of an object, as masks of 0 and 255 do."""
-        return bool(self.truth[IGNORE_INDEX]) and not self.truth[1 : self.split.num_classes].any()
+        ignored = self.truth[IGNORE_INDEX]
+        return bool(ignored) and bool(self.truth[1:].sum() == ignored)
 
 
 def truth_path(record: Record) -> Path | None:

@@ -20,8 +20,8 @@ class Miou(LabelScore):
 
     def values(self, sums: Tensor) -> Values:
         matrix = sums.double()  # exact up to 2**53 pixels
-        hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-        iou = hits / (truth + predicted - hits)
+        hits, truth = matrix.diagonal(), matrix.sum(1)
+        iou, mean = iou_of(matrix)
         more = {
             "miou_classes": int((truth > 0).sum()),
             "pixel_accuracy": plain(hits.sum() / truth.sum()),
@@ -29,7 +29,14 @@ class Miou(LabelScore):
             "pixels": int(sums.sum()),
             "matrix": [" ".join(map(str, row)) for row in sums.tolist()],
         }
-        return Values(float(iou[truth > 0].mean()), {"iou": iou}, more)
+        return Values(mean, {"iou": iou}, more)
+
+
+def iou_of(matrix: Tensor) -> tuple[Tensor, float]:
+    """IoU (K,) of a confusion matrix (K, K) float64, and its mean over the classes in the truth."""
+    hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou = hits / (truth + predicted - hits)
+    return iou, float(iou[truth > 0].mean())
 
 
 def matrix_of(score: Mapping[str, Any]) -> Tensor:

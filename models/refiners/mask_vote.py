@@ -109,7 +109,7 @@ def vote(
     taken = []
     for pixels in masks:
         is_covered[pixels] = True
-        overlap = np.bincount(flat[pixels], minlength=IGNORE_INDEX + 1)
+        overlap = np.bincount(flat[pixels], minlength=len(region))
         overlap[[0, IGNORE_INDEX]] = 0
         fits = overlap > inside * len(pixels)
         if covers is not None:

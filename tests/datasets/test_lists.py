@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.lists import find_list, read_class_names, read_list
+from datasets.lists import HOLE, find_list, read_class_names, read_list
 
 
 def write(path, text):
@@ -53,3 +53,19 @@ def test_class_names_that_would_shift_mask_values_are_refused(tmp_path, text, te
     write(tmp_path / "names.txt", text)
     with pytest.raises(ValueError, match=rf"names\.txt.*{term}"):
         read_class_names("names.txt", tmp_path, ())
+
+
+def test_no_class_has_mask_value_255(tmp_path):
+    words = [f"c{k}" for k in range(1, 65536)]
+    names = read_class_names(words[:300], tmp_path, ())
+    assert names[254:257] == ("c254", HOLE, "c255") and len(names) == 302
+    assert read_class_names(list(names), tmp_path, ()) == names
+    assert len(read_class_names(words[:254], tmp_path, ())) == 255
+    assert read_class_names(words[:-1], tmp_path, ())[65535] == "c65534"
+    for wrong, term in (
+        (words, "65535 classes are too many"),
+        ([HOLE], "can be called"),
+        ([*words[:300], HOLE], "can be"),
+    ):
+        with pytest.raises(ValueError, match=term):
+            read_class_names(wrong, tmp_path, ())

@@ -13,6 +13,7 @@ from utils.image import (
     read_image,
     read_mask,
     rescale,
+    voc_palette,
     write_mask,
 )
 
@@ -71,7 +72,7 @@ def test_masks_read_back_from_palette_grey_and_voc_colours(tmp_path):
     write_mask(tmp_path / "p.png", INDICES)
     Image.fromarray(INDICES).save(tmp_path / "l.png")
     with Image.open(tmp_path / "p.png") as image:
-        assert image.mode == "P" and image.getpalette() == PALETTE.flatten().tolist()
+        assert image.mode == "P" and image.getpalette() == voc_palette()
         image.convert("RGB").save(tmp_path / "rgb.png")
     Image.fromarray(INDICES.astype(np.uint16)).save(tmp_path / "u16.png")
     for name in ("p", "l", "rgb", "u16"):
@@ -79,6 +80,17 @@ def test_masks_read_back_from_palette_grey_and_voc_colours(tmp_path):
         assert mask.dtype == np.uint8 and (mask == INDICES).all()
     write_mask(tmp_path / "new" / "t.png", torch.from_numpy(INDICES).long())
     assert (read_mask(tmp_path / "new" / "t.png") == INDICES).all()
+
+
+def test_masks_above_255_are_16_bit_grey(tmp_path):
+    mask = np.array([[0, 1, 254, 255], [256, 300, 40000, 65535]])
+    write_mask(tmp_path / "wide.png", mask)
+    with Image.open(tmp_path / "wide.png") as image:
+        assert image.mode == "I;16"
+    assert (
+        read_mask(tmp_path / "wide.png").dtype == np.int32
+        and (read_mask(tmp_path / "wide.png") == mask).all()
+    )
 
 
 def test_rescaled_tensors_are_pictures_that_pillow_rescales():
@@ -96,17 +108,17 @@ def test_foreign_colours_and_values_are_refused(tmp_path):
         ValueError, match=r"rgb\.png is a colour image .* first \(1, 2, 3\) at row 0, column 0"
     ):
         read_mask(tmp_path / "rgb.png")
-    Image.fromarray(np.full((2, 2), 300, dtype=np.uint16)).save(tmp_path / "u16.png")
-    with pytest.raises(ValueError, match=r"u16\.png .* class indices"):
-        read_mask(tmp_path / "u16.png")
-    with pytest.raises(ValueError, match=r"values 0\.\.255"):
+    Image.fromarray(np.full((2, 2), 65536, dtype=np.int32)).save(tmp_path / "i32.tif")
+    with pytest.raises(ValueError, match=r"i32\.tif .* class indices"):
+        read_mask(tmp_path / "i32.tif")
+    with pytest.raises(ValueError, match=r"values 0\.\.65535"):
         write_mask(tmp_path / "bad.png", np.full((2, 2), -1))
 
 
 def test_voc_palette_is_the_published_one():
     colours = list(map(tuple, PALETTE.tolist()))
     assert colours[1] == (128, 0, 0) and colours[15] == (192, 128, 128) and colours[20] == (0, 64, 128)
-    assert colours[255] == (224, 224, 192) and len(set(colours)) == 256
+    assert colours[255] == (224, 224, 192) and len(set(colours)) == 2**16
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
@@ -181,8 +193,6 @@ def test_a_palette_of_ones_own_keeps_its_indices(tmp_path, palette):
     mask = np.array([[0, 1, 56], [128, 255, 2]], np.uint8)
     picture = Image.fromarray(mask)
     own = [(37 * k) % 251 for k in range(768)]
-    picture.putpalette(
-        {"voc": PALETTE.flatten().tolist(), "grey": np.arange(256).repeat(3).tolist(), "own": own}[palette]
-    )
+    picture.putpalette({"voc": voc_palette(), "grey": np.arange(256).repeat(3).tolist(), "own": own}[palette])
     picture.save(tmp_path / "m.png")
     assert (read_mask(tmp_path / "m.png") == mask).all()

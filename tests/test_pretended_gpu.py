@@ -126,7 +126,7 @@ def test_inference_gives_what_the_cpu_gives(runs):
         method, found = load_method(path, device).method, []
         if isinstance(method, Predicts):
             out, infer = method.predict(image, (1.0, 0.5)), replace(fill(Infer, {}), scales=[1.0, 0.75])
-            found += [x for x in out if x is not None]
+            found += [x for x in vars(out).values() if x is not None]
             found += [] if out.seg_logits is None else [multi_scale_segment(method, image, infer)]
         return found + ([method.propagate(image, cam)] if isinstance(method, Propagates) else [])
 

@@ -140,7 +140,8 @@ def test_pool_returns_results_in_order_and_raises_errors_of_workers(workers):
         ({"probs": np.full((3, 4, 5), 2.0)}, r"must be in"),
         ({"probs": np.ones((3, 4, 5), np.uint8)}, "must be floats"),
         ({"probs": np.full((1, 4, 5), 0.9)}, "background"),
-        ({"class_ids": np.array([0, 300])}, "different integers"),
+        ({"class_ids": np.array([0, 255])}, "different integers"),
+        ({"class_ids": np.array([0, 65536])}, "different integers"),
     ],
 )
 def test_wrong_probabilities_are_refused_by_name(tmp_path, arrays, message):

@@ -42,11 +42,12 @@ def run(cfg: DictConfig) -> Path:
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
     train_split = load_split(cfg.data, cfg.data.train_set)
+    val_split = load_split(cfg.data, cfg.data.val_set) if cfg.data.val_set else None
     check_training(cfg, train_split.num_classes)
     seed_everything(cfg.seed, cfg.train.deterministic)
     work_dir = run_folder(cfg)
     with alone_in(work_dir), _mirror(cfg, work_dir):
-        _train(cfg, train_split, device, work_dir, find_start(cfg, work_dir))
+        _train(cfg, train_split, val_split, device, work_dir, find_start(cfg, work_dir))
     return work_dir
 
 
@@ -62,12 +63,16 @@ def _mirror(cfg: DictConfig, work_dir: Path) -> AbstractContextManager[Any]:
 
 
 def _train(
-    cfg: DictConfig, train_split: Split, device: torch.device, work_dir: Path, start: Checkpoint | None
+    cfg: DictConfig,
+    train_split: Split,
+    val_split: Split | None,
+    device: torch.device,
+    work_dir: Path,
+    start: Checkpoint | None,
 ) -> None:
     setup_logging(work_dir)
     if is_main():
         OmegaConf.save(cfg, work_dir / "config.yaml")
-    val_split = load_split(cfg.data, cfg.data.val_set) if cfg.data.val_set else None
     method = build_method(cfg, train_split.num_classes, pretrained=start is None).to(device)
     if not isinstance(method, Predicts):  # networks that only serve a later stage of a pipeline
         val_split = None

@@ -97,7 +97,8 @@ def load_stages(name: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
             own = without(last_word.get(stage) or {}, STAGE_KEYS)
             folder = {"run_name": f"{cfg.run_name}_{stage}", "work_dir": f"{cfg.work_dir}/{stage}"}
             layers = [(_label(file), content) for file, content in config_chain(path).items()]
-            layers += [*shared, (where, options), (COMMAND_LINE, merge(everywhere, own)), (where, folder)]
+            layers += [*shared, (where, options), (COMMAND_LINE, everywhere)]
+            layers += [(f"{COMMAND_LINE}, stage '{stage}'", own), (where, folder)]
             options = to_plain(_compose(layers, path))
         loaded.append(Stage(stage, str(values["run"]), options))
     return loaded

@@ -222,6 +222,8 @@ def test_command_line_chooses_what_a_stage_runs_and_by_which_config():
     assert stages["segment"].options["train"]["steps"] == 50000 and stages["infer"].run == "tools.infer_cam"
     assert "cam_scores" in stages and "scores" not in stages
     assert stages["cam_net"].options["method"]["background_threshold"] == 0.4
+    with pytest.raises(KeyError, match="stage 'cam_net': 'train.stepz'"):
+        load_stages("configs/irn/voc.yaml", ["stages.cam_net.train.stepz=1"])
 
 
 def child_of(toy, stages):

@@ -100,3 +100,12 @@ def test_memory_files_processes_and_shared_memory_are_flat_and_gone_at_the_end(s
     assert late["shared"] - early["shared"] < 20
     assert after["children"] <= before["children"] and after["files"] <= before["files"]
     assert after["shared"] <= before["shared"] + 1  # the last batch
+
+
+@pytest.mark.parametrize("key", ["train_set", "val_set"])
+def test_a_start_without_its_images_leaves_no_folder(key, demo_folder, tmp_path):
+    cfg = small_config("ToCo", tmp_path, demo_folder)
+    cfg.data[key] = "nowhere"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(cfg)
+    assert not (tmp_path / "run").exists()

@@ -37,7 +37,11 @@ def near_names(name: str, ours: Iterable[str] = ()) -> list[str]:
     plain = dict.fromkeys(tag.partition(".")[0] for tag in tagged)
     # A wrong tag of a known architecture: its own tags, however little they look like it.
     tags = [tag for tag in tagged if tag.partition(".")[0] == name.partition(".")[0] and "." in name]
-    return tags[:4] or get_close_matches(name, [*ours, *plain], n=4, cutoff=0.6)
+    # Names end with patch and image size, which a typing error leaves out.
+    starts: dict[str, str] = {}
+    for known in (*ours, *plain):
+        starts.setdefault(known[: len(name)], known)
+    return tags[:4] or [starts[start] for start in get_close_matches(name, starts, n=4, cutoff=0.6)]
 
 
 def timm_net(name: str, options: Mapping[str, Any] | None = None, **arguments: Any) -> nn.Module:

@@ -35,7 +35,7 @@ SPLITS = ("test", "test_shuffled")
 LEAKS = ("leak", "control leak", "leak at recall", "tag leak", "control tag leak")
 COLUMNS = ("mIoU", "shuffled", "gap", *LEAKS)
 THRESHOLDS = tuple(i / 20 for i in range(20))  # of CAMs
-RECALL = 0.2  # of partnered classes: where leaks are compared whatever the scale of a CAM
+RECALL = 0.2  # of the partnered classes: leaks are compared at it, because CAMs differ in scale
 Row = dict[str, Any]  # the numbers of an output of a training, in percent
 
 
@@ -274,13 +274,15 @@ def write_tables(out: Path) -> str:
     lines = [list(rows[0]), *(row.values() for row in rows)]
     write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 
-    plain = {(r["strength"], r["seed"]): r for r in rows if r["method"] == r["output"] == "cam"}
+    plain = {(r["method"], r["strength"], r["seed"]): r for r in rows if r["output"] == "cam"}
     groups, curves = defaultdict(list), defaultdict(list)
     for row in rows:
         method, output, strength, seed = (row[key] for key in ("method", "output", "strength", "seed"))
         groups[method, output, f"{strength:g}"].append(row)
         curves[method, output, seed].append(row)
-        if method != "cam" and (base := plain.get((strength, seed))):
+        same_name = "cam" + method.removeprefix(method.split("+")[0])
+        bases = [plain.get((name, strength, seed)) for name in (same_name, "cam") if name != method]
+        if base := next(filter(None, bases), None):
             less = {column: row[column] - base[column] for column in COLUMNS}
             groups[method, output, f"{strength:g} less CAM's"].append(less)
     for (method, output, _), curve in curves.items():
@@ -303,7 +305,7 @@ def slope(curve: Sequence[Row], column: str) -> float:
 
 
 def cell(group: Sequence[Row], column: str) -> str:
-    """Mean and 95 % interval over seeds; of one seed that over images, where it is known."""
+    """Mean and 95 % interval over seeds; of one seed that over images, where known. A dash: undefined."""
     from engine.runs import interval_text
 
     values = [row[column] for row in group]

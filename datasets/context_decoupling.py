@@ -197,7 +197,7 @@ def turned_labels(item: MinedObject, degrees: int) -> tuple[list[Image.Image], i
     """The same as the published program does it: colours and label values, each by cubic splines."""
     from scipy import ndimage  # slow to import
 
-    labels = item.mask.astype(np.uint8) * np.uint8(min(item.class_id, 255))
+    labels = item.mask.astype(np.uint8) * np.uint8(min(item.class_id, 255))  # bytes, as published
     layers = [item.image_rgb, labels]
     if degrees:
         layers = [ndimage.rotate(layer, degrees) for layer in layers]

@@ -96,14 +96,19 @@ def classes_of(path: Path) -> list[str]:
 
 
 def near_duplicates(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of classes that differ by one letter, of words of more than three."""
+    """Pairs of classes that differ by one letter, of words of more than three. A digit is no letter."""
     sharing: dict[str, list[int]] = {}
     for k, word in enumerate(words):
         for slip in _slips(word):
             sharing.setdefault(slip, []).append(k)
     pairs = {pair for alike in sharing.values() for pair in itertools.combinations(alike, 2)}
     found = [(words[i], words[k]) for i, k in sorted(pairs)]
-    return [pair for pair in found if max(map(len, pair)) > 3]
+    numberless = str.maketrans("", "", "0123456789")
+    return [
+        (first, second)
+        for first, second in found
+        if max(len(first), len(second)) > 3 and first.translate(numberless) != second.translate(numberless)
+    ]
 
 
 def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:

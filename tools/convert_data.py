@@ -104,7 +104,7 @@ def export(options: Options) -> None:
         for path in bar:
             mask = read_mask(path)
             if mask.max(initial=0) > IGNORE_INDEX:
-                raise ValueError(f"{path} has class {mask.max()}, palettes end at 254: --write coco or yolo")
+                raise ValueError(f"{path} has class {mask.max()}, palettes end at 254. Write coco or yolo")
             write_mask(options.out / names[path], mask)
         return
     classes = read_class_names(str(options.names and options.names.absolute()), Path("/"), ())

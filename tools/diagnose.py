@@ -103,7 +103,8 @@ def _worst(rows: list[dict[str, Any]], class_names: Sequence[str]) -> str:
     cells = []
     for row in rows:
         tags, found = ([class_names[k] for k in row[key] or ()] for key in ("tags", "found"))
-        cells.append([row["name"], f"{row['iou']:.1f}", ", ".join(tags) or "-", ", ".join(found) or "-"])
+        shown = (", ".join(words[:9]) + (", ..." if len(words) > 9 else "") for words in (tags, found))
+        cells.append([row["name"], f"{row['iou']:.1f}", *(words or "-" for words in shown)])
     return text_table(["worst images", "IoU", "tags", "found by the classifier"], cells)
 
 

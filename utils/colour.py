@@ -36,8 +36,8 @@ def change_pictures(pictures: Tensor, changes: Tensor) -> Tensor:
         else:
             grey = (rgb * constant(GREY_WEIGHTS, rgb.device)[:, None, None]).sum(1, keepdim=True)
             grey.add_(0.5).floor_()
-            total = grey.sum((2, 3), keepdim=True, dtype=torch.float64)
-            mean = (total / pixels + 0.5).floor().float()
+            total = grey.sum((2, 3), keepdim=True, dtype=torch.int64)
+            mean = ((2 * total + pixels) // (2 * pixels)).float()
             other = grey * first + mean * second
             rgb.sub_(other).mul_(factor).add_(other).clamp_(0, 255).floor_()
     radii = changes[:, LAST, 0]

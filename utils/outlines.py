@@ -32,7 +32,7 @@ def outlined_overlay(image_rgb: np.ndarray, mask: np.ndarray, class_names: Seque
 
     Args:
         image_rgb: (H, W, 3) uint8.
-        mask: (H, W) uint8 class ids.
+        mask: (H, W) integer class ids.
     """
     height, width = mask.shape
     if image_rgb.shape[:2] != mask.shape:

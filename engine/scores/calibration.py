@@ -31,8 +31,9 @@ class Calibration(Score):
         if prediction.class_logits is not None and "class_label" in sample:
             self.bins[0] += binned(prediction.class_logits.sigmoid(), sample["class_label"] > 0)
         if prediction.seg_probs is not None:
-            probs, known = prediction.seg_probs(), sample["mask"] != IGNORE_INDEX
-            score, label = (probs / probs.sum(0)).max(0)
+            probs, label = prediction.seg_probs(), prediction.labels["seg"]
+            known = sample["mask"] != IGNORE_INDEX
+            score = (probs / probs.sum(0).clamp(min=1e-12)).gather(0, label[None])[0]
             self.bins[1] += binned(score[known], (label == sample["mask"])[known])
 
     def tensors(self) -> list[Tensor]:
@@ -50,7 +51,8 @@ class Calibration(Score):
         if said[0]:
             mean, share = (said[2] / said[0]).item(), (said[1] / said[0]).item()
             what = f"What the {SUBJECTS[output]} says with more than 0.5, on average {mean:.2f},"
-            reading = f"{what} is right in {100 * share:.0f} %. Calibration error: {100 * error:.1f} %."
+            reading = f"{what} is right in {100 * share:.0f} %."
+        reading += f" Calibration error: {100 * error:.1f} %."
         rows = [(s / n, r / n, n) for n, r, s in bins.tolist() if n]
         return Values(error, {}, {"calibration_bins": rows, "calibration_reading": reading})
 

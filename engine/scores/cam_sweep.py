@@ -46,7 +46,7 @@ class CamSweep(Score):
                 kept = sample["mask"] != IGNORE_INDEX
                 exceeded = torch.bucketize(score[kept].to(self.cuts), self.cuts)
                 entry = (exceeded * self.num_classes + sample["mask"][kept]) * self.num_classes + label[kept]
-                counts += torch.bincount(entry, minlength=counts.numel()).view_as(counts)
+                counts.view(-1).index_add_(0, entry, torch.ones_like(entry))
 
     def tensors(self) -> list[Tensor]:
         return [self.counts]

@@ -64,7 +64,7 @@ class Errors(LabelScore):
         more = {
             "causes": found,
             "geometric_recall": plain(shown / whole[1:].sum()),
-            "semantic_recall": plain(named / shown),
+            "named_share": plain(named / shown),
             "recall_by_size": [plain(value) for value in recall],
         }
         return Values(float(1 - whole.diagonal().sum() / pixels), {}, more)
@@ -76,13 +76,16 @@ class Errors(LabelScore):
             cells = [values.more["causes"][name] for values in found.values()]
             rows.append([name, *(_shown(cell[key]) for cell in cells for key in ("share", "gain"))])
         sizes = [
-            [title, *(_shown(values.more[f"{key}_recall"]) for values in found.values())]
-            for title, key in (("as any class", "geometric"), ("of this, with its name", "semantic"))
+            [title, *(_shown(values.more[key]) for values in found.values())]
+            for title, key in (
+                ("as any class", "geometric_recall"),
+                ("of this, with its name", "named_share"),
+            )
         ]
         for i, (low, high) in enumerate(pairwise(BINS)):
             recall = [values.more["recall_by_size"][i] for values in found.values()]
             sizes.append([f"{100 * low:g} - {100 * high:g} % of the image", *map(_shown, recall)])
-        by_size = text_table(["recall of objects", *(OUTPUTS[output] for output in found)], sizes)
+        by_size = text_table(["recall of object pixels", *(OUTPUTS[output] for output in found)], sizes)
         return f"{text_table(['wrong pixels', *columns], rows)}\n\n{by_size}"
 
 

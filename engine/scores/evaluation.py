@@ -116,7 +116,7 @@ class Evaluation:
         """Tables of all scores, or of shares alone."""
         scores = [score for score in self.scores if score.is_share or not shares]
         tables = [score.table(found) for score in scores if (found := self.results[score.name])]
-        return "\n".join(filter(None, tables))
+        return "\n\n".join(filter(None, tables))
 
     def records(
         self, protocols: Mapping[str, str], settings: Mapping[str, Any], provenance: Mapping[str, Any]

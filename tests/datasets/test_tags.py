@@ -142,7 +142,8 @@ def test_words_that_would_be_classes_by_mistake_are_refused(tmp_path, text):
 
 
 def test_classes_one_letter_apart_are_worth_a_warning():
-    assert near_duplicates(["zebra", "zabra", "cat", "cow"]) == [("zebra", "zabra")]
+    words = ["zebra", "zabra", "cat", "cow", "type 267", "type 268", "tipe 267"]
+    assert near_duplicates(words) == [("zebra", "zabra"), ("type 267", "tipe 267")]
 
 
 def test_tags_of_other_programs_are_read(tmp_path):

@@ -303,7 +303,7 @@ def test_every_planted_error_is_found_and_what_mending_it_would_give():
         mended = scored("miou", mask[None], mask.where(wrong, label)[None], 5).mean
         assert found["gain"] == pytest.approx(mended - before) and found["gain"] > 0
     objects = (mask != 255) & (mask > 0)
-    found = values.more["geometric_recall"], values.more["semantic_recall"]
+    found = values.more["geometric_recall"], values.more["named_share"]
     assert found[0] == pytest.approx(float((label[objects] > 0).double().mean()))
     assert found[0] * found[1] == pytest.approx(float((label == mask)[objects].double().mean()))
     _, small, large, _ = values.more["recall_by_size"]  # 36 of 2,400 pixels, and two times 400
@@ -316,7 +316,8 @@ def test_calibration_compares_scores_with_the_share_that_is_right():
     mask = torch.full((10, 10), 2)
     mask[:6], mask[6:8] = 0, 255  # of the 80 known pixels a quarter is right
     tags = torch.tensor([0.98, 0.02, 0.35])
-    prediction = ImagePrediction({}, class_logits=tags.logit(), seg_probs=lambda: 3 * probs)
+    seg = {"seg": torch.full((10, 10), 2)}
+    prediction = ImagePrediction(seg, class_logits=tags.logit(), seg_probs=lambda: 3 * probs)
     score.update({"mask": mask, "class_label": torch.tensor([0.0, 0.0, 1.0])}, prediction)
     found = score.compute()
     assert found["seg"].mean == pytest.approx(0.8 - 0.25)

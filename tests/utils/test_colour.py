@@ -71,3 +71,13 @@ def test_pictures_with_changes_of_their_own(monkeypatch):
     pictures, changes = torch.stack(pictures).to(device), torch.stack(changes)
     assert torch.equal(change_pictures(pictures, changes).cpu(), torch.stack(expected))
     assert not len(change_pictures(pictures[:0], changes[:0]))
+
+
+def test_a_mean_between_two_levels():
+    half = torch.full((3, 448, 448), 77, dtype=torch.uint8)
+    half[:, :224] = 78
+    change = no_change()
+    change[0] = torch.tensor([0.0, 1.0, 0.0])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = change_pictures(half[None].to(device), change[None]).cpu()
+    assert (found == 78).all() and torch.equal(found[0], change_picture(half, change))

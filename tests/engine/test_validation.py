@@ -127,7 +127,7 @@ def test_a_score_named_in_the_config_is_in_log_tables_and_records(split):
     lines = result.tables().splitlines()
     assert [text.strip() for text in lines[0].split("|")] == ["Class", "CAM", "aux_CAM", "Seg_Pred"]
     assert lines[7].startswith("mIoU") and f"{percent['seg']:.2f}" in lines[7]
-    assert "Seg_Pred boundary F" in lines[8] and f"{percent['seg_boundary_f']:.2f}" in lines[-1]
+    assert "Seg_Pred boundary F" in lines[9] and f"{percent['seg_boundary_f']:.2f}" in lines[-1]
     records = result.records(protocols(Colours(), "val"), {}, {})
     assert [100 * record["score"]["boundary_f"] for record in records] == list(percent.values())[3:]
     assert "boundary_f" in records[0]["score"]["per_class"]["cat"]

@@ -6,9 +6,9 @@
     python bench/cooccurrence.py --methods psa irn --config "{method}/demo_cda.yaml"    pipelines
 
 What is finished below ``--out`` is not done again. docs/evidence.md explains the numbers. A pipeline also has
-its walk, and a walk that knows the masks. Intervals are over
-seeds (Student's t), of one seed over images (bootstrap); ``slope`` is the rise from strength 0 to 1, and
-``less CAM's`` the difference to the plain classifier of the same strength and seed. 1/6 is chance.
+its walk, and a walk that knows the masks. Intervals are over seeds (Student's t), of one seed over images
+(bootstrap); ``slope`` is the rise from strength 0 to 1. ``less CAM's`` is the difference to the plain
+classifier (``cam``) of the same strength, seed and, where there is one, name. A strength of 1/6 is chance.
 """
 
 from __future__ import annotations
@@ -280,8 +280,9 @@ def write_tables(out: Path) -> str:
         method, output, strength, seed = (row[key] for key in ("method", "output", "strength", "seed"))
         groups[method, output, f"{strength:g}"].append(row)
         curves[method, output, seed].append(row)
-        same_name = "cam" + method.removeprefix(method.split("+")[0])
-        bases = [plain.get((name, strength, seed)) for name in (same_name, "cam") if name != method]
+        _, plus, variant = method.partition("+")
+        names = (f"cam{plus}{variant}", "cam")
+        bases = [plain.get((name, strength, seed)) for name in names if name != method]
         if base := next(filter(None, bases), None):
             less = {column: row[column] - base[column] for column in COLUMNS}
             groups[method, output, f"{strength:g} less CAM's"].append(less)

@@ -116,7 +116,7 @@ def merge_confident_labels(foreground_run: Tensor, background_run: Tensor, ignor
 
     Background of the strict run is ignored, unless the lax run agrees: then it is background.
     """
-    only_there = foreground_run < (background_run != 0)  # 0 here and a class there: one comparison less
+    only_there = foreground_run < (background_run != 0)  # 0 here, and a class there
     return foreground_run.masked_fill(only_there, ignore_index)
 
 

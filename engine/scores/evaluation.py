@@ -66,18 +66,21 @@ class Evaluation:
         dtype = label_dtype(self.split.num_classes)  # PyTorch compares bytes with 300 wrongly
         mask = sample["mask"].to(torch.promote_types(dtype, sample["mask"].dtype))
         sample = {**sample, "mask": mask}
-        known = mask != IGNORE_INDEX
-        self._check("mask", sample, ((mask >= self.split.num_classes) & known).sum())
+        pixels = torch.bincount(mask.flatten(), minlength=len(self.truth))
+        foreign = pixels.clone()
+        foreign[: self.split.num_classes] = foreign[IGNORE_INDEX] = 0
+        self._check("mask", sample, foreign.sum())
         for output, label in prediction.labels.items():
             if label.shape != mask.shape:
                 sizes = f"{[*mask.shape]}, the prediction {[*label.shape]} (rows, columns)"
                 raise ValueError(f"'{sample['name']}': the mask is {sizes}")
             label = prediction.labels[output] = label.to(torch.promote_types(dtype, label.dtype))
-            foreign = (label >= self.split.num_classes) | (label == IGNORE_INDEX)
-            wrong = foreign & (known | (label > IGNORE_INDEX))
-            self._check(f"{output} prediction", sample, wrong.sum())
+            wrong = (label >= self.split.num_classes) | (label == IGNORE_INDEX)
+            if wrong.any():
+                wrong &= (mask != IGNORE_INDEX) | (label > IGNORE_INDEX)
+                self._check(f"{output} prediction", sample, wrong.sum())
         self.images += 1
-        self.truth += torch.bincount(mask.flatten(), minlength=len(self.truth))
+        self.truth += pixels
         for score in self.counters:
             score.update(sample, prediction)
 

@@ -8,14 +8,15 @@
 What is finished below ``--out`` is not done again. docs/evidence.md explains the numbers. A pipeline also has
 its walk, and a walk that knows the masks. Intervals are over seeds (Student's t), of one seed over images
 (bootstrap); ``slope`` is the rise from strength 0 to 1. ``less CAM's`` is the difference to the plain
-classifier (``cam``) of the same strength, seed and, where there is one, name. A strength of 1/6 is chance.
+classifier (``cam``) of the same strength and seed, whose name is the longest beginning of the variant's: of
+``long-no-ptc`` that is ``long`` where it is trained. A strength of 1/6 is chance.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -256,7 +257,8 @@ def write_tables(out: Path) -> str:
     """The table of all measured trainings; writes it beside them."""
     import torch
 
-    from engine.report import REPORT, write_report
+    from engine.report import REPORT, Chart, write_page
+    from engine.runs import load_run
     from engine.scores.tables import text_table
     from utils.files import write_atomic
 
@@ -274,30 +276,47 @@ def write_tables(out: Path) -> str:
     lines = [list(rows[0]), *(row.values() for row in rows)]
     write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 
-    plain = {(r["method"], r["strength"], r["seed"]): r for r in rows if r["output"] == "cam"}
-    groups, curves = defaultdict(list), defaultdict(list)
+    plain, groups, curves = defaultdict(dict), defaultdict(list), defaultdict(list)
+    for row in rows:
+        if row["output"] == "cam":
+            plain[row["strength"], row["seed"]][row["method"]] = row
     for row in rows:
         method, output, strength, seed = (row[key] for key in ("method", "output", "strength", "seed"))
         groups[method, output, f"{strength:g}"].append(row)
         curves[method, output, seed].append(row)
-        _, plus, variant = method.partition("+")
-        names = (f"cam{plus}{variant}", "cam")
-        bases = [plain.get((name, strength, seed)) for name in names if name != method]
-        if base := next(filter(None, bases), None):
-            less = {column: row[column] - base[column] for column in COLUMNS}
+        bases = plain[strength, seed]
+        if base := base_of(method, bases):
+            less = {column: row[column] - bases[base][column] for column in COLUMNS}
             groups[method, output, f"{strength:g} less CAM's"].append(less)
-    for (method, output, _), curve in curves.items():
-        if len(curve) > 1:
-            groups[method, output, "slope"].append({column: slope(curve, column) for column in COLUMNS})
+    charts = {}
+    for (method, output, seed), curve in curves.items():
+        if len(curve) < 2:
+            continue
+        groups[method, output, "slope"].append({column: slope(curve, column) for column in COLUMNS})
+        for column in ("gap", "leak"):
+            title = f"{method}, {output}: {column} %"
+            chart = charts.setdefault(title, Chart(title, axis="strength"))
+            points = sorted((row["strength"], row[column]) for row in curve)
+            chart.lines.append((0, f"seed {seed}", points))
     cells = [
         [*key, str(len(group)), *(cell(group, column) for column in COLUMNS)]
         for key, group in sorted(groups.items())
     ]
     table = text_table(["method", "output", "strength", "seeds", *COLUMNS], cells)
     write_atomic(out / "table.txt", f"{table}\n".encode())
-    trainings = sorted(file.parent for file in out.glob("*/run.json"))
-    write_report(trainings, out / REPORT, "Co-occurrence", table)
+    runs = [load_run(file.parent) for file in sorted(out.glob("*/run.json"))]
+    sections = {"Scores over strength": list(charts.values())} if charts else {}
+    write_page(runs, out / REPORT, "Co-occurrence", table, sections)
     return table
+
+
+def base_of(method: str, trained: Container[str]) -> str:
+    """The plain classifier with the longest beginning of a variant's name; empty: there is none."""
+    _, plus, name = method.partition("+")
+    base = f"cam{plus}{name}"
+    while base and (base == method or base not in trained):
+        base = base[: max(base.rfind("-"), base.rfind("+"), 0)]
+    return base
 
 
 def slope(curve: Sequence[Row], column: str) -> float:

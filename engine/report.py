@@ -22,7 +22,7 @@ from utils.schedule import Schedule
 
 REPORT = "report.html"
 TITLES = {"seg": "segmentation", "cam": "CAM", "aux_cam": "auxiliary CAM"}
-WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 340, 180, 52, 20, 8  # of a chart, in its own units
+WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 340, 180, 52, 20, 14  # of a chart, in its own units
 Point = tuple[float, float]  # step, or threshold, and value
 
 
@@ -55,14 +55,18 @@ def write_report(folders: Iterable[Path], out: Path, title: str | None = None, n
 
 
 def write_page(
-    runs: Sequence[Run], out: Path, title: str | None = None, note: str = "", charts: Sequence[Chart] = ()
+    runs: Sequence[Run],
+    out: Path,
+    title: str | None = None,
+    note: str = "",
+    charts: Mapping[str, Sequence[Chart]] | None = None,
 ) -> Path:
     """Write the page of some runs.
 
     Args:
         title: default: the run's name, or how many runs there are.
         note: text with line breaks for its head.
-        charts: what follows it.
+        charts: sections that follow it, by their titles.
     """
     groups = grouped(runs)
     members = [Member(run, name, i) for i, (name, group) in enumerate(groups.items()) for run in group]
@@ -77,8 +81,8 @@ def write_page(
         members=members,
         groups=groups,
         scores=list(score_rows(members)),
+        charts=charts or {},
         sections=[
-            ("Diagnosis", charts),
             ("Scores over steps", score_charts(members)),
             ("Losses and more", loss_charts(members)),
         ],

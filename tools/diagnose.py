@@ -74,7 +74,7 @@ def run(options: Options) -> Path:
     text = "\n\n".join([_head(about), scored.tables(), _worst(worst, split.class_names)])
     print(text)
     write_json(options.run / "diagnosis.json", about)
-    charts = [_calibration(output, found) for output, found in about["calibration"].items()]
+    charts = {"Calibration": [_calibration(*item) for item in about["calibration"].items()]}
     page = write_page([load_run(options.run)], options.run / "diagnosis.html", note=text, charts=charts)
     print(f"\n{page}")
     return page

@@ -22,9 +22,19 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
     cooccurrence.run(Options(seeds=[0, 1], **given))
     table = (tmp_path / "table.txt").read_text()
     assert table.count("±") == 2 * 6  # of CAM and auxiliary CAM over two seeds; two numbers need more images
-    monkeypatch.setattr(cooccurrence, "train_one", None)
-    cooccurrence.run(Options(seeds=[0, 1], **given))
+    with monkeypatch.context() as patch:
+        patch.setattr(cooccurrence, "train_one", None)
+        cooccurrence.run(Options(seeds=[0, 1], **given))
     assert (tmp_path / "table.txt").read_text() == table
+    cooccurrence.run(Options(seeds=[0], **given | {"strengths": [0.5]}))
+    assert "cam, cam: gap %" in (tmp_path / "report.html").read_text()  # over two strengths
+
+
+def test_variants_are_compared_with_the_plain_classifier_that_is_most_like_them():
+    trained = {"cam", "cam+long", "seco+long"}
+    of = {"seco": "cam", "seco+lil": "cam", "seco+long": "cam+long", "seco+long-no-ptc": "cam+long"}
+    of |= {"cam": "", "cam+long": "cam", "cam+long-cda": "cam+long", "seco+longer": "cam"}
+    assert {method: cooccurrence.base_of(method, trained) for method in of} == of
 
 
 def test_pipelines_train_too(tmp_path):

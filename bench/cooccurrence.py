@@ -5,8 +5,9 @@
     python bench/cooccurrence.py --methods seco --name no-lil method.loss_weights.lil=0.0    a variant
     python bench/cooccurrence.py --methods psa irn --config "{method}/demo_cda.yaml"    pipelines
 
-What is finished below ``--out`` is not done again. docs/evidence.md explains the numbers. A pipeline also has
-its walk, and a walk that knows the masks. Intervals are over seeds (Student's t), of one seed over images
+What is finished below ``--out`` is not done again. trainings.csv has each training, table.csv and table.txt
+means and intervals, report.html all of it. docs/evidence.md explains the numbers. A pipeline also has its
+walk, and a walk that knows the masks. Intervals are over seeds (Student's t), of one seed over images
 (bootstrap); ``slope`` is the rise from strength 0 to 1. ``less CAM's`` is the difference to the plain
 classifier (``cam``) of the same strength and seed, whose name is the longest beginning of the variant's: of
 ``long-no-ptc`` that is ``long`` where it is trained. A strength of 1/6 is chance.
@@ -14,11 +15,13 @@ classifier (``cam``) of the same strength and seed, whose name is the longest be
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from io import StringIO
+from itertools import chain, product
 from pathlib import Path
 from statistics import linear_regression
 from typing import TYPE_CHECKING, Any
@@ -258,7 +261,7 @@ def write_tables(out: Path) -> str:
     import torch
 
     from engine.report import REPORT, Chart, write_page
-    from engine.runs import load_run
+    from engine.runs import interval, load_run
     from engine.scores.tables import text_table
     from utils.files import write_atomic
 
@@ -273,8 +276,7 @@ def write_tables(out: Path) -> str:
                 rows.append(row | found)
     if not rows:
         return "nothing is measured yet"
-    lines = [list(rows[0]), *(row.values() for row in rows)]
-    write_atomic(out / "table.csv", "".join(",".join(map(str, line)) + "\n" for line in lines).encode())
+    write_csv(out / "trainings.csv", [list(rows[0]), *(row.values() for row in rows)])
 
     plain, groups, curves = defaultdict(dict), defaultdict(list), defaultdict(list)
     for row in rows:
@@ -298,16 +300,28 @@ def write_tables(out: Path) -> str:
             chart = charts.setdefault(title, Chart(title, axis="strength"))
             points = sorted((row["strength"], row[column]) for row in curve)
             chart.lines.append((0, f"seed {seed}", points))
-    cells = [
-        [*key, str(len(group)), *(cell(group, column) for column in COLUMNS)]
-        for key, group in sorted(groups.items())
-    ]
-    table = text_table(["method", "output", "strength", "seeds", *COLUMNS], cells)
+    head, spread = ["method", "output", "strength", "seeds"], [f"{column} ±" for column in COLUMNS]
+    cells, means = [], [[*head, *chain(*zip(COLUMNS, spread))]]
+    for key, group in sorted(groups.items()):
+        known = [*key, str(len(group))]
+        cells.append([*known, *(cell(group, column) for column in COLUMNS)])
+        means.append([*known, *chain(*(interval([row[column] for row in group]) for column in COLUMNS))])
+    write_csv(out / "table.csv", means)
+    table = text_table([*head, *COLUMNS], cells)
     write_atomic(out / "table.txt", f"{table}\n".encode())
     runs = [load_run(file.parent) for file in sorted(out.glob("*/run.json"))]
     sections = {"Scores over strength": list(charts.values())} if charts else {}
     write_page(runs, out / REPORT, "Co-occurrence", table, sections)
     return table
+
+
+def write_csv(file: Path, lines: Iterable[Iterable[Any]]) -> None:
+    """Lines of cells; None is an empty cell."""
+    from utils.files import write_atomic
+
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomic(file, text.getvalue().encode())
 
 
 def base_of(method: str, trained: Container[str]) -> str:

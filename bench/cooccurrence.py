@@ -8,9 +8,9 @@
 What is finished below ``--out`` is not done again. trainings.csv has each training, table.csv and table.txt
 means and intervals, report.html all of it. docs/evidence.md explains the numbers. A pipeline also has its
 walk, and a walk that knows the masks. Intervals are over seeds (Student's t), of one seed over images
-(bootstrap); ``slope`` is the rise from strength 0 to 1. ``less CAM's`` is the difference to the plain
-classifier (``cam``) of the same strength and seed, whose name is the longest beginning of the variant's: of
-``long-no-ptc`` that is ``long`` where it is trained. A strength of 1/6 is chance.
+(bootstrap); ``slope`` is the rise from strength 0 to 1. ``less cam+long`` is the difference to the CAM of the
+plain classifier (``cam``) of the same strength and seed, whose name is the longest beginning of the variant's
+(``long`` of ``long-no-ptc``). A strength of 1/6 is chance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain, product
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.report import Chart
     from methods.base import Method
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -260,7 +261,7 @@ def write_tables(out: Path) -> str:
     """The table of all measured trainings; writes it beside them."""
     import torch
 
-    from engine.report import REPORT, Chart, write_page
+    from engine.report import REPORT, write_page
     from engine.runs import interval, load_run
     from engine.scores.tables import text_table
     from utils.files import write_atomic
@@ -278,28 +279,20 @@ def write_tables(out: Path) -> str:
         return "nothing is measured yet"
     write_csv(out / "trainings.csv", [list(rows[0]), *(row.values() for row in rows)])
 
-    plain, groups, curves = defaultdict(dict), defaultdict(list), defaultdict(list)
+    cams, groups, curves = defaultdict(dict), defaultdict(list), defaultdict(list)
     for row in rows:
-        if row["output"] == "cam":
-            plain[row["strength"], row["seed"]][row["method"]] = row
+        if row["output"] == "cam" and row["method"].partition("+")[0] == "cam":
+            cams[row["strength"], row["seed"]][row["method"]] = row
     for row in rows:
         method, output, strength, seed = (row[key] for key in ("method", "output", "strength", "seed"))
         groups[method, output, f"{strength:g}"].append(row)
         curves[method, output, seed].append(row)
-        bases = plain[strength, seed]
-        if base := base_of(method, bases):
-            less = {column: row[column] - bases[base][column] for column in COLUMNS}
-            groups[method, output, f"{strength:g} less CAM's"].append(less)
-    charts = {}
-    for (method, output, seed), curve in curves.items():
-        if len(curve) < 2:
-            continue
+        if base := base_of(method, cams[strength, seed]):
+            less = {column: row[column] - cams[strength, seed][base][column] for column in COLUMNS}
+            groups[method, output, f"{strength:g} less {base}"].append(less)
+    curves = {key: curve for key, curve in curves.items() if len(curve) > 1}
+    for (method, output, _), curve in curves.items():
         groups[method, output, "slope"].append({column: slope(curve, column) for column in COLUMNS})
-        for column in ("gap", "leak"):
-            title = f"{method}, {output}: {column} %"
-            chart = charts.setdefault(title, Chart(title, axis="strength"))
-            points = sorted((row["strength"], row[column]) for row in curve)
-            chart.lines.append((0, f"seed {seed}", points))
     head, spread = ["method", "output", "strength", "seeds"], [f"{column} ±" for column in COLUMNS]
     cells, means = [], [[*head, *chain(*zip(COLUMNS, spread))]]
     for key, group in sorted(groups.items()):
@@ -310,9 +303,22 @@ def write_tables(out: Path) -> str:
     table = text_table([*head, *COLUMNS], cells)
     write_atomic(out / "table.txt", f"{table}\n".encode())
     runs = [load_run(file.parent) for file in sorted(out.glob("*/run.json"))]
-    sections = {"Scores over strength": list(charts.values())} if charts else {}
-    write_page(runs, out / REPORT, "Co-occurrence", table, sections)
+    write_page(runs, out / REPORT, "Co-occurrence", table, {"Scores over strength": strength_charts(curves)})
     return table
+
+
+def strength_charts(curves: dict[tuple[str, str, int], list[Row]]) -> list[Chart]:
+    """Gap and leak over the strength, by method and output; a line for each seed."""
+    from engine.report import Chart
+
+    charts: dict[str, Chart] = {}
+    for (method, output, seed), curve in curves.items():
+        for column in ("gap", "leak"):
+            title = f"{method}, {output}: {column} %"
+            points = sorted((row["strength"], row[column]) for row in curve)
+            chart = charts.setdefault(title, Chart(title, axis="strength"))
+            chart.lines.append((0, f"seed {seed}", points))
+    return list(charts.values())
 
 
 def write_csv(file: Path, lines: Iterable[Iterable[Any]]) -> None:
@@ -324,13 +330,12 @@ def write_csv(file: Path, lines: Iterable[Iterable[Any]]) -> None:
     write_atomic(file, text.getvalue().encode())
 
 
-def base_of(method: str, trained: Container[str]) -> str:
+def base_of(method: str, trained: Iterable[str]) -> str:
     """The plain classifier with the longest beginning of a variant's name; empty: there is none."""
     _, plus, name = method.partition("+")
-    base = f"cam{plus}{name}"
-    while base and (base == method or base not in trained):
-        base = base[: max(base.rfind("-"), base.rfind("+"), 0)]
-    return base
+    own = f"cam{plus}{name}-"
+    fitting = (base for base in trained if base != method and own.startswith((f"{base}-", f"{base}+")))
+    return max(fitting, key=len, default="")
 
 
 def slope(curve: Sequence[Row], column: str) -> float:

@@ -22,8 +22,14 @@ from utils.schedule import Schedule
 
 REPORT = "report.html"
 TITLES = {"seg": "segmentation", "cam": "CAM", "aux_cam": "auxiliary CAM"}
-WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 340, 180, 52, 20, 14  # of a chart, in its own units
-Point = tuple[float, float]  # step, or threshold, and value
+WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = (
+    340,
+    180,
+    52,
+    20,
+    14,
+)  # of a chart, in its own units
+Point = tuple[float, float]  # step, threshold or strength, and value
 
 
 class Member(NamedTuple):

@@ -22,12 +22,19 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
     cooccurrence.run(Options(seeds=[0, 1], **given))
     table = (tmp_path / "table.txt").read_text()
     assert table.count("±") == 2 * 6  # of CAM and auxiliary CAM over two seeds; two numbers need more images
+    head, *means = (tmp_path / "table.csv").read_text().splitlines()
+    assert head.startswith("method,output,strength,seeds,mIoU,mIoU ±") and len(means) == 2
+    assert len((tmp_path / "trainings.csv").read_text().splitlines()) == 1 + 2 * 2
     with monkeypatch.context() as patch:
         patch.setattr(cooccurrence, "train_one", None)
         cooccurrence.run(Options(seeds=[0, 1], **given))
     assert (tmp_path / "table.txt").read_text() == table
-    cooccurrence.run(Options(seeds=[0], **given | {"strengths": [0.5]}))
-    assert "cam, cam: gap %" in (tmp_path / "report.html").read_text()  # over two strengths
+
+
+def test_curves_are_of_one_training_over_its_strengths():
+    rows = [{"strength": x, "gap": 10 * x, "leak": x} for x in (0.8, 0.5)]
+    gap, _ = cooccurrence.strength_charts({("cam", "cam", 0): rows})
+    assert gap.title == "cam, cam: gap %" and gap.lines == [(0, "seed 0", [(0.5, 5.0), (0.8, 8.0)])]
 
 
 def test_variants_are_compared_with_the_plain_classifier_that_is_most_like_them():

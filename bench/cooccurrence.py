@@ -16,6 +16,7 @@ plain classifier (``cam``) of the same strength and seed, whose name is the long
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from statistics import linear_regression
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
 
     from engine.report import Chart
@@ -61,31 +63,61 @@ class Options:
 
 
 def run(options: Options) -> Path:
-    """Train and measure what is not there yet, then write the tables; returns the folder."""
+    """Train and measure what is not there yet, then write the tables; returns the folder.
+
+    Raises:
+        ValueError: wrong shard or name, or what is there has another config; nothing is trained then.
+    """
     import torch
 
     from utils.files import atomic_file
 
-    part, parts = map(int, options.shard.split("/"))
-    jobs = list(product(options.seeds, options.strengths, options.methods))
-    for seed, strength, method in jobs[part::parts]:
-        variant = f"{method}+{options.name}" if options.name else method
-        folder = options.out / f"{variant}-{strength:g}-{seed}"
-        if not (folder / "measures.pt").is_file():
-            print(f"--- {folder.name}", flush=True)
-            train_one(options, folder, method, strength, seed)
-            measured = {path.parent.name: measure(path) for path in checkpoints(folder)}
-            with atomic_file(folder / "measures.pt") as file:
-                torch.save(measured, file)
+    if not re.fullmatch(r"[\w.-]*", options.name):
+        raise ValueError(f"--name {options.name}: use letters, digits, '.', '_' and '-'")
+    found = re.fullmatch(r"(\d+)/(\d+)", options.shard)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if part >= parts:
+        raise ValueError(f"--shard {options.shard}: expected k/n with k from 0 to n - 1, such as 0/8")
+    jobs = list(product(options.seeds, options.strengths, options.methods))[part::parts]
+    trainings = [training(options, *job) for job in jobs]
+    for strength in options.strengths:
+        draw_scenes(options, strength)
+    for cfg, config, overrides in trainings:
+        file = Path(cfg.work_dir) / "measures.pt"
+        if not file.is_file():
+            print(f"--- {cfg.run_name}", flush=True)
+            train(cfg, config, overrides)
+            measured = {path.parent.name: measure(path) for path in checkpoints(file.parent)}
+            with atomic_file(file) as stream:
+                torch.save(measured, stream)
     print(write_tables(options.out))
     return options.out
 
 
-def train_one(options: Options, folder: Path, method: str, strength: float, seed: int) -> None:
-    """Draw the scenes of a strength and train a method on them."""
-    from engine.config.load import load_config
-    from engine.pipeline import runner
-    from engine.train import run as train
+def training(options: Options, seed: int, strength: float, method: str) -> tuple[DictConfig, str, list[str]]:
+    """Config of a training or pipeline, and what it is made of; what is in its folder must have it too."""
+    from omegaconf import OmegaConf
+
+    from engine.config.load import load_config, to_plain
+    from engine.config.schema import frozen_differences
+
+    variant = f"{method}+{options.name}" if options.name else method
+    folder = options.out / f"{variant}-{strength:g}-{seed}"
+    root = options.out.absolute() / f"scenes-{strength:g}"
+    given = [f"data.root={root}", f"work_dir={folder}", f"run_name={folder.name}", f"seed={seed}"]
+    config, overrides = options.config.format(method=method), [*options.overrides, *given]
+    cfg = load_config(config, overrides)
+    if not cfg.stages:
+        cfg.data.val_set = None
+    for file in folder.glob("*.yaml"):  # config.yaml of a training, pipeline.yaml
+        if changed := frozen_differences(to_plain(OmegaConf.load(file)), to_plain(cfg)):
+            shown = "; ".join(changed[:3])
+            raise ValueError(f"{folder} was trained with another config ({shown}): change --name or --out")
+    return cfg, config, overrides
+
+
+def draw_scenes(options: Options, strength: float) -> None:
+    """Draw the scenes of a strength, unless they are there."""
     from tools import make_demo_data
     from utils.files import alone_in
 
@@ -96,12 +128,17 @@ def train_one(options: Options, folder: Path, method: str, strength: float, seed
     scenes += [f"strength={strength}", f"train={options.train}", f"test={options.test}"]
     with alone_in(root, wait=3600):  # another shard may draw them
         make_demo_data.run(make_demo_data.Options(out=root, overrides=scenes))
-    given = [f"data.root={root.absolute()}", f"work_dir={folder}", f"run_name={folder.name}", f"seed={seed}"]
-    config, overrides = options.config.format(method=method), [*options.overrides, *given]
-    if load_config(config, overrides).stages:
+
+
+def train(cfg: DictConfig, config: str, overrides: Sequence[str]) -> None:
+    """Train a network, or run a pipeline."""
+    from engine import train
+    from engine.pipeline import runner
+
+    if cfg.stages:
         runner.run(config, overrides)
     else:
-        train(load_config(config, [*overrides, "data.val_set=null"]))
+        train.run(cfg)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -259,17 +296,18 @@ def mean_iou(counts: Tensor) -> Tensor:
 
 def write_tables(out: Path) -> str:
     """The table of all measured trainings; writes it beside them."""
-    import torch
-
     from engine.report import REPORT, write_page
     from engine.runs import interval, load_run
     from engine.scores.tables import text_table
     from utils.files import write_atomic
+    from utils.weights import load_checkpoint
 
     rows = []
     for file in sorted(out.glob("*/measures.pt")):
-        method, strength, seed = file.parent.name.rsplit("-", 2)
-        measured = torch.load(file, weights_only=True)
+        if not (parts := re.fullmatch(r"(.+)-([\d.]+)-(\d+)", file.parent.name)):
+            continue  # a copy
+        method, strength, seed = parts.groups()
+        measured = load_checkpoint(file)
         for network, measures in measured.items():
             for output, found in numbers(measures):
                 title = output if len(measured) == 1 else f"{network} {output}"

@@ -26,8 +26,11 @@ def test_trainings_are_measured_once(tmp_path, monkeypatch):
     assert head.startswith("method,output,strength,seeds,mIoU,mIoU ±") and len(means) == 2
     assert len((tmp_path / "trainings.csv").read_text().splitlines()) == 1 + 2 * 2
     with monkeypatch.context() as patch:
-        patch.setattr(cooccurrence, "train_one", None)
+        patch.setattr(cooccurrence, "train", None)
         cooccurrence.run(Options(seeds=[0, 1], **given))
+        given["overrides"] = [*TINY, "optim.lr=0.1"]
+        with pytest.raises(ValueError, match="another config"):
+            cooccurrence.run(Options(seeds=[0, 1], **given))
     assert (tmp_path / "table.txt").read_text() == table
 
 
@@ -54,11 +57,22 @@ def test_pipelines_train_too(tmp_path):
 
 def test_shards_share_all_trainings(tmp_path, monkeypatch):
     done: list[Path] = []
-    monkeypatch.setattr(cooccurrence, "train_one", lambda options, folder, *_: done.append(folder.name))
-    monkeypatch.setattr(cooccurrence, "checkpoints", lambda folder: [])
+    monkeypatch.setattr(cooccurrence, "draw_scenes", lambda *_: None)
+    monkeypatch.setattr(cooccurrence, "train", lambda *_: None)
+    monkeypatch.setattr(cooccurrence, "checkpoints", lambda folder: done.append(folder.name) or [])
     for k in range(5):
         cooccurrence.run(Options(out=tmp_path, shard=f"{k}/5"))
     assert len(done) == len(set(done)) == 36
+
+
+WRONG = [({"shard": "2/2"}, "shard"), ({"shard": "1"}, "shard"), ({"name": "a/b"}, "name")]
+
+
+@pytest.mark.parametrize(("given", "word"), [*WRONG, ({"methods": ["nosuch"]}, "nosuch")])
+def test_wrong_requests_leave_nothing(tmp_path, given, word):
+    with pytest.raises((ValueError, FileNotFoundError), match=word):
+        cooccurrence.run(Options(out=tmp_path / "out", **given))
+    assert not (tmp_path / "out").exists()
 
 
 def test_leaks_are_compared_at_one_recall():

@@ -15,13 +15,11 @@ plain classifier (``cam``) of the same strength and seed, whose name is the long
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from itertools import chain, product
 from pathlib import Path
 from statistics import linear_regression
@@ -299,7 +297,7 @@ def write_tables(out: Path) -> str:
     from engine.report import REPORT, write_page
     from engine.runs import interval, load_run
     from engine.scores.tables import text_table
-    from utils.files import write_atomic
+    from utils.files import write_atomic, write_csv
     from utils.weights import load_checkpoint
 
     rows = []
@@ -357,15 +355,6 @@ def strength_charts(curves: dict[tuple[str, str, int], list[Row]]) -> list[Chart
             chart = charts.setdefault(title, Chart(title, axis="strength"))
             chart.lines.append((0, f"seed {seed}", points))
     return list(charts.values())
-
-
-def write_csv(file: Path, lines: Iterable[Iterable[Any]]) -> None:
-    """Lines of cells; None is an empty cell."""
-    from utils.files import write_atomic
-
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_atomic(file, text.getvalue().encode())
 
 
 def base_of(method: str, trained: Iterable[str]) -> str:

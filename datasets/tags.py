@@ -21,7 +21,7 @@ import numpy as np
 
 from datasets.lists import is_background, nfc, read_text, real_classes, refuse_hidden, strip_suffix
 from utils.build import suggest
-from utils.files import write_atomic
+from utils.files import write_csv
 from utils.npy_dictionary import read_npy_dictionary
 from utils.problems import problem
 
@@ -113,11 +113,7 @@ def near_duplicates(words: Sequence[str]) -> list[tuple[str, str]]:
 
 def write_tags(path: str | Path, tags: Mapping[str, Sequence[str]]) -> None:
     """Write image name -> class names as CSV; complete at every moment."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "tags"])
-    writer.writerows([name, ";".join(words)] for name, words in tags.items())
-    write_atomic(Path(path), text.getvalue().encode())
+    write_csv(Path(path), [("name", "tags"), *((name, ";".join(words)) for name, words in tags.items())])
 
 
 def tag_entries(path: str | Path, class_names: Sequence[str] = ()) -> list[Entry]:

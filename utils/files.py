@@ -1,5 +1,7 @@
 """Plain files, written whole or not at all, and folders that say what made them (``settings.json``)."""
 
+import csv
+import io
 import json
 import os
 import socket
@@ -37,6 +39,13 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def write_csv(path: Path, lines: Iterable[Iterable[Any]]) -> None:
+    """Write lines of cells, atomically; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomic(path, text.getvalue().encode())
 
 
 def write_json(path: Path, value: Any) -> None:
